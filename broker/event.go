@@ -1,0 +1,56 @@
+package broker
+
+import "time"
+
+// EventKind says what happened.
+type EventKind string
+
+// The kinds of event.
+const (
+	EventTaskBegun    EventKind = "task.begun"
+	EventGrantIssued  EventKind = "grant.issued"
+	EventDenied       EventKind = "request.denied"
+	EventTaskEnded    EventKind = "task.ended"
+	EventGrantRevoked EventKind = "grant.revoked"
+	EventRevoked      EventKind = "selector.revoked"
+	EventKeyRevoked   EventKind = "key.revoked"
+	EventLocked       EventKind = "lock.added"
+	EventLifted       EventKind = "lock.lifted"
+)
+
+// Event is one audit fact. It never holds a token.
+type Event struct {
+	ID   EventID
+	Kind EventKind
+	Time time.Time // the store's time where the store decided, else the broker's
+
+	Workload string // the SPIFFE ID that it is about
+	Owner    string
+	Address  string // the peer's
+	Actor    string // who asked: a SPIFFE ID, an operator, or "errand" itself
+
+	Task     TaskID
+	TaskPath []TaskID
+	TaskName string
+	Purpose  string
+	State    State
+	Cause    Cause
+	Reason   string
+	Grants   int // of an ended task: issued under it, ever
+	SubTasks int // of an ended task: begun under it, ever
+
+	Grant      GrantID
+	Audience   string
+	Scopes     Scopes
+	Expires    time.Time
+	Thumbprint string
+	Key        string // the kid that signs the token
+
+	Decision DecisionID
+	Allowed  bool
+	Rule     string
+	Revision string // the policy's
+
+	Selector Selector
+	Lock     LockID
+}

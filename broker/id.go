@@ -1,0 +1,93 @@
+package broker
+
+import (
+	"crypto/rand"
+	"fmt"
+	"strings"
+)
+
+// IDs are opaque to everyone but the broker: a prefix that says what the thing is, for tasks and
+// grants two digits that say in which shard of the store it lives, and 26 base32 characters, which
+// are at least 128 random bits. They are never used again.
+type (
+	// TaskID names a task: "tsk_", two digits, 26 characters.
+	TaskID string
+	// GrantID names a grant, and is the jti of its token: "gnt_", two digits, 26 characters.
+	GrantID string
+	// LockID names a lock: "lck_" and 26 characters.
+	LockID string
+	// EventID names an audit event: "evt_" and 26 characters.
+	EventID string
+	// DecisionID names a policy decision: "dcs_" and 26 characters.
+	DecisionID string
+)
+
+const (
+	randomChars = 26
+	shardDigits = 2
+
+	// MaxShards is the number of shards that two digits can tell apart.
+	MaxShards = 100
+)
+
+// NewTaskID makes the ID of a new task in a shard.
+func NewTaskID(shard int) TaskID { return TaskID(fmt.Sprintf("tsk_%02d%s", shard, randomText())) }
+
+// NewGrantID makes the ID of a new grant in a shard.
+func NewGrantID(shard int) GrantID { return GrantID(fmt.Sprintf("gnt_%02d%s", shard, randomText())) }
+
+// NewLockID makes the ID of a new lock.
+func NewLockID() LockID { return LockID("lck_" + randomText()) }
+
+// NewEventID makes the ID of a new audit event.
+func NewEventID() EventID { return EventID("evt_" + randomText()) }
+
+// NewDecisionID makes the ID of a new decision.
+func NewDecisionID() DecisionID { return DecisionID("dcs_" + randomText()) }
+
+func randomText() string { return strings.ToLower(rand.Text()) }
+
+// ParseTaskID accepts exactly what NewTaskID makes; anything else is ErrNotFound, since there is no
+// task with such a name.
+func ParseTaskID(s string) (TaskID, error) {
+	if err := parseSharded("tsk_", s); err != nil {
+		return "", err
+	}
+	return TaskID(s), nil
+}
+
+// ParseGrantID accepts exactly what NewGrantID makes; anything else is ErrNotFound.
+func ParseGrantID(s string) (GrantID, error) {
+	if err := parseSharded("gnt_", s); err != nil {
+		return "", err
+	}
+	return GrantID(s), nil
+}
+
+// Shard is the shard that the task lives in, with its whole tree.
+func (id TaskID) Shard() int { return shardOf(string(id)) }
+
+// Shard is the shard that the grant lives in, which is that of its task.
+func (id GrantID) Shard() int { return shardOf(string(id)) }
+
+func shardOf(id string) int {
+	if len(id) < 4+shardDigits {
+		return 0
+	}
+	return int(id[4]-'0')*10 + int(id[5]-'0')
+}
+
+func parseSharded(prefix, s string) error {
+	rest, ok := strings.CutPrefix(s, prefix)
+	if !ok || len(rest) != shardDigits+randomChars {
+		return ErrNotFound
+	}
+	for i, c := range []byte(rest) {
+		digit := c >= '0' && c <= '9'
+		base32 := c >= 'a' && c <= 'z' || c >= '2' && c <= '7'
+		if i < shardDigits && !digit || i >= shardDigits && !base32 {
+			return ErrNotFound
+		}
+	}
+	return nil
+}

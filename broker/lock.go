@@ -1,0 +1,52 @@
+package broker
+
+import (
+	"slices"
+	"time"
+)
+
+// MaxLock is the longest that a lock may stand before somebody must renew it.
+const MaxLock = 30 * 24 * time.Hour
+
+// Lock denies new tasks and tokens to whatever its selector matches, until it expires or is lifted.
+type Lock struct {
+	ID       LockID
+	Selector Selector
+	Reason   string
+	Actor    string
+	Since    time.Time // the store's time
+	Expires  time.Time
+}
+
+// Control is one shard's control list: the locks that stand, and the unexpired denials that name
+// tokens by a property instead of by ID. It is small, and every replica has the whole of it.
+type Control struct {
+	// Version is the feed number of the newest change. A decision is made against a version, and a
+	// store refuses to commit one that was made against an older list.
+	Version uint64
+	Locks   []Lock
+	Denials []Entry // of the kinds DenySelector and DenyAll
+}
+
+// Locked returns the first lock at now that covers a workload, or its token for the audience and
+// scopes. A lock that names an audience or scope does not cover a task as such.
+func (c Control) Locked(now time.Time, subjects []string, audience string, scopes []string) (Lock, bool) {
+	i := slices.IndexFunc(c.Locks, func(l Lock) bool {
+		return now.Before(l.Expires) && l.Selector.Matches(subjects, audience, scopes)
+	})
+	if i < 0 {
+		return Lock{}, false
+	}
+	return c.Locks[i], true
+}
+
+// Denies reports whether a grant is dead by a selector that came after it.
+func (c Control) Denies(g Grant) bool {
+	return slices.ContainsFunc(c.Denials, func(e Entry) bool {
+		if e.Number <= g.Number {
+			return false
+		}
+		return e.Denial.Kind == DenyAll ||
+			e.Denial.Selector.Matches([]string{g.Workload.String()}, g.Audience, g.Scopes)
+	})
+}

@@ -1,0 +1,46 @@
+package broker
+
+import (
+	"context"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Registry is the inventory. Both methods answer from one revision in memory and never block.
+type Registry interface {
+	// Workload returns ErrUnregistered for an ID without a registration.
+	Workload(spiffeid.ID) (WorkloadRegistration, error)
+	// Audience returns ErrNotFound for an unknown name.
+	Audience(name string) (AudienceRegistration, error)
+}
+
+// Policy answers one question. An error counts as a denial; so does the zero Decision.
+type Policy interface {
+	Decide(context.Context, Ask) (Decision, error)
+}
+
+// Minter turns grants into tokens in two steps, so that the audit record can name the key before
+// there is a signature.
+type Minter interface {
+	// Draft writes the claims and picks the key. ErrSigning when there is none.
+	Draft(context.Context, Task, Grant) (Draft, error)
+}
+
+// Draft is a token that lacks its signature.
+type Draft interface {
+	// Key is the kid of the key that Sign will use.
+	Key() string
+	// Sign returns the token, or ErrSigning.
+	Sign(context.Context) (Token, error)
+}
+
+// Auditor records events. When Record returns nil they are all durable; an error means that
+// perhaps none is.
+type Auditor interface {
+	Record(context.Context, ...Event) error
+}
+
+// Announcer is told of everything that Store.Watch delivers, in order, and must not block.
+type Announcer interface {
+	Announce(Update)
+}

@@ -1,0 +1,258 @@
+package broker
+
+import (
+	"context"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Store keeps the live tasks, grants, locks and denials. This comment and those below are its
+// contract; store/storetest checks a store against them.
+//
+// Atomicity: each Grant, and each target of one End, happens whole or not at all, and is seen whole
+// by every later call of any replica.
+//
+// Time: the store's own clock decides every life, and never goes backwards. A moment has passed
+// when that clock has reached it. No caller's clock is ever compared with a stored moment.
+//
+// Order: each shard numbers its feed entries 1, 2, 3…; a grant carries the number that its shard
+// had reached when it was committed.
+//
+// Durability: what a nil error reports has happened; a Receipt says in Durable whether it survives
+// what the store is configured to survive. ErrUnavailable means that nothing happened,
+// ErrUnconfirmed that it may have: repeating a call is always safe.
+//
+// A context that ends makes a call return early with ErrUnconfirmed at the worst; it never undoes
+// anything.
+type Store interface {
+	// Grant begins a task, issues grants in one, or both, in one step, and writes nothing unless
+	// all of it can be done. In this order it returns
+	//
+	//   ErrMismatch  the idempotency key belongs to another request of this workload
+	//   ErrNotFound  no such task or parent, or one of another workload
+	//   ErrEnded     the task, the parent, or a task above has ended
+	//   ErrInvalid   the tree would be deeper than MaxDepth
+	//   ErrBehind    the shard's control list is newer than the one decided on
+	//   ErrQuota     of live tasks, children or grants
+	//   ErrTooShort  a grant would live for less than MinTokenLife
+	//
+	// A begin that repeats an idempotency key with the same digest is a replay: it writes nothing
+	// and returns the task with those grants of the first time that have not expired. A replay of
+	// a task that has ended is ErrEnded. Keys are kept as long as their task.
+	//
+	// A child's deadline is its parent's at the latest. Of a grant, Issued is the commit's time
+	// rounded down to a second, and Expires the earliest of that time plus Life, the task's
+	// deadline and NotAfter, rounded down. Both depend on nothing else, a heartbeat included.
+	Grant(context.Context, GrantRequest) (GrantReply, error)
+
+	// Heartbeat extends the lease of each task to the store's time plus the lease, unless the
+	// task has ended; a deadline is never moved. The replies are in the order of the beats. A
+	// task that is unknown or another workload's has ErrNotFound in its reply.
+	Heartbeat(context.Context, []Beat) ([]Pulse, error)
+
+	// End puts each target into its final state and writes one feed entry for it, however large
+	// the tree below. Targets are independent of each other; the replies are in their order.
+	//
+	// The first end wins. Repeating one returns the receipt of the first with First false, also
+	// when it was a lapse or the end of a task above that no sweeper had come by for. A target that
+	// is unknown or another workload's has ErrNotFound in its reply.
+	//
+	// A task's entry is addressed to the audiences of all grants ever issued in its tree, and is
+	// kept until the last of those issued at or below it expires, plus Margin; if that has passed,
+	// or none was issued, there is no entry. A grant's entry is addressed to its audience. Entries
+	// of the other kinds are addressed to everybody and kept for MaxTokenLife plus Margin; they
+	// are written to every shard, and so are locks.
+	End(context.Context, []EndRequest) ([]EndReply, error)
+
+	// Lookup returns a task, or a grant with its task, as of the store's time. A task whose
+	// ancestor is missing is ErrNotFound: never alive, and never in a final state. Ended tasks
+	// stay visible until their last grant has expired and Margin has passed, and for Margin at
+	// least.
+	Lookup(context.Context, Ref) (Record, error)
+
+	// List returns tasks in the order of their IDs, at most Limit of them (1 to MaxPage; 0 means
+	// MaxPage), from after the cursor.
+	List(context.Context, Query) (Page, error)
+
+	// Watch delivers, from the position on, every entry of every shard that has not passed its
+	// Until, in the order of each shard's numbers, and the control lists. It delivers at once,
+	// then whenever there is something new, and at least every 200 ms a position even when there
+	// is not. It returns only with an error: the context's, what emit returned, ErrUnavailable,
+	// or ErrEpoch when the position is not one of this data set.
+	//
+	// Entries are trimmed by time only, so a reader that comes back misses nothing that matters.
+	Watch(ctx context.Context, from Position, emit func(Update) error) error
+}
+
+// MaxPage bounds a List.
+const MaxPage = 500
+
+// WatchInterval is the longest that Watch may be silent.
+const WatchInterval = 200 * time.Millisecond
+
+// GrantRequest asks for a task, for grants, or for both.
+type GrantRequest struct {
+	Workload spiffeid.ID
+	Task     TaskID     // the task; of a begin, the new one's ID
+	Begin    *Beginning // nil for grants in a task that is there
+	Grants   []Asked
+	Control  uint64 // the version of the shard's control list that was decided on
+	Quota    Quota
+}
+
+// Beginning describes a task that is to begin now.
+type Beginning struct {
+	Parent   TaskID // "" for a root
+	Name     string
+	Purpose  string
+	Ceiling  Ceiling
+	Lease    time.Duration
+	Deadline time.Duration // from now
+	Key      string        // idempotency key; "" for none
+	Digest   [32]byte      // of the request that the key stands for
+}
+
+// Asked is a grant that is to be issued.
+type Asked struct {
+	ID         GrantID
+	Audience   string
+	Scopes     Scopes
+	Binding    Binding
+	Thumbprint string
+	Decision   DecisionID
+	Life       time.Duration
+	NotAfter   time.Time // of the SVID; zero for no such bound
+}
+
+// Quota bounds what may be live. Tasks and children count until they are ended themselves or their
+// own lease or deadline passes; grants count until they expire. Zero means no bound.
+type Quota struct {
+	Tasks    int // of the workload
+	Grants   int // of the workload
+	Children int // of the parent
+}
+
+// GrantReply is what a Grant made, or had made when it is a replay.
+type GrantReply struct {
+	Task     Task
+	Grants   []Grant
+	Now      time.Time // the store's
+	Replayed bool
+}
+
+// Beat says that a task of a workload is still being worked on.
+type Beat struct {
+	Task     TaskID
+	Workload spiffeid.ID
+}
+
+// Pulse is the answer to a Beat.
+type Pulse struct {
+	Task Task // as of Now
+	Now  time.Time
+	Err  error // ErrNotFound, or nil
+}
+
+// TargetKind says what is to end.
+type TargetKind string
+
+// The kinds of target.
+const (
+	TargetTask     TargetKind = "task"
+	TargetGrant    TargetKind = "grant"
+	TargetKey      TargetKind = "key"
+	TargetSelector TargetKind = "selector"
+	TargetAll      TargetKind = "all"
+	TargetLock     TargetKind = "lock" // adds a lock
+	TargetLift     TargetKind = "lift" // takes one away
+)
+
+// EndRequest asks to end one target. Only the field that Kind names is read.
+type EndRequest struct {
+	Kind     TargetKind
+	Task     TaskID
+	Grant    GrantID
+	Key      string
+	Selector Selector
+	Lock     Lock // Since is the store's to set
+
+	// Workload, when set, is the only one whose tasks and grants may be ended.
+	Workload spiffeid.ID
+	State    State // a task's final state
+	Cause    Cause
+	Reason   string
+	Event    EventID // kept in the receipt
+	IfDue    bool    // only a task whose lease or deadline has passed; State and Cause are the store's to set
+}
+
+// EndReply is the answer to an EndRequest. With IfDue, a task that is not due is not ended: First is
+// false and the receipt's state is Active.
+type EndReply struct {
+	Receipt Receipt
+	Task    Task // of a task or grant target
+	Grant   Grant
+	Err     error // ErrNotFound, or nil
+}
+
+// Receipt is the statement about one end. It is evidence: Event is in the audit log.
+type Receipt struct {
+	Event  EventID
+	Task   TaskID
+	Grant  GrantID
+	State  State
+	Cause  Cause
+	Reason string
+	Ended  time.Time
+
+	Grants   int // issued under the task, ever, descendants included
+	SubTasks int // begun under the task, ever
+
+	Feed    Position // everything about this end is in the feed up to here
+	Durable bool
+	First   bool // this call ended it
+}
+
+// Ref names a grant, or a task when Grant is "".
+type Ref struct {
+	Task  TaskID
+	Grant GrantID
+}
+
+// Record is the answer to a Lookup.
+type Record struct {
+	Task    Task
+	Grant   Grant // zero for a task
+	Now     time.Time
+	Control uint64 // the version of the shard's control list
+}
+
+// Query selects tasks.
+type Query struct {
+	Workload spiffeid.ID // zero for all
+	Due      bool        // only those past their lease or deadline that nobody has ended
+	Limit    int
+	After    TaskID // the cursor: the last ID of the page before
+}
+
+// Page is the answer to a List.
+type Page struct {
+	Tasks []Task
+	More  bool // there is at least one after the last of Tasks
+	Now   time.Time
+}
+
+// Update is one delivery of Watch.
+type Update struct {
+	// Position: everything up to here has been delivered.
+	Position Position
+	// Entries are new since the last delivery.
+	Entries []Entry
+	// Controls are the control lists of all shards, whole; nil when they have not changed since
+	// the last delivery. The first delivery has them.
+	Controls []Control
+	// Age is how old the read may be that proves the position.
+	Age time.Duration
+	// Now is the store's time.
+	Now time.Time
+}

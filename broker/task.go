@@ -1,0 +1,137 @@
+package broker
+
+import (
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Bounds of a task. A value outside is ErrInvalid with the field and the bound in its text.
+const (
+	MinLease        = 5 * time.Second
+	DefaultLease    = 30 * time.Second
+	MaxLease        = 10 * time.Minute
+	MinDeadline     = 5 * time.Second
+	DefaultDeadline = time.Hour
+	MaxDeadline     = 24 * time.Hour
+
+	MaxDepth     = 8    // tasks on the path from the root, both ends counted
+	MaxChildren  = 1000 // live children of one task
+	MaxName      = 128  // bytes of a task's name
+	MaxPurpose   = 1024 // bytes of a task's purpose
+	MaxKey       = 128  // bytes of an idempotency key
+	MaxHeartbeat = 1000 // tasks in one heartbeat
+	MaxTokens    = 16   // tokens begun with a task in one request
+)
+
+// Task is one bounded piece of work of one workload. All its tokens die with it, and so do its
+// descendants and theirs.
+type Task struct {
+	ID       TaskID
+	Path     []TaskID // from the root to the task itself
+	Workload spiffeid.ID
+	Name     string // the stable kind of work, as "nightly-export"
+	Purpose  string // why, for the audit log
+	Ceiling  Ceiling
+
+	Begun    time.Time
+	Lease    time.Duration
+	LeaseEnd time.Time // the last heartbeat and the lease: the task lapses then
+	Deadline time.Time // the task expires then, whatever the heartbeats
+
+	// State, Cause and Ended are as of the store's time of the answer that brought the task: a
+	// task past its lease is Lapsed whether or not a sweeper has come by.
+	State State
+	Cause Cause
+	Ended time.Time // zero while active
+}
+
+// Root is the outermost task of the tree: the txn claim of its tokens.
+func (t Task) Root() TaskID { return t.Path[0] }
+
+// Parent is the task above, and "" for a root.
+func (t Task) Parent() TaskID {
+	if len(t.Path) < 2 {
+		return ""
+	}
+	return t.Path[len(t.Path)-2]
+}
+
+// Clone returns a copy that shares no memory with t.
+func (t Task) Clone() Task {
+	t.Path = slices.Clone(t.Path)
+	t.Ceiling = Ceiling{Audiences: slices.Clone(t.Ceiling.Audiences), Scopes: slices.Clone(t.Ceiling.Scopes)}
+	return t
+}
+
+// Ceiling is the most that a task's tokens may say. It is fixed when the task begins.
+type Ceiling struct {
+	Audiences Audiences
+	Scopes    Scopes
+}
+
+// State is where a task is in its life. Everything but Active is final.
+type State string
+
+// The states of a task.
+const (
+	Active    State = "active"
+	Completed State = "completed" // the caller: the work is done
+	Failed    State = "failed"    // the caller: the work went wrong
+	Canceled  State = "canceled"  // the caller gave up, or the task above ended
+	Lapsed    State = "lapsed"    // heartbeats stopped for longer than the lease
+	Expired   State = "expired"   // the deadline passed
+	Revoked   State = "revoked"   // an operator
+)
+
+// Final reports whether nothing follows.
+func (s State) Final() bool { return s != Active }
+
+// Cause says what brought a task to its final state.
+type Cause string
+
+// The causes of an end.
+const (
+	CauseCaller   Cause = "caller"
+	CauseLease    Cause = "lease"
+	CauseDeadline Cause = "deadline"
+	CauseParent   Cause = "parent"
+	CauseOperator Cause = "operator"
+	CauseAudit    Cause = "audit" // it could not be recorded, so it must not be
+	CauseSigning  Cause = "signing"
+)
+
+// Due returns the moment that the task ends by itself if nothing else happens, and how.
+func (t Task) Due() (at time.Time, state State, cause Cause) {
+	if t.Deadline.After(t.LeaseEnd) {
+		return t.LeaseEnd, Lapsed, CauseLease
+	}
+	return t.Deadline, Expired, CauseDeadline
+}
+
+// AsOf returns the task as it is at now, given its stored ancestors from the root down to its
+// parent. The earliest end on the path decides, so a task ends with the first ancestor that does,
+// and exactly when a lease or deadline passes, not when somebody notices. It is the one definition
+// of liveness: both stores answer with it or with a script that says the same.
+func (t Task) AsOf(now time.Time, ancestors []Task) Task {
+	out := t.endedBy(now)
+	for _, a := range ancestors {
+		a = a.endedBy(now)
+		if a.State.Final() && (!out.State.Final() || a.Ended.Before(out.Ended)) {
+			out.State, out.Cause, out.Ended = Canceled, CauseParent, a.Ended
+		}
+	}
+	return out
+}
+
+// endedBy applies the task's own lease and deadline. A moment is past when now has reached it.
+func (t Task) endedBy(now time.Time) Task {
+	if t.State.Final() {
+		return t
+	}
+	if at, state, cause := t.Due(); !now.Before(at) {
+		t.State, t.Cause, t.Ended = state, cause, at
+	}
+	return t
+}

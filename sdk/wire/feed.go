@@ -1,0 +1,125 @@
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// FeedSnapshot is everything that is denied for one audience.
+type FeedSnapshot = FeedEvent
+
+// FeedEvent is one delivery of the feed: the position that it brings the reader to, and what is
+// new. Filtering by audience leaves no gap, since the position is always the whole of it.
+type FeedEvent struct {
+	Position string      `json:"position"`
+	Entries  []FeedEntry `json:"entries,omitempty"`
+}
+
+// FeedEntry is one denial. A reader unites it with what it knows and drops it at Until, never
+// before. An unknown Kind makes the reader deny everything from before the entry.
+type FeedEntry struct {
+	Shard  int       `json:"shard"`
+	Number uint64    `json:"number"`
+	Kind   string    `json:"kind"`         // "grant", "task", "key", "all" or "selector"
+	ID     string    `json:"id,omitempty"` // of "grant", "task" and "key"
+	Until  time.Time `json:"until"`
+
+	// Of "selector": every part that is there must match. It kills tokens of its shard with a
+	// number below Number, as "all" does.
+	Subject  string `json:"subject,omitempty"` // a SPIFFE ID, or one that ends in /*
+	Audience string `json:"audience,omitempty"`
+	Scope    string `json:"scope,omitempty"`
+}
+
+// Kinds of feed entry.
+const (
+	KindGrant    = "grant"
+	KindTask     = "task"
+	KindKey      = "key"
+	KindAll      = "all"
+	KindSelector = "selector"
+)
+
+// FeedPosition answers a reader that wants to know how fresh it is. The reader is fresh as of the
+// moment that it sent the nonce, less Age, once it has applied Position.
+type FeedPosition struct {
+	Nonce    string `json:"nonce"`
+	Position string `json:"position"`
+	AgeMS    int64  `json:"age_ms"` // how old the broker's own reading is
+}
+
+// Metadata is the part of the issuer's RFC 8414 document that the project reads and writes.
+type Metadata struct {
+	Issuer        string   `json:"issuer"`
+	JWKSURI       string   `json:"jwks_uri"`
+	ResponseTypes []string `json:"response_types_supported"`
+	BoundTokens   bool     `json:"tls_client_certificate_bound_access_tokens"`
+	Algorithms    []string `json:"errand_token_signing_alg_values_supported,omitempty"`
+	Feed          string   `json:"errand_feed"`   // URL of the feed, on the workload listener
+	Broker        string   `json:"errand_broker"` // URL of the workload listener
+}
+
+// Position is a place in the feeds of all shards: an epoch and one number for each shard. Its text
+// is "epoch.n0.n1…".
+type Position struct {
+	Epoch   uint64
+	Numbers []uint64
+}
+
+// MaxShards bounds the numbers of a position.
+const MaxShards = 100
+
+// ErrPosition says that a text is not a position.
+var ErrPosition = errors.New("not a feed position")
+
+// ParsePosition reads exactly what String writes.
+func ParsePosition(s string) (Position, error) {
+	parts := strings.SplitN(s, ".", MaxShards+2)
+	if len(parts) < 2 || len(parts) > MaxShards+1 {
+		return Position{}, fmt.Errorf("%w: it has %d parts; an epoch and 1 to %d numbers are needed", ErrPosition, len(parts), MaxShards)
+	}
+	numbers := make([]uint64, len(parts))
+	for i, part := range parts {
+		n, err := strconv.ParseUint(part, 10, 64)
+		if err != nil || strconv.FormatUint(n, 10) != part {
+			return Position{}, fmt.Errorf("%w: part %d is not a decimal number", ErrPosition, i)
+		}
+		numbers[i] = n
+	}
+	return Position{Epoch: numbers[0], Numbers: numbers[1:]}, nil
+}
+
+// String is the position's text.
+func (p Position) String() string {
+	b := strconv.AppendUint(nil, p.Epoch, 10)
+	for _, n := range p.Numbers {
+		b = strconv.AppendUint(append(b, '.'), n, 10)
+	}
+	return string(b)
+}
+
+// Covers reports whether a reader at p has everything that one at q has. Positions of different
+// epochs or shard counts cover nothing of each other.
+func (p Position) Covers(q Position) bool {
+	if p.Epoch != q.Epoch || len(p.Numbers) != len(q.Numbers) {
+		return false
+	}
+	for i, n := range q.Numbers {
+		if p.Numbers[i] < n {
+			return false
+		}
+	}
+	return true
+}
+
+// Shard returns the shard in an ID of a task or grant, and false when it is neither.
+func Shard(id string) (int, bool) {
+	if len(id) < 6 || id[:4] != "tsk_" && id[:4] != "gnt_" {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(id[4:6], 10, 8)
+	return int(n), err == nil
+}

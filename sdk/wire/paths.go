@@ -1,0 +1,51 @@
+package wire
+
+// Paths of the workload listener (mutual TLS with an X.509-SVID).
+const (
+	PathWhoami       = "/v1/whoami"
+	PathTasks        = "/v1/tasks"             // POST: begin
+	PathTask         = "/v1/tasks/{id}"        // GET
+	PathTaskTokens   = "/v1/tasks/{id}/tokens" // POST: issue
+	PathTaskEnd      = "/v1/tasks/{id}/end"    // POST
+	PathHeartbeats   = "/v1/heartbeats"        // POST
+	PathGrant        = "/v1/grants/{id}"       // GET
+	PathFeed         = "/v1/feed"              // GET: server-sent events; ?aud=
+	PathFeedSnapshot = "/v1/feed/snapshot"     // GET; ?aud=
+	PathFeedPosition = "/v1/feed/position"     // GET; ?nonce=
+)
+
+// Paths of the public listener (server TLS). The metadata path is inserted between the issuer's
+// host and its path (RFC 8414 §3.1).
+const (
+	PathMetadata = "/.well-known/oauth-authorization-server"
+	PathJWKS     = "/.well-known/jwks.json"
+	PathProblem  = "/problems/{name}"
+)
+
+// Header names.
+const (
+	HeaderIdempotencyKey = "Idempotency-Key"
+	HeaderRequestID      = "X-Request-Id"
+	HeaderLastEventID    = "Last-Event-ID"
+)
+
+// Media types.
+const (
+	TypeJSON    = "application/json"
+	TypeProblem = "application/problem+json" // RFC 9457 §3
+	TypeJWKS    = "application/jwk-set+json" // RFC 7517 §8.5.1
+	TypeEvents  = "text/event-stream"
+)
+
+// Events of the feed's stream. Each carries a FeedEvent, and the position as the event's id.
+const (
+	EventDenials = "denials" // something new
+	EventBeat    = "beat"    // nothing new; at least every second
+	EventReset   = "reset"   // this stream is over: connect again, elsewhere if you can
+)
+
+// TokenType is the typ header of an access token (RFC 9068 §2.1).
+const TokenType = "at+jwt"
+
+// MaxTokenBytes is the longest token that the broker makes, and that a verifier looks at.
+const MaxTokenBytes = 8 << 10

@@ -1,0 +1,194 @@
+package wire
+
+import "time"
+
+// BeginRequest begins a task, and with Tokens its first grants in the same step. The
+// Idempotency-Key header makes it safe to repeat.
+type BeginRequest struct {
+	Name    string `json:"name"`    // the stable kind of work; required
+	Purpose string `json:"purpose"` // why, for the audit log; required
+
+	// The ceiling. Empty means what the policy allows.
+	Audiences []string `json:"audiences,omitempty"`
+	Scopes    []string `json:"scopes,omitempty"`
+
+	LeaseSeconds    *int64         `json:"lease_seconds,omitempty"`    // 5 to 600; 30 when absent
+	DeadlineSeconds *int64         `json:"deadline_seconds,omitempty"` // from now, 5 to 86400; 3600 when absent
+	Tokens          []TokenRequest `json:"tokens,omitempty"`           // at most 16
+}
+
+// TokenRequest asks for one token in a task.
+type TokenRequest struct {
+	Audience   string   `json:"audience"`              // required
+	Scopes     []string `json:"scopes,omitempty"`      // none: as many of the task's as the audience knows
+	TTLSeconds *int64   `json:"ttl_seconds,omitempty"` // 2 to 900; 60 when absent
+}
+
+// Task is a task as of the answer.
+type Task struct {
+	ID        string   `json:"id"`
+	Root      string   `json:"root"`
+	Path      []string `json:"path"`
+	Workload  string   `json:"workload"`
+	Name      string   `json:"name"`
+	Purpose   string   `json:"purpose"`
+	Audiences []string `json:"audiences"`
+	Scopes    []string `json:"scopes"`
+
+	State   string     `json:"state"`
+	Cause   string     `json:"cause,omitempty"`
+	BegunAt time.Time  `json:"begun_at"`
+	EndedAt *time.Time `json:"ended_at,omitempty"`
+
+	LeaseSeconds   int64     `json:"lease_seconds"`
+	LeaseExpiresAt time.Time `json:"lease_expires_at"`
+	Deadline       time.Time `json:"deadline"`
+}
+
+// BeginResponse is the answer to a BeginRequest, in the order of its Tokens.
+type BeginResponse struct {
+	Task   Task            `json:"task"`
+	Tokens []TokenResponse `json:"tokens,omitempty"`
+}
+
+// TokenResponse carries a token, in the shape of RFC 6749 §5.1.
+type TokenResponse struct {
+	AccessToken string   `json:"access_token"`
+	TokenType   string   `json:"token_type"` // always "Bearer", also when bound (RFC 8705 §3)
+	ExpiresIn   int64    `json:"expires_in"` // seconds
+	Scope       string   `json:"scope"`
+	GrantID     string   `json:"grant_id"`
+	Audience    string   `json:"audience"`
+	Hosts       []string `json:"hosts,omitempty"` // where the token may be sent
+	Binding     string   `json:"binding"`         // "certificate", "identity" or "none"
+	DecisionID  string   `json:"decision_id"`
+}
+
+// HeartbeatRequest says that tasks are still being worked on; 1 to 1000 of them.
+type HeartbeatRequest struct {
+	Tasks []HeartbeatTask `json:"tasks"`
+}
+
+// HeartbeatTask names one.
+type HeartbeatTask struct {
+	ID string `json:"id"`
+}
+
+// HeartbeatResponse answers in the same order.
+type HeartbeatResponse struct {
+	Tasks []Pulse `json:"tasks"`
+}
+
+// Pulse is the state of one task. State is StateUnknown for a task that is not there (any more),
+// or not the caller's; the client treats it as ended.
+type Pulse struct {
+	ID             string `json:"id"`
+	State          string `json:"state"`
+	Cause          string `json:"cause,omitempty"`
+	LeaseExpiresIn int64  `json:"lease_expires_in,omitempty"` // whole seconds, rounded down
+}
+
+// States of a task, as in Task.State and Pulse.State. All but StateActive are final.
+const (
+	StateActive    = "active"
+	StateCompleted = "completed"
+	StateFailed    = "failed"
+	StateCanceled  = "canceled"
+	StateLapsed    = "lapsed"
+	StateExpired   = "expired"
+	StateRevoked   = "revoked"
+	StateUnknown   = "unknown" // of a Pulse alone
+)
+
+// EndRequest ends a task.
+type EndRequest struct {
+	Outcome string `json:"outcome"`          // StateCompleted, StateFailed or StateCanceled
+	Reason  string `json:"reason,omitempty"` // at most 1024 bytes, for the audit log
+}
+
+// Receipt is the broker's statement about one end. It is evidence: the audit log has the same
+// under Event.
+type Receipt struct {
+	Event    string    `json:"event"`
+	Task     string    `json:"task"`
+	State    string    `json:"state"`
+	Cause    string    `json:"cause"`
+	Reason   string    `json:"reason,omitempty"`
+	EndedAt  time.Time `json:"ended_at"`
+	Grants   int       `json:"grants"`    // issued under the task, ever
+	SubTasks int       `json:"sub_tasks"` // begun under it, ever
+	Feed     string    `json:"feed"`      // the position that has this end
+	Durable  bool      `json:"durable"`
+}
+
+// Grant is a grant as of the answer.
+type Grant struct {
+	ID         string    `json:"id"`
+	Task       string    `json:"task"`
+	Workload   string    `json:"workload"`
+	Audience   string    `json:"audience"`
+	Scope      string    `json:"scope"`
+	Binding    string    `json:"binding"`
+	IssuedAt   time.Time `json:"issued_at"`
+	ExpiresAt  time.Time `json:"expires_at"`
+	Live       bool      `json:"live"`
+	TaskState  string    `json:"task_state"`
+	DecisionID string    `json:"decision_id"`
+}
+
+// Whoami is what the broker knows of the caller.
+type Whoami struct {
+	Workload  string              `json:"workload"`
+	ExpiresAt time.Time           `json:"svid_expires_at"`
+	Owner     string              `json:"owner"`
+	Purpose   string              `json:"purpose"`
+	Ceiling   map[string][]string `json:"ceiling"` // scopes by audience
+	Locks     []Lock              `json:"locks"`
+}
+
+// Lock is a quarantine that covers the caller.
+type Lock struct {
+	ID        string    `json:"id"`
+	Reason    string    `json:"reason"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// Problem is an RFC 9457 error body. Type is stable, and is a page that says how to mend it.
+type Problem struct {
+	Type       string            `json:"type"`
+	Title      string            `json:"title"`
+	Status     int               `json:"status"`
+	Detail     string            `json:"detail,omitempty"`
+	Field      string            `json:"field,omitempty"` // of "invalid": the member that is wrong
+	DecisionID string            `json:"decision_id,omitempty"`
+	Rule       string            `json:"rule,omitempty"`
+	Missing    map[string]string `json:"missing,omitempty"`         // what would have changed the answer
+	Instead    []string          `json:"granted_instead,omitempty"` // the scopes that would have been granted
+	State      string            `json:"state,omitempty"`           // of "task-ended"
+	Cause      string            `json:"cause,omitempty"`           // of "task-ended"
+	RequestID  string            `json:"request_id,omitempty"`
+}
+
+// Names of problems: the last segment of Problem.Type.
+const (
+	ProblemInvalid             = "invalid"
+	ProblemUnauthenticated     = "unauthenticated"
+	ProblemUnregistered        = "unregistered"
+	ProblemDenied              = "denied"
+	ProblemScopeExceeded       = "scope-exceeded"
+	ProblemQuarantined         = "quarantined"
+	ProblemNotFound            = "not-found"
+	ProblemMethodNotAllowed    = "method-not-allowed"
+	ProblemTaskEnded           = "task-ended"
+	ProblemIdempotencyMismatch = "idempotency-mismatch"
+	ProblemQuota               = "quota-exceeded"
+	ProblemTooShort            = "too-short"
+	ProblemTooLarge            = "too-large"
+	ProblemMediaType           = "unsupported-media-type"
+	ProblemCursorExpired       = "cursor-expired"
+	ProblemStoreUnavailable    = "store-unavailable"
+	ProblemAuditUnavailable    = "audit-unavailable"
+	ProblemNotReady            = "not-ready"
+	ProblemInternal            = "internal"
+	ProblemVerifierStale       = "verifier-stale" // a resource server's
+)
