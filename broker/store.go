@@ -54,16 +54,18 @@ type Store interface {
 	// End puts each target into its final state and writes one feed entry for it, however large
 	// the tree below. Targets are independent of each other; the replies are in their order.
 	//
-	// The first end wins. Repeating one returns the receipt of the first with First false, also
-	// when it was a lapse or the end of a task above that no sweeper had come by for. A target that
-	// is unknown or another workload's has ErrNotFound in its reply.
+	// The first end wins. A task that is already past its lease or deadline, or below a task that
+	// has ended, gets the state and the moment of that; whichever call writes it has First true.
+	// Repeating an end returns the receipt of the first with First false. A target that is unknown
+	// or another workload's has ErrNotFound in its reply.
 	//
 	// A task's entry is addressed to the audiences of all grants ever issued in its tree, and is
 	// kept until the last of those issued at or below it expires, plus Margin; if that has passed,
-	// or none was issued, there is no entry. A grant's entry is addressed to its audience. Entries
+	// or none was issued, or a task above was ended by a write and so has an entry that covers it,
+	// there is none. A grant's entry is addressed to its audience. Entries
 	// of the other kinds are addressed to everybody and kept for MaxTokenLife plus Margin; they
 	// are written to every shard, and so are locks.
-	End(context.Context, []EndRequest) ([]EndReply, error)
+	End(context.Context, []Ending) ([]EndReply, error)
 
 	// Lookup returns a task, or a grant with its task, as of the store's time. A task whose
 	// ancestor is missing is ErrNotFound: never alive, and never in a final state. Ended tasks
@@ -168,8 +170,8 @@ const (
 	TargetLift     TargetKind = "lift" // takes one away
 )
 
-// EndRequest asks to end one target. Only the field that Kind names is read.
-type EndRequest struct {
+// Ending asks to end one target. Only the field that Kind names is read.
+type Ending struct {
 	Kind     TargetKind
 	Task     TaskID
 	Grant    GrantID
@@ -186,7 +188,7 @@ type EndRequest struct {
 	IfDue    bool    // only a task whose lease or deadline has passed; State and Cause are the store's to set
 }
 
-// EndReply is the answer to an EndRequest. With IfDue, a task that is not due is not ended: First is
+// EndReply is the answer to an Ending. With IfDue, a task that is not due is not ended: First is
 // false and the receipt's state is Active.
 type EndReply struct {
 	Receipt Receipt

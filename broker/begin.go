@@ -1,0 +1,211 @@
+package broker
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// BeginRequest describes a task that a workload is about to do.
+type BeginRequest struct {
+	Parent  TaskID // "" for a root
+	Name    string
+	Purpose string
+	Ceiling Ceiling // empty parts mean what the policy allows
+
+	Lease    time.Duration // DefaultLease when zero
+	Deadline time.Duration // from now; DefaultDeadline when zero
+
+	// Tokens are issued in the same step, all or none.
+	Tokens []TokenRequest
+
+	// Key makes repeating safe: within the life of the task the same key with the same request
+	// is the same task, and its tokens are signed again, not issued again.
+	Key string
+}
+
+// Begun is a begun task with its first tokens, in the order that they were asked for.
+type Begun struct {
+	Task     Task
+	Tokens   []Issued
+	Replayed bool // the task was there already; tokens that have expired are left out
+}
+
+// Begin starts a task and issues its first tokens. Errors: ErrInvalid, ErrUnregistered,
+// ErrQuarantined, ErrDenied, ErrScopeExceeded, ErrMismatch, ErrQuota, ErrEnded (the parent's),
+// ErrNotFound (the parent), ErrTooShort, ErrAudit, ErrSigning, ErrNotReady and those of the store.
+func (b *Broker) Begin(ctx context.Context, w Workload, req BeginRequest) (Begun, error) {
+	if err := req.normalize(); err != nil {
+		return Begun{}, err
+	}
+	registration, err := b.Registry.Workload(w.ID)
+	if err != nil {
+		return Begun{}, b.refuse(ctx, w, registration, req.Name, Decision{Rule: "registry/unregistered"}, err)
+	}
+	shard, err := b.beginShard(ctx, w, &req)
+	if err != nil {
+		return Begun{}, err
+	}
+	task := Task{
+		ID: NewTaskID(shard), Workload: w.ID, Name: req.Name, Purpose: req.Purpose, Ceiling: req.Ceiling,
+		Lease: req.Lease,
+	}
+	var asks []approved
+	reply, err := b.commit(ctx, shard, func(control Control, now time.Time) (GrantRequest, error) {
+		asks = nil
+		ceiling, err := b.decideBegin(ctx, w, registration, task, control, now)
+		if err != nil {
+			return GrantRequest{}, err
+		}
+		task.Ceiling = ceiling
+		for _, token := range req.Tokens {
+			ask, err := b.decideIssue(ctx, w, registration, task, token, control, now)
+			if err != nil {
+				return GrantRequest{}, err
+			}
+			asks = append(asks, ask)
+		}
+		return req.commitment(w, registration, task, asks), nil
+	})
+	if err != nil {
+		return Begun{}, err
+	}
+	tokens, err := b.release(ctx, w, registration, reply, asks, true)
+	return Begun{Task: reply.Task, Tokens: tokens, Replayed: reply.Replayed}, err
+}
+
+// beginShard returns the shard for the new task. A child goes where its parent is and stays within
+// the parent's ceiling.
+func (b *Broker) beginShard(ctx context.Context, w Workload, req *BeginRequest) (int, error) {
+	if req.Parent == "" {
+		return b.rootShard(w.ID), nil
+	}
+	parent, err := b.Task(ctx, w, req.Parent)
+	if err != nil {
+		return 0, err
+	}
+	if len(req.Ceiling.Audiences) == 0 {
+		req.Ceiling.Audiences = parent.Ceiling.Audiences
+	}
+	if len(req.Ceiling.Scopes) == 0 {
+		req.Ceiling.Scopes = parent.Ceiling.Scopes
+	}
+	for _, audience := range req.Ceiling.Audiences {
+		if !parent.Ceiling.Audiences.Contains(audience) {
+			return 0, exceeded("audience", audience, nil)
+		}
+	}
+	if beyond := req.Ceiling.Scopes.Minus(parent.Ceiling.Scopes); len(beyond) > 0 {
+		return 0, exceeded("scope", beyond.String(), req.Ceiling.Scopes.Intersect(parent.Ceiling.Scopes))
+	}
+	return req.Parent.Shard(), nil
+}
+
+func (b *Broker) decideBegin(ctx context.Context, w Workload, registration WorkloadRegistration, task Task, control Control, now time.Time) (Ceiling, error) {
+	if lock, ok := control.Locked(now, []string{w.ID.String()}, "", nil); ok {
+		err := &Quarantined{Lock: lock}
+		return Ceiling{}, b.refuse(ctx, w, registration, task.Name, Decision{Rule: "lock/" + string(lock.ID)}, err)
+	}
+	ask := Ask{Action: ActionBegin, Workload: registration, Task: task}
+	for _, name := range task.Ceiling.Audiences {
+		// One that is not registered is left out here and then missing in every ceiling.
+		if audience, err := b.Registry.Audience(name); err == nil {
+			ask.Audiences = append(ask.Audiences, audience)
+		}
+	}
+	decision, err := b.decide(ctx, w, ask)
+	return decision.Ceiling, err
+}
+
+func (req *BeginRequest) commitment(w Workload, registration WorkloadRegistration, task Task, asks []approved) GrantRequest {
+	out := GrantRequest{
+		Workload: w.ID,
+		Task:     task.ID,
+		Begin: &Beginning{
+			Parent: req.Parent, Name: req.Name, Purpose: req.Purpose, Ceiling: task.Ceiling,
+			Lease: req.Lease, Deadline: req.Deadline, Key: req.Key, Digest: req.digest(),
+		},
+		Quota: Quota{Tasks: registration.MaxTasks, Grants: registration.MaxGrants, Children: MaxChildren},
+	}
+	for _, ask := range asks {
+		out.Grants = append(out.Grants, ask.Asked)
+	}
+	return out
+}
+
+// digest stands for the request as it was asked, so that a policy that has changed in between does
+// not make a repetition look like another request.
+func (req *BeginRequest) digest() [32]byte {
+	text, err := json.Marshal(req)
+	if err != nil {
+		panic("broker: a begin request of plain values must marshal: " + err.Error())
+	}
+	return sha256.Sum256(text)
+}
+
+// normalize fills in the defaults and checks the bounds. A value outside is refused, never clipped.
+func (req *BeginRequest) normalize() error {
+	if req.Lease == 0 {
+		req.Lease = DefaultLease
+	}
+	if req.Deadline == 0 {
+		req.Deadline = DefaultDeadline
+	}
+	if err := checkText("name", req.Name, MaxName); err != nil {
+		return err
+	}
+	if err := checkText("purpose", req.Purpose, MaxPurpose); err != nil {
+		return err
+	}
+	if err := checkSeconds("lease_seconds", req.Lease, MinLease, MaxLease); err != nil {
+		return err
+	}
+	if err := checkSeconds("deadline_seconds", req.Deadline, MinDeadline, MaxDeadline); err != nil {
+		return err
+	}
+	if len(req.Tokens) > MaxTokens {
+		return invalid("tokens", "has %d entries; at most %d are allowed in one request", len(req.Tokens), MaxTokens)
+	}
+	for i := range req.Tokens {
+		if err := req.Tokens[i].normalize(indexed("tokens", i)); err != nil {
+			return err
+		}
+	}
+	return checkKey(req.Key)
+}
+
+// checkKey allows what fits in a structured-field string, so that the header's form does not matter.
+func checkKey(key string) error {
+	if len(key) > MaxKey {
+		return invalid("Idempotency-Key", "has %d bytes; at most %d are allowed", len(key), MaxKey)
+	}
+	for i := range len(key) {
+		if key[i] < ' ' || key[i] > '~' || key[i] == '"' || key[i] == '\\' {
+			return invalid("Idempotency-Key", "has a character that is not allowed at byte %d; use printable ASCII without quote and backslash", i)
+		}
+	}
+	return nil
+}
+
+// checkText wants something to read. What it says is not judged, only kept and escaped.
+func checkText(field, text string, limit int) error {
+	switch {
+	case strings.TrimSpace(text) == "":
+		return invalid(field, "is empty; say what this task is, it is what the audit log shows")
+	case len(text) > limit:
+		return invalid(field, "has %d bytes; at most %d are allowed", len(text), limit)
+	case !utf8.ValidString(text):
+		return invalid(field, "is not valid UTF-8")
+	}
+	return nil
+}
+
+func checkSeconds(field string, d, low, high time.Duration) error {
+	if d < low || d > high {
+		return invalid(field, "is %g; it must be between %g and %g", d.Seconds(), low.Seconds(), high.Seconds())
+	}
+	return nil
+}

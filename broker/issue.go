@@ -1,0 +1,298 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// TokenRequest asks for one token in a task.
+type TokenRequest struct {
+	Audience string
+	Scopes   Scopes        // none: as many of the task's as the audience knows
+	Life     time.Duration // DefaultTokenLife when zero; caps may make it shorter
+}
+
+// Issued is a grant with its token.
+type Issued struct {
+	Grant Grant
+	Token Token
+	Life  time.Duration // what is left of it by the store's time, whole seconds
+	Hosts []string      // where the token may be sent
+}
+
+// approved is a grant that a policy has agreed to and that the store has not committed yet.
+type approved struct {
+	Asked
+	hosts    []string
+	decision Decision
+}
+
+// Issue gives a token in a task of the workload. Errors: ErrInvalid, ErrUnregistered,
+// ErrQuarantined, ErrDenied, ErrScopeExceeded, ErrNotFound, ErrEnded, ErrQuota, ErrTooShort,
+// ErrAudit, ErrSigning, ErrNotReady and those of the store.
+func (b *Broker) Issue(ctx context.Context, w Workload, id TaskID, req TokenRequest) (Issued, error) {
+	if err := req.normalize(""); err != nil {
+		return Issued{}, err
+	}
+	registration, err := b.Registry.Workload(w.ID)
+	if err != nil {
+		return Issued{}, b.refuse(ctx, w, registration, "", Decision{Rule: "registry/unregistered"}, err)
+	}
+	task, err := b.Task(ctx, w, id)
+	if err != nil {
+		return Issued{}, err
+	}
+	if task.State.Final() {
+		return Issued{}, ended(task)
+	}
+	var ask approved
+	reply, err := b.commit(ctx, id.Shard(), func(control Control, now time.Time) (GrantRequest, error) {
+		ask, err = b.decideIssue(ctx, w, registration, task, req, control, now)
+		return GrantRequest{
+			Workload: w.ID, Task: id, Grants: []Asked{ask.Asked},
+			Quota: Quota{Grants: registration.MaxGrants},
+		}, err
+	})
+	if err != nil {
+		return Issued{}, err
+	}
+	tokens, err := b.release(ctx, w, registration, reply, []approved{ask}, false)
+	if err != nil {
+		return Issued{}, err
+	}
+	return tokens[0], nil
+}
+
+// maxDecisions bounds how often one request is decided again because the control list has moved.
+const maxDecisions = 5
+
+// commit decides on the newest control list that this replica has and writes the outcome. When the
+// store knows a newer list it has written nothing, and the decision is made again.
+func (b *Broker) commit(ctx context.Context, shard int, decide func(Control, time.Time) (GrantRequest, error)) (GrantReply, error) {
+	for range maxDecisions {
+		control, now, err := b.view.control(shard)
+		if err != nil {
+			return GrantReply{}, err
+		}
+		req, err := decide(control, now)
+		if err != nil {
+			return GrantReply{}, err
+		}
+		req.Control = control.Version
+		reply, err := b.Store.Grant(ctx, req)
+		behind := (*Behind)(nil)
+		if !errors.As(err, &behind) {
+			return reply, err
+		}
+		if err := b.view.catchUp(ctx, behind); err != nil {
+			return GrantReply{}, err
+		}
+	}
+	return GrantReply{}, &wrapped{ErrUnavailable, "the control list keeps changing; try again"}
+}
+
+func (b *Broker) decideIssue(ctx context.Context, w Workload, registration WorkloadRegistration, task Task, req TokenRequest, control Control, now time.Time) (approved, error) {
+	if !task.Ceiling.Audiences.Contains(req.Audience) {
+		return approved{}, b.refuse(ctx, w, registration, task.Name, Decision{Rule: "task/ceiling"}, exceeded("audience", req.Audience, nil))
+	}
+	if beyond := req.Scopes.Minus(task.Ceiling.Scopes); len(beyond) > 0 {
+		err := exceeded("scope", beyond.String(), req.Scopes.Intersect(task.Ceiling.Scopes))
+		return approved{}, b.refuse(ctx, w, registration, task.Name, Decision{Rule: "task/ceiling"}, err)
+	}
+	audience, err := b.Registry.Audience(req.Audience)
+	if err != nil {
+		d := Decision{ID: NewDecisionID(), Rule: "registry/audience-gone", Detail: fmt.Sprintf("audience %q is not registered any more", req.Audience)}
+		return approved{}, b.refuse(ctx, w, registration, task.Name, d, &Denied{Reason: ErrDenied, Decision: d})
+	}
+	decision, err := b.decide(ctx, w, Ask{
+		Action: ActionIssue, Workload: registration, Task: task, Audience: audience, Scopes: req.Scopes, Life: req.Life,
+	})
+	if err != nil {
+		return approved{}, err
+	}
+	if lock, ok := control.Locked(now, []string{w.ID.String()}, req.Audience, decision.Scopes); ok {
+		return approved{}, b.refuse(ctx, w, registration, task.Name, Decision{Rule: "lock/" + string(lock.ID)}, &Quarantined{Lock: lock})
+	}
+	return approved{Asked: b.ask(w, task, audience, decision), hosts: audience.Hosts, decision: decision}, nil
+}
+
+func (b *Broker) ask(w Workload, task Task, audience AudienceRegistration, decision Decision) Asked {
+	asked := Asked{
+		ID: NewGrantID(task.ID.Shard()), Audience: audience.Name, Scopes: decision.Scopes,
+		Binding: audience.Binding, Decision: decision.ID, Life: decision.Life,
+	}
+	if audience.Binding == BindCertificate {
+		asked.Thumbprint, asked.NotAfter = w.Thumbprint, w.NotAfter
+	}
+	return asked
+}
+
+// decide asks the policy and takes its answer for no more than was asked. A denial is recorded.
+func (b *Broker) decide(ctx context.Context, w Workload, ask Ask) (Decision, error) {
+	decision, err := b.Policy.Decide(ctx, ask)
+	if err != nil {
+		b.Logger.Error("policy failed; denied", "error", err, "workload", w.ID.String())
+		decision = Decision{Rule: "policy/error", Detail: "the policy could not be evaluated", Revision: decision.Revision}
+	}
+	if decision.ID == "" {
+		decision.ID = NewDecisionID()
+	}
+	if !decision.Allowed {
+		return decision, b.refuse(ctx, w, ask.Workload, ask.Task.Name, decision, &Denied{Reason: ErrDenied, Decision: decision})
+	}
+	if ask.Action == ActionIssue {
+		if len(ask.Scopes) > 0 {
+			decision.Scopes = decision.Scopes.Intersect(ask.Scopes)
+		}
+		decision.Scopes = decision.Scopes.Intersect(ask.Task.Ceiling.Scopes)
+		decision.Life = tokenLife(ask, decision.Life)
+	}
+	return decision, nil
+}
+
+// tokenLife is the least of what was asked for and of every cap.
+func tokenLife(ask Ask, allowed time.Duration) time.Duration {
+	life := ask.Life
+	if life == 0 {
+		life = DefaultTokenLife
+	}
+	for _, limit := range []time.Duration{allowed, ask.Workload.MaxLife, ask.Audience.MaxLife, MaxTokenLife} {
+		if limit > 0 {
+			life = min(life, limit)
+		}
+	}
+	return life
+}
+
+// release records what the store has committed, and only then signs it. If either fails the
+// grants, or the task when it was begun with them, are taken back: nothing that could not be
+// recorded stays alive. A replay was released before and is left alone.
+func (b *Broker) release(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, asks []approved, begun bool) ([]Issued, error) {
+	drafts, events, err := b.drafts(ctx, w, registration, reply, asks, begun)
+	if err == nil {
+		if err = b.Auditor.Record(ctx, events...); err != nil {
+			b.Logger.Error("the audit log failed; nothing is issued", "error", err)
+			err = &wrapped{ErrAudit, "no token is issued that cannot be recorded"}
+		}
+	}
+	var issued []Issued
+	for i := 0; err == nil && i < len(drafts); i++ {
+		grant := reply.Grants[i]
+		var token Token
+		token, err = drafts[i].Sign(ctx)
+		issued = append(issued, Issued{
+			Grant: grant, Token: token, Life: grant.Expires.Sub(reply.Now).Truncate(time.Second),
+			Hosts: hostsFor(asks, grant.Audience),
+		})
+	}
+	if err == nil {
+		return issued, nil
+	}
+	if !reply.Replayed {
+		b.takeBack(ctx, w, registration, reply, begun, err)
+	}
+	return nil, err
+}
+
+func (b *Broker) drafts(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, asks []approved, begun bool) ([]Draft, []Event, error) {
+	var drafts []Draft
+	var events []Event
+	if begun && !reply.Replayed {
+		e := taskEvent(EventTaskBegun, registration, reply.Task)
+		e.Time, e.Actor, e.Address = reply.Now, w.ID.String(), w.Address
+		events = append(events, e)
+	}
+	for _, grant := range reply.Grants {
+		draft, err := b.Minter.Draft(ctx, reply.Task, grant)
+		if err != nil {
+			b.Logger.Error("a grant could not be drafted; it is taken back", "error", err)
+			return nil, nil, err
+		}
+		e := grantEvent(EventGrantIssued, registration, reply.Task, grant)
+		e.Time, e.Actor, e.Address, e.Key, e.Allowed = reply.Now, w.ID.String(), w.Address, draft.Key(), true
+		if d, ok := decisionFor(asks, grant); ok {
+			e.Rule, e.Revision = d.Rule, d.Revision
+		}
+		drafts, events = append(drafts, draft), append(events, e)
+	}
+	return drafts, events, nil
+}
+
+// takeBack ends what a failed release has left behind, with a context of its own: the caller's may
+// be the reason for the failure.
+func (b *Broker) takeBack(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, begun bool, why error) {
+	cause := CauseAudit
+	if errors.Is(why, ErrSigning) {
+		cause = CauseSigning
+	}
+	var ends []Ending
+	if begun {
+		ends = append(ends, Ending{Kind: TargetTask, Task: reply.Task.ID, State: Canceled, Cause: cause, Event: NewEventID()})
+	}
+	for _, grant := range reply.Grants {
+		if !begun {
+			ends = append(ends, Ending{Kind: TargetGrant, Grant: grant.ID, Cause: cause, Event: NewEventID()})
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeBackTimeout)
+	defer cancel()
+	replies, err := b.Store.End(ctx, ends)
+	if err != nil {
+		b.Logger.Error("a grant that was never handed out could not be taken back; it expires unused", "error", err, "task", string(reply.Task.ID))
+		return
+	}
+	b.recordEnds(ctx, replies, w.ID.String(), w.Address)
+}
+
+const takeBackTimeout = time.Second
+
+func hostsFor(asks []approved, audience string) []string {
+	for _, ask := range asks {
+		if ask.Audience == audience {
+			return ask.hosts
+		}
+	}
+	return nil
+}
+
+func decisionFor(asks []approved, grant Grant) (Decision, bool) {
+	for _, ask := range asks {
+		if ask.Asked.ID == grant.ID {
+			return ask.decision, true
+		}
+	}
+	return Decision{}, false
+}
+
+func (req *TokenRequest) normalize(field string) error {
+	if field != "" {
+		field += "."
+	}
+	if req.Audience == "" {
+		return invalid(field+"audience", "is empty; name the audience that the token is for")
+	}
+	if len(req.Audience) > MaxAudienceBytes {
+		return invalid(field+"audience", "has %d bytes; at most %d are allowed", len(req.Audience), MaxAudienceBytes)
+	}
+	if req.Life == 0 {
+		return nil
+	}
+	return checkSeconds(field+"ttl_seconds", req.Life, MinTokenLife, MaxTokenLife)
+}
+
+func indexed(field string, i int) string { return fmt.Sprintf("%s[%d]", field, i) }
+
+// exceeded is the refusal of something that the task itself did not ask for when it began.
+func exceeded(kind, what string, instead Scopes) error {
+	return &Denied{Reason: ErrScopeExceeded, Decision: Decision{
+		ID: NewDecisionID(), Rule: "task/ceiling", Instead: instead,
+		Detail:  fmt.Sprintf("%s %q is outside the task's ceiling", kind, what),
+		Missing: map[string]string{kind: "name it when the task begins, or begin a task for it"},
+	}}
+}
+
+func ended(task Task) error {
+	return &Ended{Task: task.ID, State: task.State, Cause: task.Cause, At: task.Ended}
+}

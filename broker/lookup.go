@@ -1,0 +1,90 @@
+package broker
+
+import (
+	"context"
+	"errors"
+)
+
+// Task returns a task of the workload, as of the store's time. ErrNotFound for one that is unknown
+// or somebody else's.
+func (b *Broker) Task(ctx context.Context, w Workload, id TaskID) (Task, error) {
+	record, err := b.lookup(ctx, w, Ref{Task: id})
+	return record.Task, err
+}
+
+// GrantStatus is a grant with its task and whether its token is good now.
+type GrantStatus struct {
+	Grant Grant
+	Task  Task
+	Live  bool
+}
+
+// Grant returns a grant of the workload, as of the store's time. ErrNotFound for one that is
+// unknown or somebody else's.
+func (b *Broker) Grant(ctx context.Context, w Workload, id GrantID) (GrantStatus, error) {
+	record, err := b.lookup(ctx, w, Ref{Grant: id})
+	if err != nil {
+		return GrantStatus{}, err
+	}
+	control, err := b.controlAt(ctx, id.Shard(), record.Control)
+	if err != nil {
+		return GrantStatus{}, err
+	}
+	live := record.Grant.Live(record.Now, record.Task) && !control.Denies(record.Grant)
+	return GrantStatus{Grant: record.Grant, Task: record.Task, Live: live}, nil
+}
+
+func (b *Broker) lookup(ctx context.Context, w Workload, ref Ref) (Record, error) {
+	record, err := b.Store.Lookup(ctx, ref)
+	if err != nil {
+		return Record{}, err
+	}
+	if record.Task.Workload != w.ID {
+		return Record{}, ErrNotFound
+	}
+	return record, nil
+}
+
+// controlAt returns a control list that is not older than version.
+func (b *Broker) controlAt(ctx context.Context, shard int, version uint64) (Control, error) {
+	if err := b.view.catchUp(ctx, &Behind{Shard: shard, Version: version}); err != nil {
+		return Control{}, err
+	}
+	control, _, err := b.view.control(shard)
+	return control, err
+}
+
+// Self is what the broker knows of a workload.
+type Self struct {
+	Registration WorkloadRegistration
+	Locks        []Lock // those that stand on it, whatever else they name
+}
+
+// Whoami returns the workload's registration and the locks on it. Errors: ErrUnregistered,
+// ErrNotReady.
+func (b *Broker) Whoami(_ context.Context, w Workload) (Self, error) {
+	registration, err := b.Registry.Workload(w.ID)
+	if err != nil {
+		return Self{}, err
+	}
+	control, now, err := b.view.control(b.rootShard(w.ID))
+	if err != nil {
+		return Self{}, err
+	}
+	self := Self{Registration: registration}
+	for _, lock := range control.Locks {
+		if now.Before(lock.Expires) && lock.Selector.MatchesSubject(w.ID.String()) {
+			self.Locks = append(self.Locks, lock)
+		}
+	}
+	return self, nil
+}
+
+// owner is the inventory's word, and "" for a workload that has left it.
+func (b *Broker) registration(w Task) WorkloadRegistration {
+	registration, err := b.Registry.Workload(w.Workload)
+	if errors.Is(err, ErrUnregistered) {
+		registration.ID = w.Workload
+	}
+	return registration
+}

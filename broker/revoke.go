@@ -1,0 +1,116 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"strings"
+)
+
+// Revocation is an operator's word that something is over. Exactly one of the targets is set.
+type Revocation struct {
+	Task     TaskID
+	Grant    GrantID
+	Selector Selector
+	Key      string // a kid: every token that it signed
+	All      bool   // every token that was issued before now
+
+	Actor  string // who says so
+	Reason string // why; required
+}
+
+// Revoke makes tokens dead: a task's with everything below it, one grant's, or those that a selector
+// matches and that were issued before this moment. When it returns nil they are dead for every
+// look-up. Errors: ErrInvalid, ErrNotFound and those of the store.
+func (b *Broker) Revoke(ctx context.Context, r Revocation) (Receipt, error) {
+	end := Ending{Cause: CauseOperator, State: Revoked, Reason: r.Reason}
+	targets := 0
+	pick := func(set bool, kind TargetKind) {
+		if set {
+			end.Kind = kind
+			targets++
+		}
+	}
+	pick(r.Task != "", TargetTask)
+	pick(r.Grant != "", TargetGrant)
+	pick(r.Selector != (Selector{}), TargetSelector)
+	pick(r.Key != "", TargetKey)
+	pick(r.All, TargetAll)
+	if targets != 1 {
+		return Receipt{}, invalid("target", "names %d things; name exactly one task, grant, selector, key, or all", targets)
+	}
+	if err := checkOperator(r.Actor, r.Reason); err != nil {
+		return Receipt{}, err
+	}
+	end.Task, end.Grant, end.Selector, end.Key = r.Task, r.Grant, r.Selector, r.Key
+	switch end.Kind {
+	case TargetTask, TargetGrant:
+		return b.endOne(ctx, r.Actor, "", end)
+	case TargetSelector:
+		if err := r.Selector.Validate(); err != nil {
+			return Receipt{}, err
+		}
+	}
+	kind := EventRevoked
+	if end.Kind == TargetKey {
+		kind = EventKeyRevoked
+	}
+	return b.control(ctx, end, Event{Kind: kind, Actor: r.Actor, Reason: r.Reason, Selector: r.Selector, Key: r.Key})
+}
+
+// Lock denies new tasks and tokens to what the selector matches, until it expires. Tokens that are
+// out stay good; revoke them after locking, so that none slips in between. Errors: ErrInvalid and
+// those of the store.
+func (b *Broker) Lock(ctx context.Context, lock Lock) (LockID, error) {
+	if err := lock.Selector.Validate(); err != nil {
+		return "", err
+	}
+	if err := checkOperator(lock.Actor, lock.Reason); err != nil {
+		return "", err
+	}
+	if d := lock.Expires.Sub(b.Now()); d <= 0 || d > MaxLock {
+		return "", invalid("expires", "is %s from now; it must be in the future, and %s from now at most", d, MaxLock)
+	}
+	lock.ID = NewLockID()
+	_, err := b.control(ctx, Ending{Kind: TargetLock, Lock: lock, Reason: lock.Reason},
+		Event{Kind: EventLocked, Actor: lock.Actor, Reason: lock.Reason, Selector: lock.Selector, Lock: lock.ID, Expires: lock.Expires})
+	return lock.ID, err
+}
+
+// Lift takes a lock away before it expires. Errors: ErrInvalid, ErrNotFound and those of the store.
+func (b *Broker) Lift(ctx context.Context, id LockID, actor, reason string) error {
+	if err := checkOperator(actor, reason); err != nil {
+		return err
+	}
+	_, err := b.control(ctx, Ending{Kind: TargetLift, Lock: Lock{ID: id}, Reason: reason},
+		Event{Kind: EventLifted, Actor: actor, Reason: reason, Lock: id})
+	return err
+}
+
+// control writes a change that goes to every shard, and its event.
+func (b *Broker) control(ctx context.Context, end Ending, event Event) (Receipt, error) {
+	event.ID = NewEventID()
+	end.Event = event.ID
+	replies, err := b.Store.End(ctx, []Ending{end})
+	if err != nil {
+		return Receipt{}, err
+	}
+	if len(replies) != 1 {
+		return Receipt{}, fmt.Errorf("%w: %d answers to one change", ErrUnconfirmed, len(replies))
+	}
+	if replies[0].Err != nil {
+		return Receipt{}, replies[0].Err
+	}
+	event.Time = replies[0].Receipt.Ended
+	b.record(ctx, []Event{event})
+	return replies[0].Receipt, nil
+}
+
+func checkOperator(actor, reason string) error {
+	if actor == "" {
+		return invalid("actor", "is empty; it must name who acts")
+	}
+	if strings.TrimSpace(reason) == "" || len(reason) > MaxPurpose {
+		return invalid("reason", "has %d bytes; say why, in 1 to %d", len(reason), MaxPurpose)
+	}
+	return nil
+}

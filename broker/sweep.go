@@ -1,0 +1,30 @@
+package broker
+
+import "context"
+
+// sweeper is the actor of ends that nobody called for.
+const sweeper = "errand"
+
+// Sweep announces the tasks that are past their lease or deadline. They are dead already; this tells
+// the verifiers and the audit log. Any number of replicas may sweep at once, late or twice: the
+// store ends only what is due, and once.
+func (b *Broker) Sweep(ctx context.Context) error {
+	for {
+		page, err := b.Store.List(ctx, Query{Due: true})
+		if err != nil || len(page.Tasks) == 0 {
+			return err
+		}
+		ends := make([]Ending, len(page.Tasks))
+		for i, task := range page.Tasks {
+			ends[i] = Ending{Kind: TargetTask, Task: task.ID, IfDue: true, Event: NewEventID()}
+		}
+		replies, err := b.Store.End(ctx, ends)
+		if err != nil {
+			return err
+		}
+		b.recordEnds(ctx, replies, sweeper, "")
+		if !page.More {
+			return nil
+		}
+	}
+}

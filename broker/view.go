@@ -1,0 +1,105 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+// view is the broker's copy of what Store.Watch delivers: how far the feed is, and the control
+// lists that decisions are made on.
+type view struct {
+	mu       sync.Mutex // guards all below; held for copies only
+	position Position
+	controls []Control
+	now      time.Time     // the store's, of the last update
+	at       time.Time     // ours, of the last update, less its age
+	changed  chan struct{} // closed and replaced by every update
+}
+
+func newView() view { return view{changed: make(chan struct{})} }
+
+// retryWatch is the pause before the store's feed is followed again after an error.
+const retryWatch = 100 * time.Millisecond
+
+// watch follows the store's feed. After an error it goes on from where it was, and from the
+// beginning when the data set is another one.
+func (b *Broker) watch(ctx context.Context) error {
+	from := Position{}
+	for {
+		err := b.Store.Watch(ctx, from, func(u Update) error {
+			from = u.Position
+			b.view.apply(u, b.Now())
+			b.Announcer.Announce(u)
+			return nil
+		})
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		b.Logger.Warn("the store's feed broke off; following it again", "error", err)
+		if errors.Is(err, ErrEpoch) {
+			from = Position{}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(retryWatch):
+		}
+	}
+}
+
+func (v *view) apply(u Update, now time.Time) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.position = u.Position.Clone()
+	if u.Controls != nil {
+		v.controls = u.Controls
+	}
+	v.now, v.at = u.Now, now.Add(-u.Age)
+	close(v.changed)
+	v.changed = make(chan struct{})
+}
+
+func (v *view) age(now time.Time) (time.Duration, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return now.Sub(v.at), !v.position.IsZero()
+}
+
+func (v *view) shards() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return max(1, len(v.position.Numbers))
+}
+
+// control returns the control list of a shard, and the store's time as of its reading.
+func (v *view) control(shard int) (Control, time.Time, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.position.IsZero() {
+		return Control{}, time.Time{}, notReady("the store's feed has not been read yet")
+	}
+	if shard >= len(v.controls) {
+		return Control{}, time.Time{}, ErrNotFound
+	}
+	return v.controls[shard], v.now, nil
+}
+
+// catchUp waits until the control list of a shard has reached a version.
+func (v *view) catchUp(ctx context.Context, behind *Behind) error {
+	for {
+		v.mu.Lock()
+		changed := v.changed
+		there := behind.Shard < len(v.controls) && v.controls[behind.Shard].Version >= behind.Version
+		v.mu.Unlock()
+		if there {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return &wrapped{ErrUnavailable, "the control list did not arrive in time"}
+		}
+	}
+}
