@@ -1,0 +1,73 @@
+package audit
+
+import (
+	"time"
+
+	"github.com/errandhq/errand/broker"
+)
+
+// Line is one event as the log has it. Members that do not apply are left out.
+type Line struct {
+	ID   string    `json:"id"`
+	Kind string    `json:"kind"`
+	Time time.Time `json:"time"`
+
+	Workload string `json:"workload,omitempty"`
+	Owner    string `json:"owner,omitempty"`
+	Address  string `json:"address,omitempty"`
+	Actor    string `json:"actor,omitempty"`
+
+	Task     string   `json:"task,omitempty"`
+	TaskPath []string `json:"task_path,omitempty"`
+	TaskName string   `json:"task_name,omitempty"`
+	Purpose  string   `json:"purpose,omitempty"`
+	State    string   `json:"state,omitempty"`
+	Cause    string   `json:"cause,omitempty"`
+	Reason   string   `json:"reason,omitempty"`
+	Grants   int      `json:"grants,omitempty"`
+	SubTasks int      `json:"sub_tasks,omitempty"`
+
+	Grant      string     `json:"grant,omitempty"`
+	Audience   string     `json:"audience,omitempty"`
+	Scope      string     `json:"scope,omitempty"`
+	Expires    *time.Time `json:"expires,omitempty"`
+	Thumbprint string     `json:"x5t#S256,omitempty"`
+	Key        string     `json:"kid,omitempty"`
+
+	Decision string `json:"decision,omitempty"`
+	Allowed  bool   `json:"allowed,omitempty"`
+	Rule     string `json:"rule,omitempty"`
+	Revision string `json:"policy_revision,omitempty"`
+
+	Selector *Selector `json:"selector,omitempty"`
+	Lock     string    `json:"lock,omitempty"`
+}
+
+// Selector is what an operator's revocation or lock named.
+type Selector struct {
+	Subject  string `json:"subject,omitempty"`
+	Audience string `json:"audience,omitempty"`
+	Scope    string `json:"scope,omitempty"`
+}
+
+func newLine(e broker.Event) Line {
+	l := Line{
+		ID: string(e.ID), Kind: string(e.Kind), Time: e.Time.UTC(),
+		Workload: e.Workload, Owner: e.Owner, Address: e.Address, Actor: e.Actor,
+		Task: string(e.Task), TaskName: e.TaskName, Purpose: e.Purpose,
+		State: string(e.State), Cause: string(e.Cause), Reason: e.Reason, Grants: e.Grants, SubTasks: e.SubTasks,
+		Grant: string(e.Grant), Audience: e.Audience, Scope: e.Scopes.String(), Thumbprint: e.Thumbprint, Key: e.Key,
+		Decision: string(e.Decision), Allowed: e.Allowed, Rule: e.Rule, Revision: e.Revision, Lock: string(e.Lock),
+	}
+	for _, id := range e.TaskPath {
+		l.TaskPath = append(l.TaskPath, string(id))
+	}
+	if !e.Expires.IsZero() {
+		expires := e.Expires.UTC()
+		l.Expires = &expires
+	}
+	if e.Selector != (broker.Selector{}) {
+		l.Selector = &Selector{Subject: e.Selector.Subject, Audience: e.Selector.Audience, Scope: e.Selector.Scope}
+	}
+	return l
+}

@@ -1,0 +1,218 @@
+package registry
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/goccy/go-yaml"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Defaults of a workload's quotas.
+const (
+	DefaultMaxTasks  = 1_000
+	DefaultMaxGrants = 10_000
+)
+
+// File is the form of the registry file. Every field is required unless its comment says otherwise.
+type File struct {
+	Workloads []Workload `yaml:"workloads"`
+	Audiences []Audience `yaml:"audiences"`
+}
+
+// Workload registers one SPIFFE ID.
+type Workload struct {
+	ID       string `yaml:"id"`
+	Owner    string `yaml:"owner"`
+	Contact  string `yaml:"contact"` // Optional.
+	Purpose  string `yaml:"purpose"`
+	Boundary string `yaml:"boundary"`  // Optional.
+	Risk     string `yaml:"risk"`      // Optional: low, medium, high or critical.
+	ReviewBy string `yaml:"review_by"` // Optional: a day, as 2027-01-31.
+
+	// Ceiling has the scopes by audience.
+	Ceiling map[string][]string `yaml:"ceiling"`
+
+	MaxLife   string `yaml:"max_life"`   // Optional: of its tokens, as 5m. 15m at most, and when left out.
+	MaxTasks  int    `yaml:"max_tasks"`  // Optional: live at once. 1000 when left out.
+	MaxGrants int    `yaml:"max_grants"` // Optional: unexpired at once. 10000 when left out.
+}
+
+// Audience registers one resource server.
+type Audience struct {
+	Name    string   `yaml:"name"`
+	Owner   string   `yaml:"owner"`
+	Purpose string   `yaml:"purpose"` // Optional.
+	Risk    string   `yaml:"risk"`    // Optional.
+	Hosts   []string `yaml:"hosts"`   // Host names or addresses, with a port unless it is 443. Optional: none means that the SDK sends no token by itself.
+	Scopes  []string `yaml:"scopes"`
+	Servers []string `yaml:"servers"`  // SPIFFE IDs of its instances. Optional: without one nobody can read its feed.
+	MaxLife string   `yaml:"max_life"` // Optional, as of a workload.
+	Binding string   `yaml:"binding"`  // Optional: certificate (default), identity or none.
+}
+
+// decode reads YAML that has nothing beyond File's fields. The errors of the decoder show the line.
+func decode(text []byte) (File, error) {
+	var file File
+	decoder := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict(), yaml.DisallowUnknownField())
+	if err := decoder.Decode(&file); err != nil {
+		return File{}, fmt.Errorf("registry: %s", yaml.FormatError(err, false, true))
+	}
+	return file, nil
+}
+
+func (r *Registry) addAudience(a Audience) error {
+	if _, err := broker.ParseAudiences([]string{a.Name}); err != nil {
+		return fmt.Errorf("name: %w", err)
+	}
+	if _, ok := r.audiences[a.Name]; ok {
+		return errors.New("name is a duplicate; register each audience once")
+	}
+	if strings.TrimSpace(a.Owner) == "" {
+		return errors.New("owner is missing; every audience has somebody who answers for it")
+	}
+	scopes, err := broker.ParseScopes(a.Scopes)
+	if err != nil {
+		return fmt.Errorf("scopes: %w", err)
+	}
+	if len(scopes) == 0 {
+		return errors.New("scopes is missing; list the scopes that the server knows")
+	}
+	out := broker.AudienceRegistration{Name: a.Name, Owner: a.Owner, Purpose: a.Purpose, Risk: a.Risk, Scopes: scopes}
+	if out.Hosts, err = hosts(a.Hosts); err != nil {
+		return err
+	}
+	for _, server := range a.Servers {
+		id, err := workloadID(server)
+		if err != nil {
+			return fmt.Errorf("servers: %w", err)
+		}
+		out.Servers = append(out.Servers, id)
+	}
+	if out.MaxLife, err = life(a.MaxLife); err != nil {
+		return err
+	}
+	if out.Binding, err = broker.ParseBinding(a.Binding); err != nil {
+		return err
+	}
+	r.audiences[a.Name] = out
+	return nil
+}
+
+func (r *Registry) addWorkload(w Workload) error {
+	id, err := workloadID(w.ID)
+	if err != nil {
+		return fmt.Errorf("id: %w", err)
+	}
+	if _, ok := r.workloads[id]; ok {
+		return errors.New("id is a duplicate; register each workload once")
+	}
+	if strings.TrimSpace(w.Owner) == "" {
+		return errors.New("owner is missing; name the team or person who answers for this workload")
+	}
+	if strings.TrimSpace(w.Purpose) == "" {
+		return errors.New("purpose is missing; say why this workload exists")
+	}
+	out := broker.WorkloadRegistration{
+		ID: id, Owner: w.Owner, Contact: w.Contact, Purpose: w.Purpose, Boundary: w.Boundary, Risk: w.Risk,
+		MaxTasks: w.MaxTasks, MaxGrants: w.MaxGrants,
+	}
+	if out.MaxTasks == 0 {
+		out.MaxTasks = DefaultMaxTasks
+	}
+	if out.MaxGrants == 0 {
+		out.MaxGrants = DefaultMaxGrants
+	}
+	if out.MaxTasks < 0 || out.MaxGrants < 0 {
+		return errors.New("max_tasks and max_grants must be positive")
+	}
+	if w.Risk != "" && !slices.Contains([]string{"low", "medium", "high", "critical"}, w.Risk) {
+		return fmt.Errorf("risk is %q; it must be low, medium, high or critical", w.Risk)
+	}
+	if w.ReviewBy != "" {
+		if out.ReviewBy, err = time.Parse(time.DateOnly, w.ReviewBy); err != nil {
+			return fmt.Errorf("review_by is %q; it must be a day, as 2027-01-31", w.ReviewBy)
+		}
+	}
+	if out.MaxLife, err = life(w.MaxLife); err != nil {
+		return err
+	}
+	out.Ceiling, err = r.ceiling(w.Ceiling)
+	r.workloads[id] = out
+	return err
+}
+
+// ceiling wants every name to be registered, so that a misspelt one is not a silent denial later.
+func (r *Registry) ceiling(in map[string][]string) (map[string]broker.Scopes, error) {
+	if len(in) > broker.MaxAudiences {
+		return nil, fmt.Errorf("ceiling has %d audiences; at most %d are allowed", len(in), broker.MaxAudiences)
+	}
+	out := map[string]broker.Scopes{}
+	all := 0
+	for name, list := range in {
+		audience, ok := r.audiences[name]
+		if !ok {
+			return nil, fmt.Errorf("ceiling: audience %q is not registered under audiences", name)
+		}
+		scopes, err := broker.ParseScopes(list)
+		if err != nil {
+			return nil, fmt.Errorf("ceiling: %s: %w", name, err)
+		}
+		if unknown := scopes.Minus(audience.Scopes); len(unknown) > 0 {
+			return nil, fmt.Errorf("ceiling: audience %q does not know the scope %q", name, unknown)
+		}
+		if len(scopes) == 0 {
+			return nil, fmt.Errorf("ceiling: %s has no scopes; leave the audience out, or name some", name)
+		}
+		out[name] = scopes
+		all += len(scopes)
+	}
+	if all > broker.MaxScopes {
+		return nil, fmt.Errorf("ceiling has %d scopes; at most %d are allowed", all, broker.MaxScopes)
+	}
+	return out, nil
+}
+
+func workloadID(s string) (spiffeid.ID, error) {
+	id, err := spiffeid.FromString(s)
+	if err != nil {
+		return spiffeid.ID{}, fmt.Errorf("%q is not a SPIFFE ID: %w", s, err)
+	}
+	if id.Path() == "" {
+		return spiffeid.ID{}, fmt.Errorf("%q has no path; it names a trust domain, not a workload", s)
+	}
+	return id, nil
+}
+
+func hosts(list []string) ([]string, error) {
+	for _, host := range list {
+		name, port, err := net.SplitHostPort(host)
+		if err != nil {
+			name, port = strings.Trim(host, "[]"), "443"
+		}
+		if name == "" || port == "" || strings.ContainsAny(name, "/@?#* ") {
+			return nil, fmt.Errorf("hosts: %q is not a host or host:port; leave out scheme and path", host)
+		}
+	}
+	return slices.Clone(list), nil
+}
+
+func life(s string) (time.Duration, error) {
+	if s == "" {
+		return broker.MaxTokenLife, nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return 0, fmt.Errorf("max_life is %q; it must be a duration, as 90s or 5m", s)
+	}
+	if d < broker.MinTokenLife || d > broker.MaxTokenLife {
+		return 0, fmt.Errorf("max_life is %s; it must be between %s and %s", d, broker.MinTokenLife, broker.MaxTokenLife)
+	}
+	return d, nil
+}

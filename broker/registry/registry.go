@@ -1,0 +1,94 @@
+// Package registry is the inventory: which workloads and audiences exist, who answers for them, and
+// the most that they may ask for. Load one YAML file with Load, or its text with Parse.
+//
+// The whole file is checked before any of it counts, and a mistake is reported with its place. What
+// Parse returns never changes; its revision is a digest of the text.
+package registry
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// MaxFile bounds the file's size in bytes.
+const MaxFile = 4 << 20
+
+// Registry is one checked revision of the inventory. It implements broker.Registry.
+type Registry struct {
+	workloads map[spiffeid.ID]broker.WorkloadRegistration
+	audiences map[string]broker.AudienceRegistration
+	revision  string
+}
+
+// Load reads and checks the file at path.
+func Load(path string) (*Registry, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("registry: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, MaxFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("registry: read %s: %w", path, err)
+	}
+	r, err := Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return r, nil
+}
+
+// Parse checks a registry file's text.
+func Parse(text []byte) (*Registry, error) {
+	if len(text) > MaxFile {
+		return nil, fmt.Errorf("registry: the file is larger than %d bytes", MaxFile)
+	}
+	file, err := decode(text)
+	if err != nil {
+		return nil, err
+	}
+	digest := sha256.Sum256(text)
+	r := &Registry{
+		workloads: map[spiffeid.ID]broker.WorkloadRegistration{},
+		audiences: map[string]broker.AudienceRegistration{},
+		revision:  hex.EncodeToString(digest[:8]),
+	}
+	for i, a := range file.Audiences {
+		if err := r.addAudience(a); err != nil {
+			return nil, fmt.Errorf("registry: audiences[%d] (%s): %w", i, a.Name, err)
+		}
+	}
+	for i, w := range file.Workloads {
+		if err := r.addWorkload(w); err != nil {
+			return nil, fmt.Errorf("registry: workloads[%d] (%s): %w", i, w.ID, err)
+		}
+	}
+	return r, nil
+}
+
+// Workload implements broker.Registry.
+func (r *Registry) Workload(id spiffeid.ID) (broker.WorkloadRegistration, error) {
+	w, ok := r.workloads[id]
+	if !ok {
+		return broker.WorkloadRegistration{}, broker.ErrUnregistered
+	}
+	return w, nil
+}
+
+// Audience implements broker.Registry.
+func (r *Registry) Audience(name string) (broker.AudienceRegistration, error) {
+	a, ok := r.audiences[name]
+	if !ok {
+		return broker.AudienceRegistration{}, broker.ErrNotFound
+	}
+	return a, nil
+}
+
+// Revision is a digest of the file's text.
+func (r *Registry) Revision() string { return r.revision }
