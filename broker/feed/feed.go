@@ -1,0 +1,235 @@
+// Package feed tells verifiers what is dead. Give a Feed to the broker as its Announcer, and serve
+// Snapshot, Follow and Position to verifiers.
+//
+// A Feed is a copy of what the store's feed says, filtered by audience for each reader. What it
+// promises a reader that starts with a snapshot and follows from its position: every denial for its
+// audience, each shard's in order, none missing, whichever replica it asks next. Announce never
+// waits for a reader: one that does not keep up is dropped, and resumes from its last position.
+//
+// The entries held are those that the store holds: each goes when the last token that it can kill
+// has expired, so there are as many as endings in a few minutes.
+package feed
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/sdk/wire"
+)
+
+// Bounds of a feed.
+const (
+	DefaultBuffer  = 256  // deliveries that wait for one reader
+	DefaultReaders = 2000 // at once
+
+	trimInterval = time.Second
+)
+
+// Errors of readers.
+var (
+	// ErrCursor: the position is not one of this feed; take a snapshot.
+	ErrCursor = errors.New("feed: position of another epoch")
+	// ErrSlow: the reader did not keep up; connect again from its last position.
+	ErrSlow = errors.New("feed: reader too slow")
+	// ErrReset: this replica is going away, or its data set is another one; connect again.
+	ErrReset = errors.New("feed: reset")
+	// ErrFull: there are as many readers as allowed; ask another replica.
+	ErrFull = errors.New("feed: too many readers")
+)
+
+// Config has the bounds; zero values are the defaults.
+type Config struct {
+	Buffer  int
+	Readers int
+	Now     func() time.Time // nil is time.Now; for ages alone
+}
+
+// Feed implements broker.Announcer. It is safe for concurrent use.
+type Feed struct {
+	Config
+
+	mu       sync.Mutex // guards all below; held for memory work only
+	position broker.Position
+	readAt   time.Time        // ours: when the store proved the position
+	entries  [][]broker.Entry // by shard, in the order of their numbers
+	trimmed  time.Time        // the store's
+	readers  map[*reader]struct{}
+	closed   bool
+}
+
+// New makes an empty feed. Until the first Announce everything answers broker.ErrNotReady.
+func New(c Config) *Feed {
+	if c.Buffer == 0 {
+		c.Buffer = DefaultBuffer
+	}
+	if c.Readers == 0 {
+		c.Readers = DefaultReaders
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return &Feed{Config: c, readers: map[*reader]struct{}{}}
+}
+
+// Announce takes in one delivery of the store's feed and passes it on to the readers.
+func (f *Feed) Announce(u broker.Update) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if u.Position.Epoch != f.position.Epoch || len(u.Position.Numbers) != len(f.entries) {
+		f.entries = make([][]broker.Entry, len(u.Position.Numbers))
+		f.dropAll(ErrReset)
+	}
+	f.position = u.Position.Clone()
+	f.readAt = f.Now().Add(-u.Age)
+	for _, e := range u.Entries {
+		f.entries[e.Shard] = append(f.entries[e.Shard], e)
+	}
+	if u.Now.Sub(f.trimmed) >= trimInterval {
+		f.trim(u.Now)
+	}
+	if len(u.Entries) > 0 {
+		f.deliver(u.Entries)
+	}
+}
+
+// trim drops what can kill no token any more.
+func (f *Feed) trim(now time.Time) {
+	f.trimmed = now
+	for shard, entries := range f.entries {
+		kept := entries[:0]
+		for _, e := range entries {
+			if now.Before(e.Until) {
+				kept = append(kept, e)
+			}
+		}
+		clear(entries[len(kept):])
+		f.entries[shard] = kept
+	}
+}
+
+// deliver encodes the entries once for each audience that has readers.
+func (f *Feed) deliver(entries []broker.Entry) {
+	encoded := map[string]*Delivery{}
+	for r := range f.readers {
+		d, ok := encoded[r.audience]
+		if !ok {
+			d = f.delivery(r.audience, entries)
+			encoded[r.audience] = d
+		}
+		if d == nil {
+			continue
+		}
+		select {
+		case r.queue <- *d:
+		default:
+			f.drop(r, ErrSlow)
+		}
+	}
+}
+
+// delivery returns nil when none of the entries is for the audience.
+func (f *Feed) delivery(audience string, entries []broker.Entry) *Delivery {
+	filtered := filter(audience, entries)
+	if len(filtered) == 0 {
+		return nil
+	}
+	d := newDelivery(wire.EventDenials, wire.FeedEvent{Position: text(f.position), Entries: filtered})
+	return &d
+}
+
+// Snapshot returns everything that is denied for an audience, and the position that it reflects.
+func (f *Feed) Snapshot(audience string) (wire.FeedSnapshot, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.position.IsZero() {
+		return wire.FeedSnapshot{}, broker.ErrNotReady
+	}
+	snapshot := wire.FeedSnapshot{Position: text(f.position), Entries: []wire.FeedEntry{}}
+	for _, entries := range f.entries {
+		snapshot.Entries = append(snapshot.Entries, filter(audience, entries)...)
+	}
+	return snapshot, nil
+}
+
+// Position answers a reader's nonce with how far this replica is and how old that knowledge is.
+func (f *Feed) Position(nonce string) (wire.FeedPosition, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.position.IsZero() {
+		return wire.FeedPosition{}, broker.ErrNotReady
+	}
+	age := f.Now().Sub(f.readAt)
+	return wire.FeedPosition{Nonce: nonce, Position: text(f.position), AgeMS: (age + time.Millisecond - 1).Milliseconds()}, nil
+}
+
+// Readers is how many follow now.
+func (f *Feed) Readers() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.readers)
+}
+
+// Entries is how many denials are held.
+func (f *Feed) Entries() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := 0
+	for _, entries := range f.entries {
+		n += len(entries)
+	}
+	return n
+}
+
+// Close tells all readers to go elsewhere, and refuses new ones.
+func (f *Feed) Close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closed = true
+	f.dropAll(ErrReset)
+}
+
+func filter(audience string, entries []broker.Entry) []wire.FeedEntry {
+	var out []wire.FeedEntry
+	for _, e := range entries {
+		if e.For(audience) {
+			out = append(out, encode(e))
+		}
+	}
+	return out
+}
+
+func encode(e broker.Entry) wire.FeedEntry {
+	out := wire.FeedEntry{Shard: e.Shard, Number: e.Number, Kind: string(e.Denial.Kind), Until: e.Until.UTC()}
+	switch e.Denial.Kind {
+	case broker.DenyGrant:
+		out.ID = string(e.Denial.Grant)
+	case broker.DenyTask:
+		out.ID = string(e.Denial.Task)
+	case broker.DenyKey:
+		out.ID = e.Denial.Key
+	case broker.DenySelector:
+		out.Subject, out.Audience, out.Scope = e.Denial.Selector.Subject, e.Denial.Selector.Audience, e.Denial.Selector.Scope
+	}
+	return out
+}
+
+func text(p broker.Position) string { return wire.Position(p).String() }
+
+// Delivery is one server-sent event, encoded.
+type Delivery struct {
+	Event string // wire.EventDenials, EventBeat or EventReset
+	ID    string // the position; empty for a reset
+	Data  []byte // one line of JSON
+}
+
+func newDelivery(event string, body wire.FeedEvent) Delivery {
+	data, err := json.Marshal(body)
+	if err != nil {
+		panic(fmt.Sprintf("feed: an event of plain values must marshal: %v", err))
+	}
+	return Delivery{Event: event, ID: body.Position, Data: data}
+}
