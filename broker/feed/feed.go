@@ -43,9 +43,9 @@ var (
 
 // Config has the bounds; zero values are the defaults.
 type Config struct {
-	Buffer  int
-	Readers int
-	Now     func() time.Time // nil is time.Now; for ages alone
+	Buffer     int
+	MaxReaders int
+	Now        func() time.Time // nil is time.Now; for ages alone
 }
 
 // Feed implements broker.Announcer. It is safe for concurrent use.
@@ -66,8 +66,8 @@ func New(c Config) *Feed {
 	if c.Buffer == 0 {
 		c.Buffer = DefaultBuffer
 	}
-	if c.Readers == 0 {
-		c.Readers = DefaultReaders
+	if c.MaxReaders == 0 {
+		c.MaxReaders = DefaultReaders
 	}
 	if c.Now == nil {
 		c.Now = time.Now

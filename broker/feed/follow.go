@@ -71,7 +71,7 @@ func (f *Feed) join(audience string, from wire.Position) (*reader, Delivery, err
 		return nil, Delivery{}, broker.ErrNotReady
 	case !wire.Position(f.position).Covers(from):
 		return f.ahead(from)
-	case len(f.readers) >= f.Config.Readers:
+	case len(f.readers) >= f.MaxReaders:
 		return nil, Delivery{}, ErrFull
 	}
 	missed := []wire.FeedEntry{}

@@ -171,6 +171,7 @@ type Problem struct {
 
 // Names of problems: the last segment of Problem.Type.
 const (
+	ProblemMalformed           = "malformed"
 	ProblemInvalid             = "invalid"
 	ProblemUnauthenticated     = "unauthenticated"
 	ProblemUnregistered        = "unregistered"

@@ -1,0 +1,110 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/broker/feed"
+	"github.com/errandhq/errand/keys"
+	"github.com/errandhq/errand/sdk/wire"
+)
+
+// Config has what the API stands on. All but Logger, Metrics and Observe are required.
+type Config struct {
+	Broker   *broker.Broker
+	Registry broker.Registry
+	Feed     *feed.Feed
+	Keys     func() keys.Set
+
+	// Identify returns the verdict on the peer of a request.
+	Identify func(*http.Request) (broker.Workload, error)
+
+	Issuer    string // the public listener's URL; the iss of every token
+	BrokerURL string // the workload listener's URL
+	Algorithm string // of the token keys
+
+	// Ready returns nil while the replica should get traffic.
+	Ready func() error
+
+	Logger  *slog.Logger
+	Metrics http.Handler // of /metrics
+	Observe func(listener, route, method string, status int, took time.Duration)
+}
+
+// API has the handlers of one replica.
+type API struct {
+	Config
+}
+
+// New checks the configuration.
+func New(c Config) (*API, error) {
+	if c.Broker == nil || c.Registry == nil || c.Feed == nil || c.Keys == nil || c.Identify == nil || c.Ready == nil {
+		return nil, errors.New("httpapi: Broker, Registry, Feed, Keys, Identify and Ready are required")
+	}
+	if c.Issuer == "" || c.BrokerURL == "" {
+		return nil, errors.New("httpapi: Issuer and BrokerURL are required")
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Observe == nil {
+		c.Observe = func(string, string, string, int, time.Duration) {}
+	}
+	return &API{Config: c}, nil
+}
+
+// request is what a handler works on.
+type request[Body any] struct {
+	Workload broker.Workload
+	ID       string // the path's {id}
+	Key      string // the Idempotency-Key
+	Body     Body
+	Query    func(name string) string
+}
+
+// none is the body of a request that has none.
+type none struct{}
+
+// handler answers a request with a value that is encoded as JSON, or with an error of the table.
+type handler[Body, Answer any] func(context.Context, request[Body]) (Answer, error)
+
+// Workload returns the handler of the workload listener.
+func (a *API) Workload() http.Handler {
+	r := a.router("workload", a.identify)
+	get(r, wire.PathWhoami, a.whoami)
+	post(r, wire.PathTasks, http.StatusCreated, a.begin)
+	get(r, wire.PathTask, a.task)
+	post(r, wire.PathTaskTokens, http.StatusOK, a.issue)
+	post(r, wire.PathTaskEnd, http.StatusOK, a.end)
+	post(r, wire.PathHeartbeats, http.StatusOK, a.heartbeat)
+	get(r, wire.PathGrant, a.grant)
+	get(r, wire.PathFeedSnapshot, a.snapshot)
+	get(r, wire.PathFeedPosition, a.position)
+	r.stream(wire.PathFeed, a.follow)
+	return r
+}
+
+// Public returns the handler of the public listener.
+func (a *API) Public() http.Handler {
+	r := a.router("public", nil)
+	r.raw(wire.PathJWKS, a.jwks)
+	r.raw(wire.PathMetadata, a.metadata)
+	r.raw(wire.PathProblem, a.problemPage)
+	r.raw("/healthz", a.healthz)
+	return r
+}
+
+// Ops returns the handler of the ops listener, which belongs on a loopback address.
+func (a *API) Ops() http.Handler {
+	r := a.router("ops", nil)
+	r.raw("/healthz", a.healthz)
+	r.raw("/readyz", a.readyz)
+	if a.Metrics != nil {
+		r.raw("/metrics", a.Metrics.ServeHTTP)
+	}
+	return r
+}

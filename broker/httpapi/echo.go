@@ -1,0 +1,221 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"crypto/rand"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/sdk/wire"
+	"github.com/labstack/echo/v4"
+)
+
+// router adapts the handlers of this package to echo. Nothing else knows the framework.
+type router struct {
+	api      *API
+	listener string
+	echo     *echo.Echo
+}
+
+type workloadKey struct{}
+
+// router makes the routes' home. guard, when set, runs before anything of the request is read.
+func (a *API) router(listener string, guard echo.MiddlewareFunc) *router {
+	e := echo.New()
+	e.HideBanner, e.HidePort = true, true
+	// The peer's address comes from the connection alone: no header is believed.
+	e.IPExtractor = echo.ExtractIPDirect()
+	r := &router{api: a, listener: listener, echo: e}
+	e.HTTPErrorHandler = r.fail
+	e.Use(r.requestID, r.observe, r.recover)
+	if guard != nil {
+		e.Use(guard)
+	}
+	return r
+}
+
+func (r *router) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	header := w.Header()
+	header.Set("Cache-Control", "no-store")
+	header.Set("X-Content-Type-Options", "nosniff")
+	r.echo.ServeHTTP(w, req)
+}
+
+func get[Answer any](r *router, path string, h handler[none, Answer]) {
+	r.echo.GET(echoPath(path), func(c echo.Context) error {
+		answer, err := h(c.Request().Context(), newRequest(c, none{}))
+		if err != nil {
+			return err
+		}
+		return c.JSON(http.StatusOK, answer)
+	})
+}
+
+func post[Body, Answer any](r *router, path string, status int, h handler[Body, Answer]) {
+	r.echo.POST(echoPath(path), func(c echo.Context) error {
+		var body Body
+		if err := decode(c.Response(), c.Request(), &body); err != nil {
+			return err
+		}
+		req := newRequest(c, body)
+		var err error
+		if req.Key, err = idempotencyKey(c.Request().Header); err != nil {
+			return err
+		}
+		answer, err := h(c.Request().Context(), req)
+		if err != nil {
+			return err
+		}
+		if located, ok := any(answer).(interface{ location() string }); ok {
+			c.Response().Header().Set("Location", located.location())
+		}
+		return c.JSON(status, answer)
+	})
+}
+
+// stream and raw are for handlers that write the answer themselves.
+func (r *router) stream(path string, h func(http.ResponseWriter, *http.Request, broker.Workload) error) {
+	r.echo.GET(echoPath(path), func(c echo.Context) error {
+		return h(c.Response(), c.Request(), workloadOf(c.Request().Context()))
+	})
+}
+
+func (r *router) raw(path string, h http.HandlerFunc) {
+	adapted := func(c echo.Context) error {
+		if name := c.Param("name"); name != "" {
+			c.Request().SetPathValue("name", name)
+		}
+		h(c.Response(), c.Request())
+		return nil
+	}
+	r.echo.GET(echoPath(path), adapted)
+	r.echo.HEAD(echoPath(path), adapted)
+}
+
+func newRequest[Body any](c echo.Context, body Body) request[Body] {
+	return request[Body]{
+		Workload: workloadOf(c.Request().Context()), ID: c.Param("id"), Body: body, Query: c.QueryParam,
+	}
+}
+
+func workloadOf(ctx context.Context) broker.Workload {
+	w, _ := ctx.Value(workloadKey{}).(broker.Workload)
+	return w
+}
+
+// echoPath turns "{id}" into ":id".
+func echoPath(path string) string {
+	return strings.NewReplacer("{", ":", "}", "").Replace(path)
+}
+
+// identify refuses a request whose peer is nobody, before anything of it is read.
+func (a *API) identify(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		w, err := a.Identify(c.Request())
+		if err != nil {
+			return &unauthenticated{err}
+		}
+		ctx := context.WithValue(c.Request().Context(), workloadKey{}, w)
+		c.SetRequest(c.Request().WithContext(ctx))
+		return next(c)
+	}
+}
+
+func (r *router) requestID(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		id := c.Request().Header.Get(wire.HeaderRequestID)
+		if !isRequestID(id) {
+			id = "req_" + strings.ToLower(rand.Text())
+		}
+		c.Response().Header().Set(wire.HeaderRequestID, id)
+		return next(c)
+	}
+}
+
+// isRequestID allows what can be logged and echoed as it is, and is too short to be a token.
+func isRequestID(s string) bool {
+	return len(s) > 0 && len(s) <= 64 && !slices.ContainsFunc([]byte(s), func(c byte) bool {
+		return !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_')
+	})
+}
+
+// observe logs and counts a request by its route, never by its path, query or body: those may hold
+// anything that somebody typed.
+func (r *router) observe(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		start := time.Now()
+		if err := next(c); err != nil {
+			c.Error(err)
+		}
+		route := c.Path()
+		if route == "" || c.Response().Status == http.StatusNotFound && !slices.ContainsFunc(r.echo.Routes(), func(known *echo.Route) bool { return known.Path == route }) {
+			route = "unknown"
+		}
+		took := time.Since(start)
+		r.api.Observe(r.listener, route, c.Request().Method, c.Response().Status, took)
+		r.api.Logger.Debug("request", "listener", r.listener, "route", route, "status", c.Response().Status,
+			"took", took, "workload", workloadOf(c.Request().Context()).ID.String(),
+			"request_id", c.Response().Header().Get(wire.HeaderRequestID))
+		return nil
+	}
+}
+
+// recover turns a panic into one failed request.
+func (r *router) recover(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) (err error) {
+		defer func() {
+			p := recover()
+			if p == nil {
+				return
+			}
+			if e, ok := p.(error); ok && errors.Is(e, http.ErrAbortHandler) {
+				panic(p)
+			}
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}()
+		return next(c)
+	}
+}
+
+// fail answers an error, once.
+func (r *router) fail(err error, c echo.Context) {
+	if c.Response().Committed {
+		r.api.Logger.Debug("an answer broke off", "listener", r.listener, "error", err)
+		return
+	}
+	problem, header := r.api.problem(fromEcho(err))
+	problem.RequestID = c.Response().Header().Get(wire.HeaderRequestID)
+	if problem.Status >= http.StatusInternalServerError {
+		r.api.Logger.Error("request failed", "route", c.Path(), "status", problem.Status, "request_id", problem.RequestID, "error", err)
+	}
+	for name, value := range header {
+		c.Response().Header().Set(name, value)
+	}
+	c.Response().Header().Set(echo.HeaderContentType, wire.TypeProblem)
+	c.Response().WriteHeader(problem.Status)
+	if c.Request().Method != http.MethodHead {
+		writeJSON(c.Response(), problem)
+	}
+}
+
+// fromEcho translates the framework's own errors.
+func fromEcho(err error) error {
+	var he *echo.HTTPError
+	if !errors.As(err, &he) {
+		return err
+	}
+	switch he.Code {
+	case http.StatusNotFound:
+		return broker.ErrNotFound
+	case http.StatusMethodNotAllowed:
+		return errMethod
+	}
+	return err
+}

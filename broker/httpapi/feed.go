@@ -1,0 +1,111 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/broker/feed"
+	"github.com/errandhq/errand/sdk/wire"
+)
+
+// streamWrite is how long one write to a follower may take before the stream is given up.
+const streamWrite = 10 * time.Second
+
+// MaxNonce bounds the nonce of a position request, in bytes.
+const MaxNonce = 64
+
+func (a *API) snapshot(_ context.Context, r request[none]) (wire.FeedSnapshot, error) {
+	audience := r.Query("aud")
+	if err := a.mayRead(r.Workload, audience); err != nil {
+		return wire.FeedSnapshot{}, err
+	}
+	return a.Feed.Snapshot(audience)
+}
+
+func (a *API) position(_ context.Context, r request[none]) (wire.FeedPosition, error) {
+	nonce := r.Query("nonce")
+	if !isRequestID(nonce) {
+		return wire.FeedPosition{}, &broker.Invalid{Field: "nonce", Detail: "must be 1 to 64 letters, digits, - and _, fresh and random for every request"}
+	}
+	return a.Feed.Position(nonce)
+}
+
+// follow streams the feed as server-sent events. Last-Event-ID is where the reader is.
+func (a *API) follow(w http.ResponseWriter, r *http.Request, workload broker.Workload) error {
+	audience := r.URL.Query().Get("aud")
+	if err := a.mayRead(workload, audience); err != nil {
+		return err
+	}
+	from, err := wire.ParsePosition(r.Header.Get(wire.HeaderLastEventID))
+	if err != nil {
+		return &malformed{wire.HeaderLastEventID + " must have the position of a snapshot, or of the last event"}
+	}
+	s := &stream{w: w, control: http.NewResponseController(w)}
+	err = a.Feed.Follow(r.Context(), audience, from, func(d feed.Delivery) error {
+		// The verdict on the peer is looked at for every delivery: a stream outlives an SVID.
+		if _, err := a.Identify(r); err != nil {
+			return &unauthenticated{err}
+		}
+		return s.send(d)
+	})
+	if !s.begun {
+		return err
+	}
+	if errors.Is(err, feed.ErrReset) {
+		return s.send(feed.Delivery{Event: wire.EventReset, Data: []byte("{}")})
+	}
+	return nil
+}
+
+// mayRead lets only the registered servers of an audience read its part of the feed. An unknown
+// audience looks the same as a foreign one.
+func (a *API) mayRead(w broker.Workload, audience string) error {
+	registration, err := a.Registry.Audience(audience)
+	if err != nil {
+		return errNotServer
+	}
+	for _, server := range registration.Servers {
+		if server == w.ID {
+			return nil
+		}
+	}
+	return errNotServer
+}
+
+// stream writes server-sent events.
+type stream struct {
+	w       http.ResponseWriter
+	control *http.ResponseController
+	begun   bool
+}
+
+func (s *stream) send(d feed.Delivery) error {
+	if !s.begun {
+		// The listener's deadlines are for requests that end; this one has its own for each write.
+		if err := s.control.SetReadDeadline(time.Time{}); err != nil {
+			return err
+		}
+		s.w.Header().Set("Content-Type", wire.TypeEvents)
+		s.w.Header().Set("X-Accel-Buffering", "no")
+		s.begun = true
+	}
+	if err := s.control.SetWriteDeadline(time.Now().Add(streamWrite)); err != nil {
+		return err
+	}
+	var b bytes.Buffer
+	b.WriteString("event: " + d.Event + "\n")
+	if d.ID != "" {
+		b.WriteString("id: " + d.ID + "\n")
+	}
+	b.WriteString("data: ")
+	b.Write(d.Data)
+	b.WriteString("\n\n")
+	if _, err := s.w.Write(b.Bytes()); err != nil {
+		return err
+	}
+	return s.control.Flush()
+}

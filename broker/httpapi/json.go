@@ -1,0 +1,152 @@
+package httpapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strings"
+
+	"github.com/errandhq/errand/sdk/wire"
+	strict "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// Bounds of a request body. One more is refused.
+const (
+	MaxBody    = 64 << 10 // bytes
+	MaxNesting = 16       // objects and arrays inside each other
+	MaxMembers = 256      // members of all objects together
+)
+
+// decode reads a JSON body into v: one object and nothing after it, valid UTF-8, no member that v
+// does not have, none twice, none in another letter case, and within the bounds.
+func decode(w http.ResponseWriter, r *http.Request, v any) error {
+	if err := wantJSON(r.Header); err != nil {
+		return err
+	}
+	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBody))
+	var large *http.MaxBytesError
+	if errors.As(err, &large) {
+		return errTooLarge
+	}
+	if err != nil {
+		return &malformed{fmt.Sprintf("the body could not be read: %v", err)}
+	}
+	if err := wantShape(text); err != nil {
+		return err
+	}
+	if err := strict.Unmarshal(text, v, strict.RejectUnknownMembers(true)); err != nil {
+		return &malformed{explain(err)}
+	}
+	return nil
+}
+
+func wantJSON(h http.Header) error {
+	media, params, err := mime.ParseMediaType(h.Get("Content-Type"))
+	if err != nil || media != wire.TypeJSON || len(h.Values("Content-Type")) != 1 {
+		return errMediaType
+	}
+	if charset, ok := params["charset"]; ok && !strings.EqualFold(charset, "utf-8") {
+		return errMediaType
+	}
+	if encoding := h.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
+		return errMediaType
+	}
+	return nil
+}
+
+// wantShape checks the bounds by reading tokens, before anything is built from them.
+func wantShape(text []byte) error {
+	d := jsontext.NewDecoder(bytes.NewReader(text))
+	if d.PeekKind() != '{' {
+		if len(bytes.TrimSpace(text)) == 0 {
+			return &malformed{"the body is empty; a JSON object is expected"}
+		}
+		return &malformed{"the body is not a JSON object"}
+	}
+	members := 0
+	for {
+		_, err := d.ReadToken()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return &malformed{explain(err)}
+		}
+		depth := d.StackDepth()
+		if depth > MaxNesting {
+			return &malformed{fmt.Sprintf("the body is nested more than %d deep", MaxNesting)}
+		}
+		if kind, n := d.StackIndex(depth); kind == '{' && n%2 == 1 {
+			if members++; members > MaxMembers {
+				return &malformed{fmt.Sprintf("the body has more than %d members", MaxMembers)}
+			}
+		}
+		if depth == 0 && len(bytes.TrimSpace(text[d.InputOffset():])) > 0 {
+			return &malformed{"there is something after the JSON object"}
+		}
+	}
+}
+
+// explain says what is wrong and where, without repeating what was sent.
+func explain(err error) string {
+	var semantic *strict.SemanticError
+	var syntactic *jsontext.SyntacticError
+	switch {
+	case errors.Is(err, strict.ErrUnknownName):
+		where := "the body"
+		if errors.As(err, &semantic) && semantic.JSONPointer.Parent() != "" {
+			where = string(semantic.JSONPointer.Parent())
+		}
+		return where + " has a member that is not known; check its spelling, and that it is in lower case"
+	case errors.Is(err, jsontext.ErrDuplicateName):
+		return "a member is there twice"
+	case errors.As(err, &semantic):
+		return fmt.Sprintf("%s: a JSON %s does not fit here", pointer(semantic.JSONPointer), semantic.JSONKind)
+	case errors.As(err, &syntactic):
+		return fmt.Sprintf("not valid JSON at byte %d", syntactic.ByteOffset)
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return "the JSON ends too early"
+	}
+	return "not valid JSON"
+}
+
+func pointer(p jsontext.Pointer) string {
+	if p == "" {
+		return "the body"
+	}
+	return string(p)
+}
+
+func writeJSON(w io.Writer, v any) {
+	encoder := json.NewEncoder(w)
+	// The reader may have gone; there is nobody left to tell.
+	_ = encoder.Encode(v)
+}
+
+// idempotencyKey takes the header's value with or without the quotes of a structured field.
+func idempotencyKey(h http.Header) (string, error) {
+	values := h.Values(wire.HeaderIdempotencyKey)
+	switch len(values) {
+	case 0:
+		return "", nil
+	case 1:
+	default:
+		return "", &malformed{wire.HeaderIdempotencyKey + " is there more than once"}
+	}
+	key := values[0]
+	if quoted, ok := strings.CutPrefix(key, `"`); ok {
+		key, ok = strings.CutSuffix(quoted, `"`)
+		if !ok {
+			return "", &malformed{wire.HeaderIdempotencyKey + " has an opening quote and no closing one"}
+		}
+	}
+	if key == "" {
+		return "", &malformed{wire.HeaderIdempotencyKey + " is empty; send a random value, or leave the header out"}
+	}
+	return key, nil
+}

@@ -1,0 +1,124 @@
+package httpapi
+
+import (
+	"errors"
+	"net/http"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/broker/feed"
+	"github.com/errandhq/errand/sdk/wire"
+)
+
+// Errors of the HTTP layer itself.
+var (
+	errMethod    = errors.New("this path does not have that method")
+	errTooLarge  = errors.New("the body is too large")
+	errMediaType = errors.New("the body must be application/json in UTF-8, without content coding")
+	errNotServer = errors.New("the caller is not a registered server of this audience")
+)
+
+// malformed is a body or header that cannot be read as what it should be.
+type malformed struct{ detail string }
+
+func (e *malformed) Error() string { return "malformed request: " + e.detail }
+
+// unauthenticated is a peer without a good SVID.
+type unauthenticated struct{ err error }
+
+func (e *unauthenticated) Error() string { return "unauthenticated: " + e.err.Error() }
+func (e *unauthenticated) Unwrap() error { return e.err }
+
+// problemType is one row of the table from errors to answers, and one page.
+type problemType struct {
+	name   string
+	status int
+	title  string
+	retry  string // Retry-After, in seconds
+	mend   string // what to do about it
+	is     func(error) bool
+}
+
+func matches(targets ...error) func(error) bool {
+	return func(err error) bool {
+		for _, target := range targets {
+			if errors.Is(err, target) {
+				return true
+			}
+		}
+		return false
+	}
+}
+
+func as[T error](err error) bool {
+	var target T
+	return errors.As(err, &target)
+}
+
+// problemTypes is the one table. The first row that matches an error answers it.
+var problemTypes = []problemType{
+	{wire.ProblemMalformed, 400, "Malformed request", "", "The body or a header cannot be read. Send one JSON object with the members that the API documents, each once, in lower case.", as[*malformed]},
+	{wire.ProblemUnauthenticated, 401, "No good SVID", "", "Present an X.509-SVID of a trust domain that the broker knows, over TLS 1.3. If it did work before, the SVID has expired or its trust bundle was withdrawn: get a new one and connect again.", as[*unauthenticated]},
+	{wire.ProblemMethodNotAllowed, 405, "Method not allowed", "", "Use the method that the API documents for this path.", matches(errMethod)},
+	{wire.ProblemTooLarge, 413, "Body too large", "", "Send at most 64 KiB.", matches(errTooLarge)},
+	{wire.ProblemMediaType, 415, "Unsupported media type", "", "Send Content-Type: application/json, in UTF-8, without a content coding.", matches(errMediaType)},
+	{wire.ProblemInvalid, 422, "Invalid request", "", "The member named in \"field\" has a value that is not allowed; \"detail\" says which are.", matches(broker.ErrInvalid)},
+	{wire.ProblemTooShort, 422, "Too little life left", "", "A token would have lived for less than two seconds, since the task's deadline or the SVID's end is near. Begin a new task, or wait for the next SVID.", matches(broker.ErrTooShort)},
+	{wire.ProblemUnregistered, 403, "Workload not registered", "", "Add the workload's SPIFFE ID to the registry with an owner, a purpose and a ceiling.", matches(broker.ErrUnregistered)},
+	{wire.ProblemScopeExceeded, 403, "Outside the task's ceiling", "", "A token can only narrow what the task asked for when it began. Name the audience and scope there, or begin a task for it.", matches(broker.ErrScopeExceeded)},
+	{wire.ProblemDenied, 403, "Denied by policy", "", "\"rule\" says what decided and \"missing\" what would have changed the answer.", matches(broker.ErrDenied, errNotServer)},
+	{wire.ProblemQuarantined, 403, "Quarantined", "", "An operator has locked this workload, audience or scope; \"detail\" has the reason and the end.", matches(broker.ErrQuarantined)},
+	{wire.ProblemNotFound, 404, "Not found", "", "There is no such thing, or it belongs to somebody else.", matches(broker.ErrNotFound)},
+	{wire.ProblemIdempotencyMismatch, 409, "Idempotency key reused", "", "This Idempotency-Key stands for another request. Make a new random key for each new task.", matches(broker.ErrMismatch)},
+	{wire.ProblemTaskEnded, 410, "Task has ended", "", "A task that has ended stays ended; \"state\" and \"cause\" say how. Begin a new one.", matches(broker.ErrEnded)},
+	{wire.ProblemCursorExpired, 410, "Position of another epoch", "", "Take a snapshot and follow from its position.", matches(feed.ErrCursor, broker.ErrEpoch)},
+	{wire.ProblemQuota, 429, "Quota exceeded", "5", "Too many tasks or grants of this workload are live at once. End those that are done, or raise the quota in the registry.", matches(broker.ErrQuota)},
+	{wire.ProblemAuditUnavailable, 503, "Audit log unavailable", "1", "No token is issued that cannot be recorded. Tell the operators of the broker; try again.", matches(broker.ErrAudit)},
+	{wire.ProblemStoreUnavailable, 503, "Store unavailable", "1", "The broker cannot reach its store. Try again with the same Idempotency-Key; ending is safe to repeat.", matches(broker.ErrUnavailable, broker.ErrUnconfirmed)},
+	{wire.ProblemNotReady, 503, "Not ready", "1", "This replica cannot answer now. Try again, or ask another.", matches(broker.ErrNotReady, broker.ErrSigning, feed.ErrFull, feed.ErrReset)},
+	{wire.ProblemInternal, 500, "Internal error", "", "This is a mistake of the broker. Give its operators the request ID.", func(error) bool { return true }},
+}
+
+// problem turns an error into its answer, with the headers that go with it.
+func (a *API) problem(err error) (wire.Problem, map[string]string) {
+	row := problemTypes[len(problemTypes)-1]
+	for _, candidate := range problemTypes {
+		if candidate.is(err) {
+			row = candidate
+			break
+		}
+	}
+	p := wire.Problem{
+		Type: a.Issuer + "/problems/" + row.name, Title: row.title, Status: row.status, Detail: err.Error(),
+	}
+	header := map[string]string{}
+	if row.retry != "" {
+		header["Retry-After"] = row.retry
+	}
+	a.fill(&p, err)
+	if row.status >= http.StatusInternalServerError {
+		// What went wrong inside is for the log; the page says what the caller can do.
+		p.Detail = row.mend
+	}
+	return p, header
+}
+
+// fill adds what the typed errors know.
+func (a *API) fill(p *wire.Problem, err error) {
+	var (
+		bad    *malformed
+		field  *broker.Invalid
+		denied *broker.Denied
+		ended  *broker.Ended
+	)
+	switch {
+	case errors.As(err, &bad):
+		p.Detail = bad.detail
+	case errors.As(err, &field):
+		p.Field, p.Detail = field.Field, field.Field+" "+field.Detail
+	case errors.As(err, &denied):
+		d := denied.Decision
+		p.Detail, p.DecisionID, p.Rule, p.Missing, p.Instead = d.Detail, string(d.ID), d.Rule, d.Missing, d.Instead
+	case errors.As(err, &ended):
+		p.State, p.Cause = string(ended.State), string(ended.Cause)
+	}
+}

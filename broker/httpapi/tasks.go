@@ -1,0 +1,210 @@
+package httpapi
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/sdk/wire"
+)
+
+// begun is a BeginResponse that knows where its task is.
+type begun struct{ wire.BeginResponse }
+
+func (b begun) location() string { return wire.PathTasks + "/" + b.Task.ID }
+
+func (a *API) begin(ctx context.Context, r request[wire.BeginRequest]) (begun, error) {
+	req, err := beginRequest(r.Body)
+	if err != nil {
+		return begun{}, err
+	}
+	req.Key = r.Key
+	b, err := a.Broker.Begin(ctx, r.Workload, req)
+	if err != nil {
+		return begun{}, err
+	}
+	out := begun{wire.BeginResponse{Task: encodeTask(b.Task)}}
+	for _, issued := range b.Tokens {
+		out.Tokens = append(out.Tokens, encodeToken(issued))
+	}
+	return out, nil
+}
+
+func (a *API) issue(ctx context.Context, r request[wire.TokenRequest]) (wire.TokenResponse, error) {
+	id, err := broker.ParseTaskID(r.ID)
+	if err != nil {
+		return wire.TokenResponse{}, err
+	}
+	req, err := tokenRequest("", r.Body)
+	if err != nil {
+		return wire.TokenResponse{}, err
+	}
+	issued, err := a.Broker.Issue(ctx, r.Workload, id, req)
+	if err != nil {
+		return wire.TokenResponse{}, err
+	}
+	return encodeToken(issued), nil
+}
+
+func (a *API) task(ctx context.Context, r request[none]) (wire.Task, error) {
+	id, err := broker.ParseTaskID(r.ID)
+	if err != nil {
+		return wire.Task{}, err
+	}
+	task, err := a.Broker.Task(ctx, r.Workload, id)
+	if err != nil {
+		return wire.Task{}, err
+	}
+	return encodeTask(task), nil
+}
+
+func (a *API) end(ctx context.Context, r request[wire.EndRequest]) (wire.Receipt, error) {
+	id, err := broker.ParseTaskID(r.ID)
+	if err != nil {
+		return wire.Receipt{}, err
+	}
+	receipt, err := a.Broker.End(ctx, r.Workload, id, broker.EndRequest{State: broker.State(r.Body.Outcome), Reason: r.Body.Reason})
+	if err != nil {
+		return wire.Receipt{}, err
+	}
+	return wire.Receipt{
+		Event: string(receipt.Event), Task: string(receipt.Task), State: string(receipt.State),
+		Cause: string(receipt.Cause), Reason: receipt.Reason, EndedAt: receipt.Ended.UTC(),
+		Grants: receipt.Grants, SubTasks: receipt.SubTasks,
+		Feed: wire.Position(receipt.Feed).String(), Durable: receipt.Durable,
+	}, nil
+}
+
+func (a *API) heartbeat(ctx context.Context, r request[wire.HeartbeatRequest]) (wire.HeartbeatResponse, error) {
+	ids := make([]broker.TaskID, len(r.Body.Tasks))
+	for i, task := range r.Body.Tasks {
+		// What is not an ID cannot be found, and is answered so in its place.
+		if id, err := broker.ParseTaskID(task.ID); err == nil {
+			ids[i] = id
+		}
+	}
+	pulses, err := a.Broker.Heartbeat(ctx, r.Workload, ids)
+	if err != nil {
+		return wire.HeartbeatResponse{}, err
+	}
+	out := wire.HeartbeatResponse{Tasks: make([]wire.Pulse, len(pulses))}
+	for i, pulse := range pulses {
+		answer := wire.Pulse{ID: r.Body.Tasks[i].ID, State: wire.StateUnknown}
+		if pulse.Err == nil {
+			answer.State, answer.Cause = string(pulse.Task.State), string(pulse.Task.Cause)
+			if pulse.Task.State == broker.Active {
+				at, _, _ := pulse.Task.Due()
+				answer.LeaseExpiresIn = int64(at.Sub(pulse.Now) / time.Second)
+			}
+		}
+		out.Tasks[i] = answer
+	}
+	return out, nil
+}
+
+func (a *API) grant(ctx context.Context, r request[none]) (wire.Grant, error) {
+	id, err := broker.ParseGrantID(r.ID)
+	if err != nil {
+		return wire.Grant{}, err
+	}
+	status, err := a.Broker.Grant(ctx, r.Workload, id)
+	if err != nil {
+		return wire.Grant{}, err
+	}
+	g := status.Grant
+	return wire.Grant{
+		ID: string(g.ID), Task: string(g.Task), Workload: g.Workload.String(), Audience: g.Audience,
+		Scope: g.Scopes.String(), Binding: g.Binding.String(), IssuedAt: g.Issued.UTC(), ExpiresAt: g.Expires.UTC(),
+		Live: status.Live, TaskState: string(status.Task.State), DecisionID: string(g.Decision),
+	}, nil
+}
+
+func (a *API) whoami(ctx context.Context, r request[none]) (wire.Whoami, error) {
+	self, err := a.Broker.Whoami(ctx, r.Workload)
+	if err != nil {
+		return wire.Whoami{}, err
+	}
+	out := wire.Whoami{
+		Workload: r.Workload.ID.String(), ExpiresAt: r.Workload.NotAfter.UTC(),
+		Owner: self.Registration.Owner, Purpose: self.Registration.Purpose,
+		Ceiling: map[string][]string{}, Locks: []wire.Lock{},
+	}
+	for audience, scopes := range self.Registration.Ceiling {
+		out.Ceiling[audience] = scopes
+	}
+	for _, lock := range self.Locks {
+		out.Locks = append(out.Locks, wire.Lock{ID: string(lock.ID), Reason: lock.Reason, ExpiresAt: lock.Expires.UTC()})
+	}
+	return out, nil
+}
+
+func beginRequest(body wire.BeginRequest) (req broker.BeginRequest, err error) {
+	req.Name, req.Purpose = body.Name, body.Purpose
+	if req.Ceiling.Audiences, err = broker.ParseAudiences(body.Audiences); err != nil {
+		return req, err
+	}
+	if req.Ceiling.Scopes, err = broker.ParseScopes(body.Scopes); err != nil {
+		return req, err
+	}
+	if req.Lease, err = seconds("lease_seconds", body.LeaseSeconds); err != nil {
+		return req, err
+	}
+	if req.Deadline, err = seconds("deadline_seconds", body.DeadlineSeconds); err != nil {
+		return req, err
+	}
+	for i, token := range body.Tokens {
+		t, err := tokenRequest(fmt.Sprintf("tokens[%d].", i), token)
+		if err != nil {
+			return req, err
+		}
+		req.Tokens = append(req.Tokens, t)
+	}
+	return req, nil
+}
+
+func tokenRequest(field string, body wire.TokenRequest) (req broker.TokenRequest, err error) {
+	req.Audience = body.Audience
+	if req.Scopes, err = broker.ParseScopes(body.Scopes); err != nil {
+		return req, err
+	}
+	req.Life, err = seconds(field+"ttl_seconds", body.TTLSeconds)
+	return req, err
+}
+
+// seconds tells an absent member, which is the default, from a zero, which is a mistake.
+func seconds(field string, n *int64) (time.Duration, error) {
+	const most = int64(365 * 24 * time.Hour / time.Second) // far above every bound, far below an overflow
+	switch {
+	case n == nil:
+		return 0, nil
+	case *n <= 0 || *n > most:
+		return 0, &broker.Invalid{Field: field, Detail: fmt.Sprintf("is %d; it must be a positive number of seconds within the documented bounds; leave it out for the default", *n)}
+	}
+	return time.Duration(*n) * time.Second, nil
+}
+
+func encodeTask(t broker.Task) wire.Task {
+	out := wire.Task{
+		ID: string(t.ID), Root: string(t.Root()), Workload: t.Workload.String(), Name: t.Name, Purpose: t.Purpose,
+		Audiences: t.Ceiling.Audiences, Scopes: t.Ceiling.Scopes,
+		State: string(t.State), Cause: string(t.Cause), BegunAt: t.Begun.UTC(),
+		LeaseSeconds: int64(t.Lease / time.Second), LeaseExpiresAt: t.LeaseEnd.UTC(), Deadline: t.Deadline.UTC(),
+	}
+	for _, id := range t.Path {
+		out.Path = append(out.Path, string(id))
+	}
+	if !t.Ended.IsZero() {
+		ended := t.Ended.UTC()
+		out.EndedAt = &ended
+	}
+	return out
+}
+
+func encodeToken(i broker.Issued) wire.TokenResponse {
+	return wire.TokenResponse{
+		AccessToken: i.Token.Secret(), TokenType: "Bearer", ExpiresIn: int64(i.Life / time.Second),
+		Scope: i.Grant.Scopes.String(), GrantID: string(i.Grant.ID), Audience: i.Grant.Audience,
+		Hosts: i.Hosts, Binding: i.Grant.Binding.String(), DecisionID: string(i.Grant.Decision),
+	}
+}

@@ -1,0 +1,107 @@
+package server
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// metrics counts what the audit log and the listeners see. No label has a value that a caller can
+// choose: audiences are those of the registry, and IDs are never labels.
+type metrics struct {
+	registry *prometheus.Registry
+
+	begun       prometheus.Counter
+	ended       *prometheus.CounterVec
+	issued      *prometheus.CounterVec
+	decisions   *prometheus.CounterVec
+	events      *prometheus.CounterVec
+	auditErrors prometheus.Counter
+	requests    *prometheus.HistogramVec
+}
+
+func newMetrics(s *Server) *metrics {
+	m := &metrics{
+		registry:    prometheus.NewRegistry(),
+		begun:       prometheus.NewCounter(prometheus.CounterOpts{Name: "errand_tasks_begun_total", Help: "Tasks begun."}),
+		ended:       prometheus.NewCounterVec(prometheus.CounterOpts{Name: "errand_tasks_ended_total", Help: "Tasks ended, by final state and cause."}, []string{"outcome", "cause"}),
+		issued:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "errand_grants_issued_total", Help: "Grants issued, by audience."}, []string{"audience"}),
+		decisions:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "errand_decisions_total", Help: "Requests that were granted or refused."}, []string{"result"}),
+		events:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "errand_audit_events_total", Help: "Events in the audit log, by kind."}, []string{"kind"}),
+		auditErrors: prometheus.NewCounter(prometheus.CounterOpts{Name: "errand_audit_errors_total", Help: "Failed writes of the audit log."}),
+		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "errand_http_request_duration_seconds", Help: "Requests, by listener, route, method and status.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
+		}, []string{"listener", "route", "method", "status"}),
+	}
+	m.registry.MustRegister(m.begun, m.ended, m.issued, m.decisions, m.events, m.auditErrors, m.requests,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		gauge("errand_feed_subscribers", "Verifiers that follow the feed.", func() float64 { return float64(s.feed.Readers()) }),
+		gauge("errand_feed_entries", "Denials held for the feed.", func() float64 { return float64(s.feed.Entries()) }),
+		gauge("errand_ready", "1 while the replica should get traffic.", func() float64 {
+			if s.Ready() != nil {
+				return 0
+			}
+			return 1
+		}),
+		gauge("errand_svid_expiry_seconds", "Until the replica's own SVID expires.", func() float64 {
+			svid, err := s.config.Identity.GetX509SVID()
+			if err != nil {
+				return 0
+			}
+			return svid.Certificates[0].NotAfter.Sub(s.config.Now()).Seconds()
+		}))
+	return m
+}
+
+func gauge(name, help string, f func() float64) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
+}
+
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
+
+func (m *metrics) observe(listener, route, method string, status int, took time.Duration) {
+	if !slices.Contains([]string{http.MethodGet, http.MethodHead, http.MethodPost}, method) {
+		method = "other"
+	}
+	m.requests.WithLabelValues(listener, route, method, strconv.Itoa(status)).Observe(took.Seconds())
+}
+
+// auditor counts what next has recorded.
+func (m *metrics) auditor(next broker.Auditor) broker.Auditor { return &countingAuditor{m, next} }
+
+type countingAuditor struct {
+	*metrics
+	next broker.Auditor
+}
+
+func (c *countingAuditor) Record(ctx context.Context, events ...broker.Event) error {
+	if err := c.next.Record(ctx, events...); err != nil {
+		c.auditErrors.Inc()
+		return err
+	}
+	for _, e := range events {
+		c.events.WithLabelValues(string(e.Kind)).Inc()
+		switch e.Kind {
+		case broker.EventTaskBegun:
+			c.begun.Inc()
+		case broker.EventTaskEnded:
+			c.ended.WithLabelValues(string(e.State), string(e.Cause)).Inc()
+		case broker.EventGrantIssued:
+			c.issued.WithLabelValues(e.Audience).Inc()
+			c.decisions.WithLabelValues("allow").Inc()
+		case broker.EventDenied:
+			c.decisions.WithLabelValues("deny").Inc()
+		}
+	}
+	return nil
+}

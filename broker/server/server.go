@@ -1,0 +1,293 @@
+// Package server makes one replica of the broker out of its parts: start with New and call Run.
+//
+// New opens the listeners and the audit log, so that a mistake in the configuration shows before
+// anything is served. Run returns when its context ends and everything is closed: readers of the
+// feed are sent elsewhere, requests that are being answered have ShutdownTimeout to finish, and only
+// then does the audit log close.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/broker/audit"
+	"github.com/errandhq/errand/broker/feed"
+	"github.com/errandhq/errand/broker/httpapi"
+	"github.com/errandhq/errand/broker/identity"
+	"github.com/errandhq/errand/broker/policy"
+	"github.com/errandhq/errand/broker/registry"
+	"github.com/errandhq/errand/broker/token"
+	"github.com/errandhq/errand/keys"
+	"github.com/errandhq/errand/sdk/wire"
+	"github.com/errandhq/errand/store/memory"
+	"golang.org/x/sync/errgroup"
+)
+
+// Defaults of Config.
+const (
+	DefaultWorkloadAddr = ":8443"
+	DefaultPublicAddr   = ":8444"
+	DefaultOpsAddr      = "127.0.0.1:9090"
+
+	// ShutdownTimeout is how long requests may take to finish when the replica stops.
+	ShutdownTimeout = 10 * time.Second
+)
+
+// Config describes a replica.
+type Config struct {
+	// WorkloadAddr, PublicAddr and OpsAddr are where to listen; port 0 picks a free one. OpsAddr
+	// must be a loopback address: it asks nobody who they are.
+	WorkloadAddr, PublicAddr, OpsAddr string
+
+	// Issuer and BrokerURL are the public and workload listeners' URLs as clients see them.
+	// Optional: https and the listener's own address.
+	Issuer, BrokerURL string
+
+	Identity *identity.Source   // the replica's SVID and trust bundles; Run runs it. Required.
+	Registry *registry.Registry // Required.
+	AuditLog string             // the audit log's path. Required.
+	Store    broker.Store       // Optional: a memory store, whose content ends with the replica.
+
+	Algorithm keys.Algorithm // Optional: ES256.
+	Logger    *slog.Logger   // Optional: discards.
+	Now       func() time.Time
+}
+
+// Server is one replica.
+type Server struct {
+	config  Config
+	broker  *broker.Broker
+	feed    *feed.Feed
+	ring    *keys.Ring
+	audit   *audit.File
+	servers []listening
+}
+
+// listening is a listener with what serves it.
+type listening struct {
+	name   string
+	l      net.Listener
+	server *http.Server
+}
+
+// New checks the configuration, opens the audit log and binds the listeners. Call Run, or Close to
+// give them up.
+func New(c Config) (_ *Server, err error) {
+	if err := c.complete(); err != nil {
+		return nil, err
+	}
+	s := &Server{config: c, feed: feed.New(feed.Config{Now: c.Now})}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	if s.audit, err = audit.Open(c.AuditLog); err != nil {
+		return nil, err
+	}
+	for _, at := range []struct{ name, addr string }{{"workload", c.WorkloadAddr}, {"public", c.PublicAddr}, {"ops", c.OpsAddr}} {
+		l, err := net.Listen("tcp", at.addr)
+		if err != nil {
+			return nil, fmt.Errorf("server: the %s listener: %w; stop what is using the address, or choose another", at.name, err)
+		}
+		s.servers = append(s.servers, listening{name: at.name, l: l})
+	}
+	if err := s.locate(); err != nil {
+		return nil, err
+	}
+	return s, s.assemble()
+}
+
+func (c *Config) complete() error {
+	if c.Identity == nil || c.Registry == nil || c.AuditLog == "" {
+		return errors.New("server: Identity, Registry and AuditLog are required")
+	}
+	for addr, value := range map[*string]string{
+		&c.WorkloadAddr: DefaultWorkloadAddr, &c.PublicAddr: DefaultPublicAddr, &c.OpsAddr: DefaultOpsAddr,
+	} {
+		if *addr == "" {
+			*addr = value
+		}
+	}
+	host, _, err := net.SplitHostPort(c.OpsAddr)
+	if ip := net.ParseIP(host); err != nil || host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return fmt.Errorf("server: the ops address is %q; it must be a loopback address with a port, as %s", c.OpsAddr, DefaultOpsAddr)
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return nil
+}
+
+// locate fills in the URLs that were left out, and checks those that were not.
+func (s *Server) locate() error {
+	for url, l := range map[*string]net.Listener{&s.config.BrokerURL: s.servers[0].l, &s.config.Issuer: s.servers[1].l} {
+		if *url == "" {
+			*url = "https://" + l.Addr().String()
+		}
+		if err := checkURL(*url); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkURL wants an origin: an issuer has no query and no fragment (RFC 8414 §2), and one with a
+// path would need its metadata elsewhere.
+func checkURL(text string) error {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "https" || u.Host == "" || text != "https://"+u.Host {
+		return fmt.Errorf("server: %q must be https:// with a host and perhaps a port, and nothing after it", text)
+	}
+	return nil
+}
+
+// assemble wires the parts.
+func (s *Server) assemble() error {
+	c, metrics := s.config, newMetrics(s)
+	var err error
+	if s.ring, err = keys.New(keys.Config{Algorithm: c.Algorithm, Type: wire.TokenType, Life: broker.MaxTokenLife, Now: c.Now}); err != nil {
+		return err
+	}
+	minter, err := token.NewMinter(c.Issuer, s.ring)
+	if err != nil {
+		return err
+	}
+	if c.Store == nil {
+		if c.Store, err = memory.New(memory.Config{Now: c.Now}); err != nil {
+			return err
+		}
+	}
+	if s.broker, err = broker.New(broker.Config{
+		Store: c.Store, Registry: c.Registry, Policy: policy.Ceiling{Revision: c.Registry.Revision}, Minter: minter,
+		Auditor: metrics.auditor(s.audit), Announcer: s.feed, Logger: c.Logger, Now: c.Now,
+	}); err != nil {
+		return err
+	}
+	signer, err := s.ring.Signer()
+	if err != nil {
+		return err
+	}
+	api, err := httpapi.New(httpapi.Config{
+		Broker: s.broker, Registry: c.Registry, Feed: s.feed, Keys: s.ring.Set, Identify: c.Identity.Workload,
+		Issuer: c.Issuer, BrokerURL: c.BrokerURL, Algorithm: string(signer.Algorithm()), Ready: s.Ready,
+		Logger: c.Logger, Metrics: metrics.handler(), Observe: metrics.observe,
+	})
+	if err != nil {
+		return err
+	}
+	s.servers[0].server = httpapi.NewServer(api.Workload(), identity.ServerTLS(c.Identity), identity.ConnContext, c.Logger)
+	s.servers[1].server = httpapi.NewServer(api.Public(), identity.PublicTLS(c.Identity), nil, c.Logger)
+	s.servers[2].server = httpapi.NewServer(api.Ops(), nil, nil, c.Logger)
+	return nil
+}
+
+// Issuer is the public listener's URL, and the iss of every token.
+func (s *Server) Issuer() string { return s.config.Issuer }
+
+// BrokerURL is the workload listener's URL.
+func (s *Server) BrokerURL() string { return s.config.BrokerURL }
+
+// OpsAddr is where /metrics, /healthz and /readyz are.
+func (s *Server) OpsAddr() string { return s.servers[2].l.Addr().String() }
+
+// Broker is the replica's domain, for operators' actions.
+func (s *Server) Broker() *broker.Broker { return s.broker }
+
+// Keys is the ring that signs the tokens.
+func (s *Server) Keys() *keys.Ring { return s.ring }
+
+// Ready returns nil while the replica should get traffic.
+func (s *Server) Ready() error {
+	if err := s.broker.Ready(); err != nil {
+		return err
+	}
+	svid, err := s.config.Identity.GetX509SVID()
+	if err != nil {
+		return fmt.Errorf("%w: no SVID: %w", broker.ErrNotReady, err)
+	}
+	if !s.config.Now().Before(svid.Certificates[0].NotAfter) {
+		return fmt.Errorf("%w: the replica's own SVID has expired", broker.ErrNotReady)
+	}
+	return nil
+}
+
+// Run serves until ctx ends, and returns nil then; any other end is an error.
+func (s *Server) Run(ctx context.Context) error {
+	// What the handlers stand on outlives them.
+	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	work, failed := errgroup.WithContext(inner)
+	for _, run := range []func(context.Context) error{s.config.Identity.Run, s.ring.Run, s.broker.Run} {
+		work.Go(func() error { return run(failed) })
+	}
+	for _, at := range s.servers {
+		work.Go(func() error { return at.serve() })
+	}
+	select {
+	case <-ctx.Done():
+	case <-failed.Done():
+	}
+	s.feed.Close()
+	s.shutdown(ctx)
+	stop()
+	err := work.Wait()
+	s.Close()
+	if errors.Is(err, context.Canceled) || errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+func (at listening) serve() error {
+	err := http.ErrServerClosed
+	if at.server.TLSConfig != nil {
+		err = at.server.ServeTLS(at.l, "", "")
+	} else {
+		err = at.server.Serve(at.l)
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("server: the %s listener: %w", at.name, err)
+}
+
+func (s *Server) shutdown(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ShutdownTimeout)
+	defer cancel()
+	var all errgroup.Group
+	for _, at := range s.servers {
+		all.Go(func() error {
+			if err := at.server.Shutdown(ctx); err != nil {
+				return at.server.Close()
+			}
+			return nil
+		})
+	}
+	if err := all.Wait(); err != nil {
+		s.config.Logger.Warn("a listener did not close cleanly", "error", err)
+	}
+}
+
+// Close gives up what New has opened. Run does so by itself.
+func (s *Server) Close() {
+	for _, at := range s.servers {
+		// A second close is an error that tells nothing.
+		_ = at.l.Close()
+	}
+	if s.audit != nil {
+		if err := s.audit.Close(); err != nil {
+			s.config.Logger.Error("the audit log did not close cleanly", "error", err)
+		}
+	}
+}
