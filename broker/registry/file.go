@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -196,7 +197,8 @@ func hosts(list []string) ([]string, error) {
 		if err != nil {
 			name, port = strings.Trim(host, "[]"), "443"
 		}
-		if name == "" || port == "" || strings.ContainsAny(name, "/@?#* ") {
+		number, err := strconv.ParseUint(port, 10, 16)
+		if err != nil || number == 0 || name == "" || strings.ContainsAny(name, "/@?#* ") {
 			return nil, fmt.Errorf("hosts: %q is not a host or host:port; leave out scheme and path", host)
 		}
 	}

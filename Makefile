@@ -1,0 +1,27 @@
+# make demo    watch a token live exactly as long as its task
+# make test    all tests, with the race detector
+# make bench   issue, end and verify beside one raw signature
+# make lint    gofmt, go vet, staticcheck
+
+GO ?= go
+export CGO_ENABLED ?= 1
+
+.PHONY: demo test bench lint deps
+
+demo:
+	$(GO) run ./cmd/errand demo
+
+test: deps
+	$(GO) test -race -timeout 20m ./...
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+lint:
+	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt would change: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+# The race detector needs a C compiler. It is installed when that is possible, and named when not.
+deps:
+	@command -v cc >/dev/null 2>&1 || command -v gcc >/dev/null 2>&1 || .ci/install gcc libc6-dev

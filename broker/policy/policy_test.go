@@ -1,0 +1,140 @@
+package policy_test
+
+import (
+	"context"
+	"slices"
+	"testing"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/broker/policy"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.uber.org/goleak"
+	"pgregory.net/rapid"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	report = broker.WorkloadRegistration{
+		ID: spiffeid.RequireFromString("spiffe://prod/report"), Owner: "team-fin",
+		Ceiling: map[string]broker.Scopes{"files": {"files:write"}, "orders": {"orders:read", "orders:write"}},
+	}
+	orders = broker.AudienceRegistration{Name: "orders", Scopes: broker.Scopes{"orders:admin", "orders:read", "orders:write"}}
+)
+
+func decide(t *testing.T, ask broker.Ask) broker.Decision {
+	t.Helper()
+	d, err := policy.Ceiling{Revision: func() string { return "r1" }}.Decide(context.Background(), ask)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.ID == "" || d.Rule == "" || d.Detail == "" || d.Revision != "r1" {
+		t.Errorf("decision does not explain itself: %+v", d)
+	}
+	return d
+}
+
+func TestBegin(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		workload broker.WorkloadRegistration
+		ask      broker.Ceiling
+		want     broker.Ceiling // of an allowed one
+		rule     string         // of a denied one
+		missing  string
+	}{
+		{"empty is the registered ceiling", report, broker.Ceiling{}, broker.Ceiling{
+			Audiences: broker.Audiences{"files", "orders"}, Scopes: broker.Scopes{"files:write", "orders:read", "orders:write"}}, "", ""},
+		{"narrower", report, broker.Ceiling{Audiences: broker.Audiences{"orders"}, Scopes: broker.Scopes{"orders:read"}},
+			broker.Ceiling{Audiences: broker.Audiences{"orders"}, Scopes: broker.Scopes{"orders:read"}}, "", ""},
+		{"scopes follow audiences", report, broker.Ceiling{Audiences: broker.Audiences{"orders"}},
+			broker.Ceiling{Audiences: broker.Audiences{"orders"}, Scopes: broker.Scopes{"orders:read", "orders:write"}}, "", ""},
+		{"foreign audience", report, broker.Ceiling{Audiences: broker.Audiences{"payroll"}}, broker.Ceiling{}, policy.RuleAudience, "audience"},
+		{"foreign scope", report, broker.Ceiling{Scopes: broker.Scopes{"orders:admin", "orders:read"}}, broker.Ceiling{}, policy.RuleScope, "scope"},
+		{"scope of another audience", report, broker.Ceiling{Audiences: broker.Audiences{"orders"}, Scopes: broker.Scopes{"files:write"}}, broker.Ceiling{}, policy.RuleScope, "scope"},
+		{"wildcard", report, broker.Ceiling{Scopes: broker.Scopes{"*"}}, broker.Ceiling{}, policy.RuleScope, "scope"},
+		{"other case", report, broker.Ceiling{Scopes: broker.Scopes{"Orders:read"}}, broker.Ceiling{}, policy.RuleScope, "scope"},
+		{"prefix", report, broker.Ceiling{Scopes: broker.Scopes{"orders:readwrite"}}, broker.Ceiling{}, policy.RuleScope, "scope"},
+		{"no ceiling at all", broker.WorkloadRegistration{ID: report.ID}, broker.Ceiling{}, broker.Ceiling{}, policy.RuleNoCeiling, "ceiling"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d := decide(t, broker.Ask{Action: broker.ActionBegin, Workload: c.workload, Task: broker.Task{Ceiling: c.ask}})
+			if c.rule == "" {
+				if !d.Allowed || !slices.Equal(d.Ceiling.Audiences, c.want.Audiences) || !slices.Equal(d.Ceiling.Scopes, c.want.Scopes) {
+					t.Errorf("got %+v, want %+v", d, c.want)
+				}
+				return
+			}
+			if d.Allowed || d.Rule != c.rule || d.Missing[c.missing] == "" {
+				t.Errorf("got %+v, want a denial by %s that says which %s is missing", d, c.rule, c.missing)
+			}
+		})
+	}
+}
+
+func TestIssue(t *testing.T) {
+	ceiling := broker.Ceiling{Audiences: broker.Audiences{"orders"}, Scopes: broker.Scopes{"orders:admin", "orders:read"}}
+	for _, c := range []struct {
+		name    string
+		ask     broker.Scopes
+		want    broker.Scopes
+		rule    string
+		instead broker.Scopes
+	}{
+		{"none is what all agree on", nil, broker.Scopes{"orders:read"}, "", nil},
+		{"exactly", broker.Scopes{"orders:read"}, broker.Scopes{"orders:read"}, "", nil},
+		{"registered, but not in the task", broker.Scopes{"orders:write"}, nil, policy.RuleScope, nil},
+		{"in the task, but not registered", broker.Scopes{"orders:admin", "orders:read"}, nil, policy.RuleScope, broker.Scopes{"orders:read"}},
+		{"unknown to the audience", broker.Scopes{"files:write"}, nil, policy.RuleUnknown, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d := decide(t, broker.Ask{Action: broker.ActionIssue, Workload: report, Audience: orders, Task: broker.Task{Ceiling: ceiling}, Scopes: c.ask})
+			if d.Allowed != (c.rule == "") || c.rule != "" && d.Rule != c.rule || !slices.Equal(d.Scopes, c.want) || !slices.Equal(d.Instead, c.instead) {
+				t.Errorf("got %+v", d)
+			}
+		})
+	}
+	t.Run("nothing in common", func(t *testing.T) {
+		d := decide(t, broker.Ask{Action: broker.ActionIssue, Workload: report, Audience: orders, Task: broker.Task{Ceiling: broker.Ceiling{Scopes: broker.Scopes{"files:write"}}}})
+		if d.Allowed || d.Rule != policy.RuleNothingLeft {
+			t.Errorf("got %+v", d)
+		}
+	})
+	t.Run("an action that nobody knows", func(t *testing.T) {
+		if d := decide(t, broker.Ask{Action: "sudo", Workload: report}); d.Allowed {
+			t.Errorf("got %+v", d)
+		}
+	})
+}
+
+// TestNeverBeyond is the property behind the tables: what is granted is within what was asked for,
+// the registration, the audience and the task.
+func TestNeverBeyond(t *testing.T) {
+	scopes := rapid.Custom(func(t *rapid.T) broker.Scopes {
+		list := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", "c", "d", "e"}), 0, 5, rapid.ID[string]).Draw(t, "scopes")
+		set, err := broker.ParseScopes(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return set
+	})
+	rapid.Check(t, func(t *rapid.T) {
+		registered, known, task, asked := scopes.Draw(t, "registered"), scopes.Draw(t, "known"), scopes.Draw(t, "task"), scopes.Draw(t, "asked")
+		d, err := policy.Ceiling{}.Decide(context.Background(), broker.Ask{
+			Action: broker.ActionIssue, Scopes: asked,
+			Workload: broker.WorkloadRegistration{Ceiling: map[string]broker.Scopes{"x": registered}},
+			Audience: broker.AudienceRegistration{Name: "x", Scopes: known},
+			Task:     broker.Task{Ceiling: broker.Ceiling{Scopes: task}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		most := registered.Intersect(known).Intersect(task)
+		if len(d.Scopes.Minus(most)) > 0 || len(asked) > 0 && len(d.Scopes.Minus(asked)) > 0 {
+			t.Fatalf("granted %v of %v, with %v allowed", d.Scopes, asked, most)
+		}
+		if within := len(asked.Minus(most)) == 0 && len(most) > 0; d.Allowed != within {
+			t.Fatalf("allowed is %v for %v of %v", d.Allowed, asked, most)
+		}
+	})
+}

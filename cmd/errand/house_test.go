@@ -1,0 +1,223 @@
+package main
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const (
+	module = "github.com/errandhq/errand/"
+	root   = "../.."
+)
+
+// mayImport says which of our packages a package may import, for non-test files; all else is
+// forbidden. "*" allows everything of ours.
+var mayImport = map[string][]string{
+	"sdk/wire":       {},
+	"keys":           {},
+	"broker":         {},
+	"store":          {},
+	"broker/devmode": {},
+
+	"broker/identity": {"broker"},
+	"broker/registry": {"broker"},
+	"broker/audit":    {"broker"},
+	"store/redis":     {"broker"},
+	"store/memory":    {"broker"},
+	"store/storetest": {"broker"},
+	"broker/policy":   {"broker", "broker/registry"},
+	"broker/report":   {"broker", "broker/audit", "broker/registry"},
+	"broker/token":    {"broker", "keys", "sdk/wire"},
+	"broker/feed":     {"broker", "keys", "sdk/wire"},
+	"broker/console":  {"broker", "broker/audit", "broker/registry", "broker/report"},
+	"broker/httpapi": {"broker", "broker/identity", "broker/registry", "broker/policy", "broker/feed", "broker/audit",
+		"broker/report", "broker/console", "keys", "sdk/wire"},
+	"broker/server": {"broker", "broker/identity", "broker/registry", "broker/policy", "broker/token", "broker/feed",
+		"broker/audit", "broker/report", "broker/httpapi", "broker/console", "broker/devmode",
+		"store", "store/redis", "store/memory", "keys", "sdk/wire"},
+
+	"sdk":                      {"sdk/wire"},
+	"sdk/verify":               {"sdk/wire"},
+	"sdk/verify/verifyspiffe":  {"sdk", "sdk/verify", "sdk/wire"},
+	"sdk/brokertest":           {"*"},
+	"cmd/errand":               {"*"},
+	"cmd/errand/internal/demo": {"*"},
+}
+
+// fences says who may import a third party's packages, for non-test files. "x/..." is x and all
+// below it. The longest matching prefix of an import counts.
+var fences = map[string][]string{
+	"github.com/labstack/echo/":                      {"broker/httpapi", "sdk/verify/verifyecho"},
+	"github.com/redis/go-redis/":                     {"store/redis"},
+	"github.com/go-jose/go-jose/":                    {"keys", "broker/token", "broker/feed", "sdk/verify"},
+	"github.com/spiffe/go-spiffe/":                   {"broker/identity", "broker/devmode", "sdk", "sdk/verify/verifyspiffe"},
+	"github.com/spiffe/go-spiffe/v2/spiffeid":        {"broker/...", "store/...", "sdk/...", "cmd/..."},
+	"google.golang.org/grpc":                         {"broker/devmode", "broker/identity", "sdk", "sdk/verify/verifyspiffe"},
+	"github.com/cedar-policy/":                       {"broker/policy"},
+	"github.com/prometheus/":                         {"broker/server"},
+	"github.com/goccy/go-yaml":                       {"broker/registry", "cmd/errand"},
+	"github.com/spf13/cobra":                         {"cmd/..."},
+	"github.com/go-json-experiment/json":             {"broker/httpapi", "sdk/verify"},
+	"pgregory.net/rapid":                             {"store/storetest"},
+	"go.uber.org/goleak":                             {},
+	"github.com/google/go-cmp":                       {"store/storetest"},
+	"github.com/rogpeppe/go-internal":                {},
+	"github.com/errandhq/errand/cmd/errand/internal": {"cmd/errand"},
+}
+
+// source is one parsed Go file.
+type source struct {
+	pkg  string // folder from the root, with slashes
+	name string
+	test bool
+	file *ast.File
+}
+
+func sources(t *testing.T) []source {
+	t.Helper()
+	var out []source
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (strings.HasPrefix(d.Name(), ".") && path != root || d.Name() == "testdata") {
+			return filepath.SkipDir
+		}
+		if d.IsDir() || filepath.Ext(path) != ".go" {
+			return nil
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(root, filepath.Dir(path))
+		out = append(out, source{
+			pkg: filepath.ToSlash(rel), name: filepath.Base(path), test: strings.HasSuffix(path, "_test.go"), file: file,
+		})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func imports(f *ast.File) []string {
+	var out []string
+	for _, spec := range f.Imports {
+		path, err := strconv.Unquote(spec.Path.Value)
+		if err == nil {
+			out = append(out, path)
+		}
+	}
+	return out
+}
+
+// TestImports holds the house together: who may import whom.
+func TestImports(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.test {
+			continue
+		}
+		allowed, listed := mayImport[s.pkg]
+		if !listed {
+			t.Errorf("package %s is not in the import table; say there what it may import", s.pkg)
+			continue
+		}
+		for _, path := range imports(s.file) {
+			if ours, ok := strings.CutPrefix(path, module); ok && !slices.Contains(allowed, "*") && !slices.Contains(allowed, ours) {
+				t.Errorf("%s/%s imports %s; the import table forbids it", s.pkg, s.name, ours)
+			}
+			checkFence(t, s, path)
+		}
+	}
+}
+
+func checkFence(t *testing.T, s source, path string) {
+	longest := ""
+	for prefix := range fences {
+		if strings.HasPrefix(path, prefix) && len(prefix) > len(longest) {
+			longest = prefix
+		}
+	}
+	if longest != "" && !within(s.pkg, fences[longest]) {
+		t.Errorf("%s/%s imports %s; only %v may", s.pkg, s.name, path, fences[longest])
+	}
+}
+
+func within(pkg string, allowed []string) bool {
+	return slices.ContainsFunc(allowed, func(a string) bool {
+		tree, ok := strings.CutSuffix(a, "/...")
+		return a == pkg || ok && (pkg == tree || strings.HasPrefix(pkg, tree+"/"))
+	})
+}
+
+// TestPackageDocs wants exactly one package comment in each package.
+func TestPackageDocs(t *testing.T) {
+	docs := map[string][]string{}
+	for _, s := range sources(t) {
+		if s.test {
+			continue
+		}
+		if _, ok := docs[s.pkg]; !ok {
+			docs[s.pkg] = nil
+		}
+		if s.file.Doc != nil {
+			docs[s.pkg] = append(docs[s.pkg], s.name)
+		}
+	}
+	for pkg, files := range docs {
+		if len(files) != 1 {
+			t.Errorf("package %s has %d package comments (%v); write one", pkg, len(files), files)
+		}
+	}
+}
+
+// TestFunctionsFitAScreen wants no function over 70 lines, tests aside.
+func TestFunctionsFitAScreen(t *testing.T) {
+	const most = 70
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		files := token.NewFileSet()
+		file, err := parser.ParseFile(files, path, nil, 0)
+		if err != nil {
+			return err
+		}
+		for _, decl := range file.Decls {
+			if f, ok := decl.(*ast.FuncDecl); ok {
+				if n := files.Position(f.End()).Line - files.Position(f.Pos()).Line + 1; n > most {
+					t.Errorf("%s: %s has %d lines; at most %d fit a screen", path, f.Name.Name, n, most)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestTopLevel keeps the top of the tree what a newcomer is told that it is.
+func TestTopLevel(t *testing.T) {
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	allowed := []string{"cmd", "broker", "store", "keys", "sdk", "deploy", "go.mod", "go.sum", "README.md", "LICENSE",
+		"CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md", "Makefile"}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), ".") && !slices.Contains(allowed, e.Name()) {
+			t.Errorf("%s does not belong at the top of the tree", e.Name())
+		}
+	}
+}
