@@ -1,0 +1,18 @@
+// Package store stands for what keeps the live tasks, grants, locks and denials of a broker. It has
+// no code: the port is [broker.Store], whose comments are the contract, and the packages below fill
+// or check it. Start with store/memory to read what a store does, and with store/storetest to check
+// one.
+//
+// The contract in short:
+//
+//   - Every change happens whole or not at all, and every later call sees it.
+//   - The store's clock alone decides who is alive. It never goes backwards, and a moment has passed
+//     when that clock has reached it.
+//   - What has ended stays ended. The first end wins, and whoever repeats it gets its receipt.
+//   - An end is one write, however large the tree below: a task is alive only while all tasks above
+//     it are.
+//   - Each shard numbers its changes 1, 2, 3…. Grants carry the number that their shard had reached,
+//     so that a denial by a property knows which grants came before it, without clocks.
+//   - Everything goes away by time, nothing by count: a denial when the last token that it kills has
+//     expired, a task when its last denial has, and Margin later.
+package store
