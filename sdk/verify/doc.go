@@ -1,0 +1,25 @@
+// Package verify checks the broker's tokens inside a resource server: signature and claims offline,
+// and whether the task behind a token has ended from a live feed, with a bound on how old that
+// knowledge may be.
+//
+//	v, err := verify.New(ctx, verify.Config{
+//		Issuer:   "https://broker.example.com:8444",
+//		Audience: "orders",
+//		Files:    &verify.Files{Cert: "svid.pem", Key: "svid_key.pem", Bundle: "bundle.pem", BrokerID: "spiffe://example.com/errand"},
+//	})
+//	defer v.Close()
+//	mux.Handle("GET /orders", v.Require("orders:read")(listOrders))
+//
+// What it promises, with the defaults: a token is accepted only if it is whole, signed by a current
+// key of the issuer, for this audience, not expired, presented by the workload that it was issued
+// to, and not of a task, grant, key or selection that was ended or revoked. A verifier that hears
+// the feed learns of an end in milliseconds; one that does not refuses everything with 503 once its
+// knowledge is older than Config.MaxStale. Nothing is ever accepted because something could not be
+// checked, unless a named relaxation in Config says so.
+//
+// Verify asks nobody: the one thing it may wait for, briefly, is the key set, when a token names a
+// key that has never been seen.
+//
+// The package needs the standard library and go-jose. Package verifyspiffe takes certificates from
+// the SPIFFE Workload API instead of files.
+package verify

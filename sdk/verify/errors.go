@@ -1,0 +1,38 @@
+package verify
+
+import "errors"
+
+// sentinel is an error that is a constant, so that nobody can assign to it.
+type sentinel string
+
+// Error returns the reason in a few words. It goes to the client, in error_description.
+func (s sentinel) Error() string { return string(s) }
+
+// The reasons for a refusal. Verify returns errors that match one of these, with more detail for
+// the log. ErrStale and ErrBusy say nothing about the token: the caller may try again.
+const (
+	ErrMissing   = sentinel("no token")
+	ErrMalformed = sentinel("malformed token")
+	ErrSignature = sentinel("bad signature or unknown key")
+	ErrIssuer    = sentinel("of another issuer")
+	ErrExpired   = sentinel("expired")
+	ErrAudience  = sentinel("for another audience")
+	ErrRevoked   = sentinel("revoked")
+	ErrScope     = sentinel("insufficient scope")
+	ErrUnbound   = sentinel("not presented by the workload that it was issued to")
+	ErrStale     = sentinel("revocation view too old")
+	ErrBusy      = sentinel("too many requests are running")
+)
+
+// reason is the sentinel that err matches.
+func reason(err error) sentinel {
+	for _, s := range []sentinel{
+		ErrMissing, ErrMalformed, ErrSignature, ErrIssuer, ErrExpired, ErrAudience, ErrRevoked,
+		ErrScope, ErrUnbound, ErrStale, ErrBusy,
+	} {
+		if errors.Is(err, s) {
+			return s
+		}
+	}
+	return ErrMalformed
+}

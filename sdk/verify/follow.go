@@ -1,0 +1,143 @@
+package verify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/errandhq/errand/sdk/wire"
+)
+
+// Errors that end a stream. After these the next one begins where this one was.
+var (
+	errReset  = errors.New("the broker asked to connect again")
+	errSilent = fmt.Errorf("the feed was silent for %s", streamSilence)
+)
+
+// follow keeps the view up to date: a snapshot where one is needed, then the stream, again and
+// again.
+func (v *Verifier) follow(ctx context.Context) {
+	failures := 0
+	resync := false
+	for ctx.Err() == nil {
+		heard, err := v.followOnce(ctx, resync)
+		if ctx.Err() != nil {
+			return
+		}
+		if heard {
+			failures = 0
+		}
+		resync = errors.Is(err, errResync) || errors.Is(err, errEventTooLong)
+		if !errors.Is(err, errReset) && !errors.Is(err, io.EOF) {
+			v.failed(err)
+		}
+		v.config.Logger.Debug("verify: the feed was interrupted", "audience", v.config.Audience, "error", err)
+		sleep(ctx, backoff(failures))
+		failures++
+	}
+}
+
+// followOnce follows one stream to its end, which has a reason. heard says whether anything good
+// came of it.
+func (v *Verifier) followOnce(ctx context.Context, resync bool) (heard bool, err error) {
+	if _, ok := v.view.at(); !ok || resync {
+		if err := v.takeSnapshot(ctx); err != nil {
+			return false, fmt.Errorf("the feed's snapshot: %w", err)
+		}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silence := time.AfterFunc(streamSilence, func() { cancel(errSilent) })
+	defer silence.Stop()
+	position, _ := v.view.at()
+	body, err := v.issuer.openStream(ctx, v.at.Load(), position)
+	if err != nil {
+		return false, fmt.Errorf("the feed: %w", because(ctx, err))
+	}
+	defer body.Close()
+	defer v.connected.Store(false)
+	stream := newEvents(body)
+	for {
+		e, err := stream.next()
+		if err == nil {
+			silence.Reset(streamSilence)
+			err = v.takeEvent(e)
+		}
+		if err != nil {
+			return heard, fmt.Errorf("the feed: %w", because(ctx, err))
+		}
+		if !heard {
+			heard = true
+			v.connected.Store(true)
+			v.wantProof()
+		}
+	}
+}
+
+// because prefers the reason that a context was canceled for to what that looked like.
+func because(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+func (v *Verifier) wantProof() {
+	select {
+	case v.proofNow <- struct{}{}:
+	default:
+	}
+}
+
+// takeSnapshot unites the view with a snapshot.
+func (v *Verifier) takeSnapshot(ctx context.Context) error {
+	before, _ := v.view.at()
+	p, entries, err := v.issuer.fetchSnapshot(ctx, v.at.Load())
+	if err != nil {
+		return err
+	}
+	err = v.view.snapshot(p, entries, v.config.Now())
+	// Even if only a part of it was taken in, that part counts.
+	v.applied(entries, p.Epoch != before.Epoch)
+	v.noteFresh()
+	return err
+}
+
+// takeEvent takes in one event of the stream.
+func (v *Verifier) takeEvent(e event) error {
+	switch e.name {
+	case wire.EventReset:
+		return errReset
+	case wire.EventDenials, wire.EventBeat:
+	default:
+		v.ignored.Add(1)
+		return nil
+	}
+	body, err := parseFeedEvent(e.data)
+	if err != nil {
+		return fmt.Errorf("%w: an event: %w", errResync, err)
+	}
+	before, _ := v.view.at()
+	err = v.look(e.id, body)
+	after, _ := v.view.at()
+	if !errors.Is(err, errBackwards) {
+		v.applied(body.Entries, after.Epoch != before.Epoch)
+	}
+	v.noteFresh()
+	return err
+}
+
+// look shows the view one event. Without an id it says what is denied, and not how far that is.
+func (v *Verifier) look(id string, body wire.FeedEvent) error {
+	now := v.config.Now()
+	if id == "" {
+		return v.view.early(body.Entries, now)
+	}
+	p, err := parsePosition(body.Position)
+	if err != nil || id != body.Position {
+		return fmt.Errorf("%w: an event's id is not its position", errResync)
+	}
+	return v.view.event(p, body.Entries, now)
+}

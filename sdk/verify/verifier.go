@@ -1,0 +1,357 @@
+package verify
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	mathrand "math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/errandhq/errand/sdk/wire"
+)
+
+const (
+	minBackoff    = 100 * time.Millisecond
+	maxBackoff    = 2 * time.Second
+	tickInterval  = 250 * time.Millisecond // between looks at the clock
+	keyRetry      = 5 * time.Second        // after a failed fetch
+	streamSilence = 5 * time.Second        // without an event: the broker beats each second
+	proofsPerS    = 3                      // proofs of freshness in each MaxStale
+	maxProofRetry = time.Second
+)
+
+// Verifier checks tokens for one audience of one issuer. It is safe for concurrent use. Make one
+// with New for the life of the process, and Close it.
+type Verifier struct {
+	config  Config
+	issuer  *issuer
+	keys    *keyring
+	view    *view
+	running *running
+
+	at       atomic.Pointer[endpoints]
+	proofNow chan struct{} // asks for a proof of freshness; of capacity 1
+	fresh    chan struct{} // closed once the view was fresh
+	cancel   context.CancelFunc
+	tasks    sync.WaitGroup
+
+	connected     atomic.Bool
+	ignored       atomic.Uint64
+	acceptedStale atomic.Uint64
+
+	mu        sync.Mutex // guards lastError
+	lastError error
+}
+
+// Status is how a verifier is doing.
+type Status struct {
+	Position  string        // in the feed; empty before the first snapshot
+	FeedAge   time.Duration // how old the view is; negative while it was never fresh
+	Entries   int           // denials that are held
+	Keys      []string      // the kids of the issuer's keys
+	Connected bool          // to the feed
+	LastError string        // of the latest failure to hear from the broker; empty if none
+
+	Ignored       uint64 // messages of the broker that made no sense, or came from the past
+	AcceptedStale uint64 // tokens that passed because of OnStale: Accept
+}
+
+// New makes a verifier, and blocks until it has keys and a fresh view of the feed, or ctx is done;
+// the error then says what was tried last. A configuration that cannot work is an error at once.
+// ctx bounds nothing after that: Close ends the verifier.
+func New(ctx context.Context, c Config) (*Verifier, error) {
+	c, err := c.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	private, public, err := clientTLS(c)
+	if err != nil {
+		return nil, err
+	}
+	v := &Verifier{
+		config: c, issuer: newIssuer(c, private, public), keys: newKeyring(c.Now), view: newView(c), running: newRunning(c.MaxRunning),
+		proofNow: make(chan struct{}, 1), fresh: make(chan struct{}),
+	}
+	if err := v.start(ctx); err != nil {
+		v.issuer.close()
+		return nil, err
+	}
+	run, cancel := context.WithCancel(context.Background())
+	v.cancel = cancel
+	v.tasks.Go(func() { v.follow(run) })
+	v.tasks.Go(func() { v.prove(run) })
+	v.tasks.Go(func() { v.refreshKeys(run) })
+	v.tasks.Go(func() { v.tick(run) })
+	select {
+	case <-v.fresh:
+		return v, nil
+	case <-ctx.Done():
+		_ = v.Close()
+		return nil, v.notReady(ctx)
+	}
+}
+
+// start gets the first metadata, keys and snapshot.
+func (v *Verifier) start(ctx context.Context) error {
+	for try := 0; ; try++ {
+		err := v.tryStart(ctx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() == nil || v.error() == nil {
+			v.failed(err)
+		}
+		if !sleep(ctx, backoff(try)) {
+			return v.notReady(ctx)
+		}
+	}
+}
+
+func (v *Verifier) tryStart(ctx context.Context) error {
+	if _, err := v.fetchKeys(ctx); err != nil {
+		return err
+	}
+	if len(v.keys.names()) == 0 {
+		return errors.New("the issuer's key set has no key that can sign a token")
+	}
+	return v.takeSnapshot(ctx)
+}
+
+func (v *Verifier) notReady(ctx context.Context) error {
+	return fmt.Errorf("verify: not ready for %q of %s: %w; the last error: %w", v.config.Audience, v.config.Issuer, context.Cause(ctx), v.lastOr())
+}
+
+// Close ends the verifier's work and waits for it. Verify then refuses everything once the view is
+// too old.
+func (v *Verifier) Close() error {
+	v.cancel()
+	v.tasks.Wait()
+	v.issuer.close()
+	return nil
+}
+
+// Ready is nil while tokens are judged on fresh data. Use it for a readiness probe.
+func (v *Verifier) Ready() error {
+	now := v.config.Now()
+	if old := v.keys.age(now); old > maxKeyAge {
+		return fmt.Errorf("%w: the keys are from %s ago; the last error: %w", ErrStale, old.Truncate(time.Second), v.lastOr())
+	}
+	if ok, old := v.view.freshness(now); !ok {
+		return fmt.Errorf("%w: it is from %s ago; the last error: %w", ErrStale, old.Truncate(time.Millisecond), v.lastOr())
+	}
+	return nil
+}
+
+func (v *Verifier) lastOr() error {
+	if err := v.error(); err != nil {
+		return err
+	}
+	return errors.New("none")
+}
+
+// Status reports how the verifier is doing.
+func (v *Verifier) Status() Status {
+	_, old := v.view.freshness(v.config.Now())
+	s := Status{
+		FeedAge: old, Entries: v.view.entries(), Keys: v.keys.names(), Connected: v.connected.Load(),
+		Ignored: v.ignored.Load(), AcceptedStale: v.acceptedStale.Load(),
+	}
+	if p, _ := v.view.at(); p.Epoch != 0 {
+		s.Position = p.String()
+	}
+	if err := v.error(); err != nil {
+		s.LastError = err.Error()
+	}
+	return s
+}
+
+// failed notes that the broker could not be heard.
+func (v *Verifier) failed(err error) {
+	if errors.Is(err, errBackwards) || errors.Is(err, errResync) {
+		v.ignored.Add(1)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.lastError = err
+}
+
+func (v *Verifier) error() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.lastError
+}
+
+// tick looks at the clock: it drops what has expired, and tells when the view has become too old.
+func (v *Verifier) tick(ctx context.Context) {
+	ticker := time.NewTicker(tickInterval)
+	defer ticker.Stop()
+	stale := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		now := v.config.Now()
+		v.view.sweep(now)
+		ok, old := v.view.freshness(now)
+		switch {
+		case ok && stale:
+			v.config.Logger.Info("verify: the view of the feed is fresh again", "audience", v.config.Audience)
+		case !ok && !stale && old >= 0:
+			v.config.Logger.Warn("verify: the view of the feed is too old", "audience", v.config.Audience, "age", old, "error", v.lastOr())
+			if hook := v.config.Hooks.OnStale; hook != nil {
+				hook(old)
+			}
+		}
+		stale = !ok && old >= 0
+	}
+}
+
+// refreshKeys replaces the key set on schedule, and when asked to.
+func (v *Verifier) refreshKeys(ctx context.Context) {
+	wait := minKeyInterval
+	for {
+		timer := time.NewTimer(jitter(wait))
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-v.keys.wake:
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			v.keys.done(nil, time.Time{})
+			return
+		}
+		next, err := v.fetchKeys(ctx)
+		if wait = next; err != nil {
+			wait = keyRetry
+			v.failed(err)
+			v.config.Logger.Warn("verify: the issuer's keys were not fetched; the old ones stay", "issuer", v.config.Issuer, "error", err)
+		}
+	}
+}
+
+// fetchKeys replaces the key set, and reads the metadata first if that is old.
+func (v *Verifier) fetchKeys(ctx context.Context) (next time.Duration, err error) {
+	now := v.config.Now()
+	var keys map[string]*key
+	defer func() { v.keys.done(keys, now) }()
+	at := v.at.Load()
+	if at == nil || age(now, at.read) > maxMetadataAge {
+		found, err := v.issuer.discover(ctx, now)
+		switch {
+		case err == nil:
+			at = found
+			v.at.Store(found)
+		case at == nil:
+			return 0, err
+		default:
+			v.failed(err)
+		}
+	}
+	keys, next, err = v.issuer.fetchKeys(ctx, at)
+	return next, err
+}
+
+// prove keeps proving how fresh the view is.
+func (v *Verifier) prove(ctx context.Context) {
+	interval := v.config.MaxStale / proofsPerS
+	for {
+		wait := interval
+		err := v.proveOnce(ctx, interval)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			v.failed(err)
+			wait = jitter(min(interval, maxProofRetry))
+		}
+		v.noteFresh()
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-v.proofNow:
+		}
+		timer.Stop()
+	}
+}
+
+func (v *Verifier) proveOnce(ctx context.Context, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	p, err := v.issuer.fetchPosition(ctx, v.at.Load(), rand.Text(), v.config.Now)
+	if err != nil {
+		return err
+	}
+	before, _ := v.view.at()
+	err = v.view.prove(p)
+	if after, _ := v.view.at(); after.Epoch != before.Epoch {
+		v.applied(nil, true)
+	}
+	return err
+}
+
+// noteFresh lets New return, the first time that the view is fresh.
+func (v *Verifier) noteFresh() {
+	if ok, _ := v.view.freshness(v.config.Now()); !ok {
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	select {
+	case <-v.fresh:
+	default:
+		close(v.fresh)
+	}
+}
+
+// applied makes a change of the view felt: requests end, keys are looked at, hooks are told.
+func (v *Verifier) applied(entries []wire.FeedEntry, newEpoch bool) {
+	var ids []string
+	wide := newEpoch
+	for _, e := range entries {
+		switch e.Kind {
+		case wire.KindGrant, wire.KindTask:
+			ids = append(ids, e.ID)
+		case wire.KindKey:
+			wide = true
+			v.keys.ask()
+		default:
+			wide = true
+		}
+	}
+	v.running.end(ids)
+	if wide {
+		v.running.endIf(v.view.dead)
+	}
+	if hook := v.config.Hooks.OnApply; hook != nil {
+		for _, e := range entries {
+			hook(e)
+		}
+	}
+}
+
+// backoff is how long to wait after so many failures in a row.
+func backoff(failures int) time.Duration {
+	return jitter(min(minBackoff<<min(failures, 10), maxBackoff))
+}
+
+// jitter returns between half of d and d, so that verifiers do not all come back at once.
+func jitter(d time.Duration) time.Duration { return d/2 + mathrand.N(d/2+1) }
+
+// sleep returns false if ctx ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

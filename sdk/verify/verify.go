@@ -1,0 +1,152 @@
+package verify
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// Peer is the caller's side of the TLS connection that a token came by.
+type Peer struct {
+	// Certificate is the caller's leaf certificate. That the caller has its key was proven by the
+	// handshake.
+	Certificate *x509.Certificate
+
+	// Verified says that the certificate's chain led to a trusted root. ByIdentity needs that;
+	// ByCertificate does not, since the broker verified the same certificate at issue.
+	Verified bool
+}
+
+// PeerOf returns the caller of a request that came to this server over TLS, and nil if there was no
+// client certificate. Headers that claim one are not looked at. Verified is true if the standard
+// library verified the chain (tls.Config.ClientAuth of RequireAndVerifyClientCert).
+func PeerOf(r *http.Request) *Peer {
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return nil
+	}
+	return &Peer{Certificate: r.TLS.PeerCertificates[0], Verified: len(r.TLS.VerifiedChains) > 0}
+}
+
+// Verify checks a token that a caller presented, and that it has all the scopes. The peer is the
+// caller, or nil when it showed no certificate. Errors match one of this package's; the grant is
+// nil with every error.
+//
+// It reads memory only, but for a token that names a key never seen: then it waits for at most one
+// fetch of the key set, no longer than ctx lasts.
+func (v *Verifier) Verify(ctx context.Context, token string, peer *Peer, scopes ...string) (*Grant, error) {
+	grant, err := v.check(ctx, token, peer, scopes)
+	if err != nil {
+		v.refused(ctx, err, grant)
+		return nil, err
+	}
+	return grant, nil
+}
+
+// check returns the grant with an error, too, once the signature is known to be good.
+func (v *Verifier) check(ctx context.Context, token string, peer *Peer, scopes []string) (*Grant, error) {
+	header, err := parseHeader(token)
+	if err != nil {
+		return nil, err
+	}
+	key, err := v.keys.find(ctx, header.KeyID)
+	if err != nil {
+		return nil, err
+	}
+	payload, err := key.verify(token, header.Algorithm)
+	if err != nil {
+		return nil, err
+	}
+	grant, claims, err := parseClaims(payload)
+	if err != nil {
+		return nil, err
+	}
+	grant.key = header.KeyID
+	now := v.config.Now()
+	if err := v.inForce(claims, now); err != nil {
+		return grant, err
+	}
+	if err := v.alive(grant, now); err != nil {
+		return grant, err
+	}
+	if err := v.presented(grant, peer); err != nil {
+		return grant, err
+	}
+	for _, scope := range scopes {
+		if !grant.Has(scope) {
+			return grant, fmt.Errorf("%w: it needs %q", ErrScope, strings.Join(scopes, " "))
+		}
+	}
+	return grant, nil
+}
+
+// inForce checks who made the token, for whom, and when.
+func (v *Verifier) inForce(c claims, now time.Time) error {
+	leeway := v.config.Leeway
+	expiry, issued := time.Unix(c.Expiry, 0), time.Unix(c.IssuedAt, 0)
+	switch {
+	case c.Issuer != v.config.Issuer:
+		return ErrIssuer
+	case c.Audience != v.config.Audience:
+		return ErrAudience
+	case !now.Before(expiry.Add(leeway)):
+		return fmt.Errorf("%w %s ago", ErrExpired, now.Sub(expiry).Truncate(time.Second))
+	case issued.After(now.Add(leeway)):
+		return malformed("it was issued in the future: check the clocks")
+	case c.NotBefore != nil && time.Unix(*c.NotBefore, 0).After(now.Add(leeway)):
+		return malformed("it is not valid yet: check the clocks")
+	case c.Expiry-c.IssuedAt > int64(v.config.MaxLife/time.Second):
+		return malformed(fmt.Sprintf("it lives longer than %s", v.config.MaxLife))
+	}
+	return nil
+}
+
+// alive checks the grant against the feed, if what is known is fresh enough to say so.
+func (v *Verifier) alive(g *Grant, now time.Time) error {
+	if old := v.keys.age(now); old > maxKeyAge {
+		return fmt.Errorf("%w: the key set was last fetched %s ago", ErrStale, old.Truncate(time.Second))
+	}
+	stale, err := v.view.judge(g, now)
+	if err == nil && stale {
+		v.acceptedStale.Add(1)
+	}
+	return err
+}
+
+// presented checks that the caller is the one that the token was issued to.
+func (v *Verifier) presented(g *Grant, peer *Peer) error {
+	binding := v.config.Binding
+	switch {
+	case binding == Unbound:
+		return nil
+	case binding == ByCertificate && g.thumbprint == "":
+		return fmt.Errorf("%w: it is bound to no certificate; register the audience with that binding", ErrUnbound)
+	case peer == nil || peer.Certificate == nil:
+		return fmt.Errorf("%w: the caller showed no certificate", ErrUnbound)
+	}
+	if g.thumbprint != "" {
+		sum := sha256.Sum256(peer.Certificate.Raw)
+		if base64.RawURLEncoding.EncodeToString(sum[:]) != g.thumbprint {
+			return fmt.Errorf("%w: it is bound to another certificate", ErrUnbound)
+		}
+		g.Bound = true
+	}
+	if binding != ByIdentity {
+		return nil
+	}
+	uris := peer.Certificate.URIs
+	if !peer.Verified || len(uris) != 1 || uris[0].String() != g.Client {
+		return fmt.Errorf("%w: the caller's verified identity is not its client_id", ErrUnbound)
+	}
+	return nil
+}
+
+func (v *Verifier) refused(ctx context.Context, err error, g *Grant) {
+	if hook := v.config.Hooks.OnRefuse; hook != nil {
+		hook(ctx, string(reason(err)), g)
+	}
+}
