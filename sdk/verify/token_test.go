@@ -1,0 +1,558 @@
+package verify_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/sha512"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"hash"
+	"math/big"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/errandhq/errand/sdk/verify"
+	"github.com/errandhq/errand/sdk/wire"
+)
+
+func TestVerifyReturnsTheGrant(t *testing.T) {
+	b := newBroker(t, 1)
+	v := b.verifier(nil)
+	now := time.Now().Truncate(time.Second).UTC()
+	token := b.token(func(c map[string]any) { c["iat"], c["exp"] = now.Unix(), now.Unix()+60 })
+	got, err := v.Verify(t.Context(), token, b.peer(), "orders:read")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &verify.Grant{
+		ID: grantID, Workload: agentID, Client: agentID, Audience: audience, Scopes: []string{"orders:read", "orders:write"},
+		Task:   verify.Task{ID: childTask, Root: rootTask, Path: []string{rootTask, childTask}, Name: "nightly"},
+		Issued: now, Expires: now.Add(time.Minute), Bound: true,
+	}
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(verify.Grant{})); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if !got.Has("orders:write") || got.Has("orders") {
+		t.Error("Has must compare whole scopes")
+	}
+	line := got.LogValue().String()
+	if !strings.Contains(line, grantID) || strings.Contains(fmt.Sprintf("%+v %s", got, line), token[len(token)-20:]) {
+		t.Errorf("the log value must name the grant and never the token: %s", line)
+	}
+}
+
+func TestVerifyAlgorithms(t *testing.T) {
+	b := newBroker(t, 1)
+	for _, alg := range []string{"RS256", "EdDSA", "Ed25519"} {
+		b.keys = append(b.keys, newSigningKey(t, alg).jwk(t))
+	}
+	keys := []*signingKey{b.key, newSigningKey(t, "RS256"), newSigningKey(t, "EdDSA"), newSigningKey(t, "Ed25519")}
+	b.keys = nil
+	for _, k := range keys {
+		b.keys = append(b.keys, k.jwk(t))
+	}
+	v := b.verifier(nil)
+	payload := marshal(t, b.claims(nil))
+	for _, k := range keys {
+		for _, typ := range []string{wire.TokenType, "application/" + wire.TokenType} {
+			token := k.sign(t, typ, payload)
+			if _, err := v.Verify(t.Context(), token, b.peer()); err != nil {
+				t.Errorf("%s with typ %s: %v", k.alg, typ, err)
+			}
+			// The same signature under a key's name that it does not fit.
+			if k != b.key {
+				forged := k.forgeAs(t, b.key.kid, typ, payload)
+				if _, err := v.Verify(t.Context(), forged, b.peer()); !errors.Is(err, verify.ErrSignature) {
+					t.Errorf("%s under the kid of an ES256 key: %v", k.alg, err)
+				}
+			}
+		}
+	}
+}
+
+// forgeAs signs with k in the name of another key.
+func (k *signingKey) forgeAs(tb testing.TB, kid, typ string, payload []byte) string {
+	tb.Helper()
+	other := *k
+	other.kid = kid
+	return other.sign(tb, typ, payload)
+}
+
+// TestVerifyRefusesClaims signs what an issuer that has gone wrong, or another one that shares the
+// key, could sign.
+func TestVerifyRefusesClaims(t *testing.T) {
+	b := newBroker(t, 1)
+	v := b.verifier(nil)
+	now := time.Now().Unix()
+	set := func(name string, value any) func(map[string]any) {
+		return func(c map[string]any) { c[name] = value }
+	}
+	without := func(name string) func(map[string]any) {
+		return func(c map[string]any) { delete(c, name) }
+	}
+	task := func(id string, path ...string) func(map[string]any) {
+		return set("task", map[string]any{"id": id, "path": path, "name": "nightly"})
+	}
+	deep := make([]string, 9)
+	for i := range deep {
+		deep[i] = fmt.Sprintf("tsk_00%026d", i)
+	}
+	cases := []struct {
+		name string
+		edit func(map[string]any)
+		want error
+	}{
+		{"iss missing", without("iss"), verify.ErrMalformed},
+		{"iss other", set("iss", "https://other.example.com"), verify.ErrIssuer},
+		{"iss with a slash more", set("iss", b.public.URL+"/"), verify.ErrIssuer},
+		{"iss in upper case", set("iss", strings.ToUpper(b.public.URL)), verify.ErrIssuer},
+		{"iss array", set("iss", []string{b.public.URL}), verify.ErrMalformed},
+		{"aud missing", without("aud"), verify.ErrMalformed},
+		{"aud null", set("aud", nil), verify.ErrMalformed},
+		{"aud empty", set("aud", ""), verify.ErrMalformed},
+		{"aud other", set("aud", "invoices"), verify.ErrAudience},
+		{"aud with our name in front", set("aud", audience+"2"), verify.ErrAudience},
+		{"aud array with us", set("aud", []string{audience}), verify.ErrMalformed},
+		{"aud number", set("aud", 5), verify.ErrMalformed},
+		{"exp missing", without("exp"), verify.ErrMalformed},
+		{"exp null", set("exp", nil), verify.ErrMalformed},
+		{"exp text", set("exp", "9999999999"), verify.ErrMalformed},
+		{"exp fraction", set("exp", json.RawMessage(fmt.Sprintf("%d.5", now+60))), verify.ErrMalformed},
+		{"exp exponent", set("exp", json.RawMessage("1e30")), verify.ErrMalformed},
+		{"exp negative", set("exp", -1), verify.ErrMalformed},
+		{"exp past the leeway", func(c map[string]any) { c["iat"], c["exp"] = now-60, now-6 }, verify.ErrExpired},
+		{"exp before iat", func(c map[string]any) { c["iat"], c["exp"] = now, now-1 }, verify.ErrMalformed},
+		{"iat missing", without("iat"), verify.ErrMalformed},
+		{"iat in the future", func(c map[string]any) { c["iat"], c["exp"] = now+10, now+60 }, verify.ErrMalformed},
+		{"nbf in the future", set("nbf", now+30), verify.ErrMalformed},
+		{"life too long", func(c map[string]any) { c["iat"], c["exp"] = now, now+901 }, verify.ErrMalformed},
+		{"sub missing", without("sub"), verify.ErrMalformed},
+		{"sub not a SPIFFE ID", func(c map[string]any) { c["sub"], c["client_id"] = "alice", "alice" }, verify.ErrMalformed},
+		{"sub a trust domain", func(c map[string]any) { c["sub"], c["client_id"] = "spiffe://example.org", "spiffe://example.org" }, verify.ErrMalformed},
+		{"sub with dots", func(c map[string]any) { c["sub"], c["client_id"] = agentID+"/../x", agentID+"/../x" }, verify.ErrMalformed},
+		{"client_id other", set("client_id", serverID), verify.ErrMalformed},
+		{"act is not the client", set("act", map[string]any{"sub": serverID}), verify.ErrMalformed},
+		{"act text", set("act", agentID), verify.ErrMalformed},
+		{"jti missing", without("jti"), verify.ErrMalformed},
+		{"jti number", set("jti", 7), verify.ErrMalformed},
+		{"jti of a task", set("jti", rootTask), verify.ErrMalformed},
+		{"jti of another shard", set("jti", "gnt_01cccccccccccccccccccccccccc"), verify.ErrMalformed},
+		{"txn is not the root", set("txn", childTask), verify.ErrMalformed},
+		{"scope missing", without("scope"), verify.ErrMalformed},
+		{"scope array", set("scope", []string{"orders:read"}), verify.ErrMalformed},
+		{"scope with two spaces", set("scope", "orders:read  orders:write"), verify.ErrMalformed},
+		{"65 scopes", set("scope", strings.TrimSpace(strings.Repeat("a ", 65))), verify.ErrMalformed},
+		{"task missing", without("task"), verify.ErrMalformed},
+		{"task path empty", task(childTask), verify.ErrMalformed},
+		{"task path ends elsewhere", task(childTask, rootTask), verify.ErrMalformed},
+		{"task path of two shards", task("tsk_01bbbbbbbbbbbbbbbbbbbbbbbbbb", rootTask, "tsk_01bbbbbbbbbbbbbbbbbbbbbbbbbb"), verify.ErrMalformed},
+		{"task path too deep", func(c map[string]any) { task(deep[8], deep...)(c); c["txn"] = deep[0] }, verify.ErrMalformed},
+		{"ep missing", without("ep"), verify.ErrMalformed},
+		{"ep short", set("ep", []uint64{epoch}), verify.ErrMalformed},
+		{"ep long", set("ep", []uint64{epoch, 0, 0}), verify.ErrMalformed},
+		{"ep lower", set("ep", []uint64{epoch - 1, 99}), verify.ErrRevoked},
+		{"ep higher", set("ep", []uint64{epoch + 1, 0}), verify.ErrStale},
+		{"shard that is not there", func(c map[string]any) {
+			c["jti"], c["txn"] = "gnt_01cccccccccccccccccccccccccc", "tsk_01bbbbbbbbbbbbbbbbbbbbbbbbbb"
+			task("tsk_01bbbbbbbbbbbbbbbbbbbbbbbbbb", "tsk_01bbbbbbbbbbbbbbbbbbbbbbbbbb")(c)
+		}, verify.ErrStale},
+		{"cnf missing", without("cnf"), verify.ErrUnbound},
+		{"cnf of another certificate", set("cnf", map[string]any{"x5t#S256": b64(make([]byte, 32))}), verify.ErrUnbound},
+		{"cnf with a key besides", func(c map[string]any) { c["cnf"].(map[string]any)["jkt"] = "x" }, verify.ErrMalformed},
+		{"cnf empty", set("cnf", map[string]any{}), verify.ErrMalformed},
+		{"cnf array", set("cnf", []string{}), verify.ErrMalformed},
+		{"cnf thumbprint short", set("cnf", map[string]any{"x5t#S256": "AA"}), verify.ErrMalformed},
+		{"a scope is missing", set("scope", "orders:write orders:readonly"), verify.ErrScope},
+		{"no scope", set("scope", ""), verify.ErrScope},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			g, err := v.Verify(t.Context(), b.token(c.edit), b.peer(), "orders:read")
+			if !errors.Is(err, c.want) || g != nil {
+				t.Errorf("got %v, %v; want %v and no grant", g, err, c.want)
+			}
+		})
+	}
+}
+
+// TestVerifyAtTheLimits accepts what is just inside of each limit.
+func TestVerifyAtTheLimits(t *testing.T) {
+	b := newBroker(t, 1)
+	start := time.Now().Truncate(time.Second)
+	v := b.verifier(func(c *verify.Config) {
+		// Within the one second that matters here, the clock stands still.
+		c.Now = func() time.Time { return start }
+	})
+	now := start.Unix()
+	path := make([]string, 8)
+	for i := range path {
+		path[i] = fmt.Sprintf("tsk_00%026d", i)
+	}
+	for name, edit := range map[string]func(map[string]any){
+		"exp within the leeway": func(c map[string]any) { c["iat"], c["exp"] = now-60, now-4 },
+		"iat within the leeway": func(c map[string]any) { c["iat"], c["exp"] = now+5, now+60 },
+		"the longest life":      func(c map[string]any) { c["iat"], c["exp"] = now, now+900 },
+		"nbf now":               func(c map[string]any) { c["iat"], c["exp"], c["nbf"] = now, now+60, now+5 },
+		"64 scopes":             func(c map[string]any) { c["scope"] = strings.TrimSpace(strings.Repeat("a ", 64)) },
+		"depth 8": func(c map[string]any) {
+			c["txn"], c["task"] = path[0], map[string]any{"id": path[7], "path": path, "name": "n"}
+		},
+		"unknown claims": func(c map[string]any) { c["status"] = map[string]any{"status_list": map[string]any{"idx": 1}} },
+	} {
+		if _, err := v.Verify(t.Context(), b.token(edit), b.peer()); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	_, err := v.Verify(t.Context(), b.token(func(c map[string]any) { c["iat"], c["exp"] = now-60, now-5 }), b.peer())
+	if !errors.Is(err, verify.ErrExpired) {
+		t.Errorf("exp at the end of the leeway: %v", err)
+	}
+}
+
+func TestVerifyDelegation(t *testing.T) {
+	b := newBroker(t, 1)
+	v := b.verifier(nil)
+	delegator := "spiffe://example.org/agents/chief"
+	chain := func(depth int) any {
+		var act any
+		for i := range depth {
+			sub := agentID
+			if i < depth-1 {
+				sub = fmt.Sprintf("spiffe://example.org/agents/%d", i)
+			}
+			next := map[string]any{"sub": sub}
+			if act != nil {
+				next["act"] = act
+			}
+			act = next
+		}
+		return act
+	}
+	g, err := v.Verify(t.Context(), b.token(func(c map[string]any) { c["sub"], c["act"] = delegator, chain(2) }), b.peer())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g.Workload != delegator || g.Client != agentID || !cmp.Equal(g.Actors, []string{agentID, "spiffe://example.org/agents/0"}) {
+		t.Errorf("got %q, %q, %q", g.Workload, g.Client, g.Actors)
+	}
+	for depth, want := range map[int]error{8: nil, 9: verify.ErrMalformed} {
+		_, err := v.Verify(t.Context(), b.token(func(c map[string]any) { c["sub"], c["act"] = delegator, chain(depth) }), b.peer())
+		if !errors.Is(err, want) {
+			t.Errorf("%d actors: got %v, want %v", depth, err, want)
+		}
+	}
+}
+
+// TestVerifyRefusesHeaders has the classics: each is signed with the right key, or with what an
+// attacker hopes that a verifier takes for it.
+func TestVerifyRefusesHeaders(t *testing.T) {
+	b := newBroker(t, 1)
+	v := b.verifier(nil)
+	payload := string(marshal(t, b.claims(nil)))
+	good := fmt.Sprintf(`"typ":"at+jwt","alg":"ES256","kid":%q`, b.key.kid)
+	evil := newSigningKey(t, "ES256")
+	evilJWK := string(marshal(t, evil.jwk(t)))
+	cases := map[string]string{
+		"embedded jwk":       b.key.forge(t, `{`+good+`,"jwk":`+evilJWK+`}`, payload),
+		"embedded jwk, evil": evil.forge(t, `{`+good+`,"jwk":`+evilJWK+`}`, payload),
+		"jku":                b.key.forge(t, `{`+good+`,"jku":"https://evil.example.com/jwks"}`, payload),
+		"x5u":                b.key.forge(t, `{`+good+`,"x5u":"https://evil.example.com/x"}`, payload),
+		"x5c":                b.key.forge(t, `{`+good+`,"x5c":[]}`, payload),
+		"crit":               b.key.forge(t, `{`+good+`,"crit":["exp"]}`, payload),
+		"crit empty":         b.key.forge(t, `{`+good+`,"crit":[]}`, payload),
+		"crit null":          b.key.forge(t, `{`+good+`,"crit":null}`, payload),
+		"zip":                b.key.forge(t, `{`+good+`,"zip":"DEF"}`, payload),
+		"b64 false":          b.key.forge(t, `{`+good+`,"b64":false}`, payload),
+		"cty":                b.key.forge(t, `{`+good+`,"cty":"JWT"}`, payload),
+		"alg twice":          b.key.forge(t, `{`+good+`,"alg":"ES256"}`, payload),
+		"alg in upper case":  b.key.forge(t, fmt.Sprintf(`{"typ":"at+jwt","ALG":"ES256","kid":%q}`, b.key.kid), payload),
+		"header array":       b.key.forge(t, `[{`+good+`}]`, payload),
+		"header null":        b.key.forge(t, `null`, payload),
+		"header twice":       b.key.forge(t, `{`+good+`}{}`, payload),
+		"payload array":      b.key.forge(t, `{`+good+`}`, `[`+payload+`]`),
+		"payload null":       b.key.forge(t, `{`+good+`}`, `null`),
+		"payload twice":      b.key.forge(t, `{`+good+`}`, payload+payload),
+		"exp twice":          b.key.forge(t, `{`+good+`}`, `{"exp":9999999999,`+payload[1:]),
+		"aud twice":          b.key.forge(t, `{`+good+`}`, `{"aud":"orders",`+payload[1:]),
+		"cnf twice":          b.key.forge(t, `{`+good+`}`, strings.Replace(payload, `"x5t#S256"`, `"x5t#S256":"","x5t#S256"`, 1)),
+		"aud as Aud":         b.key.forge(t, `{`+good+`}`, strings.Replace(payload, `"aud"`, `"Aud"`, 1)),
+		"another key":        evil.forge(t, `{`+good+`}`, payload),
+		"kid of another key": b.key.forge(t, fmt.Sprintf(`{"typ":"at+jwt","alg":"ES256","kid":%q}`, evil.kid), payload),
+	}
+	for _, typ := range []string{``, `JWT`, `AT+JWT`, `at+jwt `, `statuslist+jwt`, `secevent+jwt`, `JOSE`, `application/at+JWT`, `dpop+jwt`} {
+		cases["typ "+typ] = b.key.forge(t, fmt.Sprintf(`{"typ":%q,"alg":"ES256","kid":%q}`, typ, b.key.kid), payload)
+	}
+	cases["typ missing"] = b.key.forge(t, fmt.Sprintf(`{"alg":"ES256","kid":%q}`, b.key.kid), payload)
+	cases["typ number"] = b.key.forge(t, fmt.Sprintf(`{"typ":1,"alg":"ES256","kid":%q}`, b.key.kid), payload)
+	for _, alg := range []string{`"none"`, `"None"`, `"nOnE"`, `""`, `null`, `0`, `" ES256"`, `"ES384"`, `"RS256"`, `"PS256"`, `"EdDSA"`, `"ES256K"`} {
+		cases["alg "+alg] = b.key.forge(t, fmt.Sprintf(`{"typ":"at+jwt","alg":%s,"kid":%q}`, alg, b.key.kid), payload)
+	}
+	for _, kid := range []string{`""`, `7`, `null`, `[]`, `"../../dev/null"`, `"x' OR 1=1--"`, `"|id"`, `"a\u0000"`, `"` + strings.Repeat("a", 65) + `"`} {
+		cases["kid "+kid] = b.key.forge(t, fmt.Sprintf(`{"typ":"at+jwt","alg":"ES256","kid":%s}`, kid), payload)
+	}
+	cases["kid missing"] = b.key.forge(t, `{"typ":"at+jwt","alg":"ES256"}`, payload)
+	for name, token := range cases {
+		if g, err := v.Verify(t.Context(), token, b.peer()); !errors.Is(err, verify.ErrMalformed) && !errors.Is(err, verify.ErrSignature) || g != nil {
+			t.Errorf("%s: got %v, %v", name, g, err)
+		}
+	}
+}
+
+// TestVerifyRefusesConfusion signs with HMAC and what is public of the key (CVE-2015-9235).
+func TestVerifyRefusesConfusion(t *testing.T) {
+	b := newBroker(t, 1)
+	v := b.verifier(nil)
+	payload := b64(marshal(t, b.claims(nil)))
+	public := &b.key.private.(*ecdsa.PrivateKey).PublicKey
+	der := must(x509.MarshalPKIXPublicKey(public))(t)
+	text := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
+	secrets := [][]byte{der, text, append([]byte(" "), text...), append([]byte("\n"), text...), marshal(t, b.key.jwk(t)), {}, must(public.Bytes())(t)}
+	for alg, h := range map[string]func() hash.Hash{"HS256": sha256.New, "HS384": sha512.New384, "HS512": sha512.New, "ES256": sha256.New} {
+		for i, secret := range secrets {
+			input := b64(fmt.Appendf(nil, `{"typ":"at+jwt","alg":%q,"kid":%q}`, alg, b.key.kid)) + "." + payload
+			mac := hmac.New(h, secret)
+			mac.Write([]byte(input))
+			if _, err := v.Verify(t.Context(), input+"."+b64(mac.Sum(nil)), b.peer()); err == nil {
+				t.Errorf("%s with secret %d was accepted", alg, i)
+			}
+		}
+	}
+}
+
+// TestVerifyRefusesSignatures covers CVE-2022-21449 and the other ways to write a signature.
+func TestVerifyRefusesSignatures(t *testing.T) {
+	b := newBroker(t, 1)
+	v := b.verifier(nil)
+	token := b.token(nil)
+	dot := strings.LastIndex(token, ".")
+	input, signature := token[:dot+1], must(base64.RawURLEncoding.DecodeString(token[dot+1:]))(t)
+	n := elliptic.P256().Params().N
+	r, s := new(big.Int).SetBytes(signature[:32]), new(big.Int).SetBytes(signature[32:])
+	zero := big.NewInt(0)
+	inDER := must(asn1.Marshal(struct{ R, S *big.Int }{r, s}))(t)
+	for name, bad := range map[string][]byte{
+		"empty":         {},
+		"r and s 0":     make([]byte, 64),
+		"r 0":           rawSignature(zero, s),
+		"s 0":           rawSignature(r, zero),
+		"r is n":        rawSignature(n, s),
+		"s is n":        rawSignature(r, n),
+		"r is n plus 1": rawSignature(new(big.Int).Add(n, big.NewInt(1)), s),
+		"swapped":       rawSignature(s, r),
+		"63 bytes":      signature[:63],
+		"65 bytes":      append(append([]byte{}, signature...), 0),
+		"zero in front": append([]byte{0}, signature...),
+		"DER":           inDER,
+		"twice":         append(append([]byte{}, signature...), signature...),
+	} {
+		if _, err := v.Verify(t.Context(), input+b64(bad), b.peer()); err == nil {
+			t.Errorf("%s was accepted", name)
+		}
+	}
+	twin := rawSignature(r, new(big.Int).Sub(n, s))
+	if g, err := v.Verify(t.Context(), input+b64(twin), b.peer()); err != nil || g.ID != grantID {
+		t.Errorf("the twin signature must be the same grant: %v, %v", g, err)
+	}
+}
+
+// TestVerifyRefusesShapes is about the text of a token, whatever it says.
+func TestVerifyRefusesShapes(t *testing.T) {
+	b := newBroker(t, 1)
+	v := b.verifier(nil)
+	token := b.token(nil)
+	parts := strings.Split(token, ".")
+	for name, bad := range map[string]string{
+		"two parts":        parts[0] + "." + parts[1],
+		"four parts":       token + ".",
+		"five parts":       token + ".a.b",
+		"10000 dots":       strings.Repeat(".", 10000),
+		"8000 dots":        strings.Repeat(".", 8000),
+		"only dots":        "..",
+		"no header":        "." + parts[1] + "." + parts[2],
+		"no payload":       parts[0] + ".." + parts[2],
+		"no signature":     parts[0] + "." + parts[1] + ".",
+		"space in front":   " " + token,
+		"newline behind":   token + "\n",
+		"newline within":   parts[0] + ".\n" + parts[1] + "." + parts[2],
+		"padding":          token + "=",
+		"standard letters": strings.NewReplacer("-", "+", "_", "/").Replace(token) + "+",
+		"JSON":             fmt.Sprintf(`{"protected":%q,"payload":%q,"signature":%q}`, parts[0], parts[1], parts[2]),
+		"comma list":       token + "," + token,
+		"not ASCII":        token + "é",
+		"NUL":              token + "\x00",
+		"Bearer":           "Bearer " + token,
+		"8193 bytes":       strings.Repeat("a", wire.MaxTokenBytes+1),
+	} {
+		if _, err := v.Verify(t.Context(), bad, b.peer()); !errors.Is(err, verify.ErrMalformed) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	if _, err := v.Verify(t.Context(), "", b.peer()); !errors.Is(err, verify.ErrMissing) {
+		t.Errorf("no token: got %v", err)
+	}
+}
+
+func TestVerifySizeLimit(t *testing.T) {
+	b := newBroker(t, 1)
+	v := b.verifier(nil)
+	// The name of the task pads the token to the byte; base64 grows in steps, so the header helps.
+	sized := func(size int) string {
+		for pad := range 8 {
+			header := fmt.Sprintf(`{"typ":"at+jwt","alg":"ES256","kid":%q,"x":%q}`, b.key.kid, strings.Repeat("x", pad))
+			for name := (size - 1500) * 3 / 4; ; name++ {
+				claims := b.claims(func(c map[string]any) { c["task"].(map[string]any)["name"] = strings.Repeat("n", name) })
+				token := b.key.forge(t, header, string(marshal(t, claims)))
+				if len(token) == size {
+					return token
+				}
+				if len(token) > size {
+					break
+				}
+			}
+		}
+		t.Fatalf("no token of %d bytes", size)
+		return ""
+	}
+	if _, err := v.Verify(t.Context(), sized(wire.MaxTokenBytes), b.peer()); err != nil {
+		t.Errorf("%d bytes: %v", wire.MaxTokenBytes, err)
+	}
+	if _, err := v.Verify(t.Context(), sized(wire.MaxTokenBytes+1), b.peer()); !errors.Is(err, verify.ErrMalformed) {
+		t.Errorf("one byte more: %v", err)
+	}
+}
+
+// TestVerifyRefusesEveryMutation cuts a good token at every byte, flips every bit and lengthens it
+// (CVE-2026-27840).
+func TestVerifyRefusesEveryMutation(t *testing.T) {
+	for _, alg := range []string{"ES256", "EdDSA"} {
+		t.Run(alg, func(t *testing.T) {
+			b := newBroker(t, 1)
+			b.key = newSigningKey(t, alg)
+			b.keys = []map[string]any{b.key.jwk(t)}
+			v := b.verifier(nil)
+			token := b.token(nil)
+			canceled, cancel := context.WithCancel(t.Context())
+			cancel() // unknown kids need not be waited for
+			accepted := func(mutant string) bool {
+				_, err := v.Verify(canceled, mutant, b.peer())
+				return err == nil
+			}
+			if !accepted(token) {
+				t.Fatal("the token itself is refused")
+			}
+			for i := range len(token) {
+				if accepted(token[:i]) {
+					t.Errorf("accepted when cut to %d bytes", i)
+				}
+				if accepted(token[i+1:]) || accepted(token[:i]+token[i+1:]) {
+					t.Errorf("accepted without byte %d", i)
+				}
+				for bit := range 8 {
+					mutant := []byte(token)
+					mutant[i] ^= 1 << bit
+					if accepted(string(mutant)) {
+						t.Errorf("accepted with bit %d of byte %d flipped", bit, i)
+					}
+				}
+			}
+			for c := range 256 {
+				if accepted(token + string([]byte{byte(c)})) {
+					t.Errorf("accepted with byte %#x appended", c)
+				}
+			}
+		})
+	}
+}
+
+func TestVerifyRefusesSmallOrderKeys(t *testing.T) {
+	b := newBroker(t, 1)
+	b.keys = append(b.keys, map[string]any{
+		"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "kid": "small", "use": "sig", "x": b64(append([]byte{1}, make([]byte, ed25519.PublicKeySize-1)...)),
+	})
+	c := b.config()
+	_, err := verify.New(within(t, 300*time.Millisecond), c)
+	if err == nil || !strings.Contains(err.Error(), "key 1") {
+		t.Errorf("a key that everybody can sign for: %v", err)
+	}
+}
+
+func TestVerifyBinding(t *testing.T) {
+	b := newBroker(t, 1)
+	other := b.ca.svid(t, serverID, nil)
+	rotated := b.ca.svid(t, agentID, nil)
+	unbound := func(c map[string]any) { delete(c, "cnf") }
+	cases := []struct {
+		name    string
+		binding verify.Binding
+		edit    func(map[string]any)
+		peer    *verify.Peer
+		want    error
+	}{
+		{"certificate: its own", verify.ByCertificate, nil, b.peer(), nil},
+		{"certificate: not verified, but its own", verify.ByCertificate, nil, &verify.Peer{Certificate: b.agent.Leaf}, nil},
+		{"certificate: no peer", verify.ByCertificate, nil, nil, verify.ErrUnbound},
+		{"certificate: no certificate", verify.ByCertificate, nil, &verify.Peer{}, verify.ErrUnbound},
+		{"certificate: rotated", verify.ByCertificate, nil, &verify.Peer{Certificate: rotated.Leaf, Verified: true}, verify.ErrUnbound},
+		{"certificate: token without", verify.ByCertificate, unbound, b.peer(), verify.ErrUnbound},
+		{"identity: rotated", verify.ByIdentity, unbound, &verify.Peer{Certificate: rotated.Leaf, Verified: true}, nil},
+		{"identity: not verified", verify.ByIdentity, unbound, &verify.Peer{Certificate: rotated.Leaf}, verify.ErrUnbound},
+		{"identity: another", verify.ByIdentity, unbound, &verify.Peer{Certificate: other.Leaf, Verified: true}, verify.ErrUnbound},
+		{"identity: no peer", verify.ByIdentity, unbound, nil, verify.ErrUnbound},
+		{"identity: bound to another certificate", verify.ByIdentity, nil, &verify.Peer{Certificate: rotated.Leaf, Verified: true}, verify.ErrUnbound},
+		{"identity: bound to this one", verify.ByIdentity, nil, b.peer(), nil},
+		{"unbound: nobody", verify.Unbound, nil, nil, nil},
+	}
+	verifiers := map[verify.Binding]*verify.Verifier{}
+	for _, binding := range []verify.Binding{verify.ByCertificate, verify.ByIdentity, verify.Unbound} {
+		verifiers[binding] = b.verifier(func(c *verify.Config) { c.Binding = binding })
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			g, err := verifiers[c.binding].Verify(t.Context(), b.token(c.edit), c.peer)
+			if !errors.Is(err, c.want) {
+				t.Fatalf("got %v, want %v", err, c.want)
+			}
+			if err == nil && g.Bound != (c.edit == nil && c.binding != verify.Unbound) {
+				t.Errorf("Bound is %v", g.Bound)
+			}
+		})
+	}
+}
+
+// TestRefusalsAreCounted checks what the hook is told, and that it learns of no grant before the
+// signature is good.
+func TestRefusalsAreCounted(t *testing.T) {
+	b := newBroker(t, 1)
+	type refusal struct {
+		reason string
+		grant  bool
+	}
+	var got []refusal
+	v := b.verifier(func(c *verify.Config) {
+		c.Hooks.OnRefuse = func(_ context.Context, reason string, g *verify.Grant) { got = append(got, refusal{reason, g != nil}) }
+	})
+	evil := *b.key
+	evil.private = newSigningKey(t, "ES256").private
+	for _, token := range []string{"", "x", evil.sign(t, wire.TokenType, marshal(t, b.claims(nil))), b.token(func(c map[string]any) { c["aud"] = "other" })} {
+		if _, err := v.Verify(t.Context(), token, b.peer()); err == nil {
+			t.Error("accepted")
+		}
+	}
+	want := []refusal{{"no token", false}, {"malformed token", false}, {"bad signature or unknown key", false}, {"for another audience", true}}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(refusal{})); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
