@@ -61,7 +61,7 @@ func (f Files) follow(ctx context.Context, s *Source) error {
 		set, err := f.read()
 		switch {
 		case err != nil:
-			s.miss(err)
+			s.missAgain(err)
 		case set.digest != taken:
 			// A refused set is looked at again: its time may yet come.
 			svid, bundles, err := set.parse(s.now())

@@ -155,15 +155,21 @@ func (s *Source) replace(svid *x509svid.SVID, bundles *x509bundle.Set) {
 		"not_after", svid.Certificates[0].NotAfter, "trust_domains", bundles.Len())
 }
 
-// miss keeps what the source said instead of an SVID, and logs it unless it said the same before.
-// What was there stays.
+// miss keeps what the source said instead of an SVID, and logs it. What was there stays.
 func (s *Source) miss(err error) {
 	s.mu.Lock()
-	again := s.answer != nil && s.answer.Error() == err.Error()
 	s.answer = err
 	s.mu.Unlock()
-	if !again {
-		s.log.Warn("identity: no new SVID; what there was stays in use", "source", s.from.String(), "error", err)
+	s.log.Warn("identity: no new SVID; what there was stays in use", "source", s.from.String(), "error", err)
+}
+
+// missAgain is miss for what may be said many times in a row; it is logged once.
+func (s *Source) missAgain(err error) {
+	s.mu.Lock()
+	same := s.answer != nil && s.answer.Error() == err.Error()
+	s.mu.Unlock()
+	if !same {
+		s.miss(err)
 	}
 }
 

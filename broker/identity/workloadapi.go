@@ -52,6 +52,7 @@ func (a workloadAPI) follow(ctx context.Context, s *Source) error {
 		return err
 	}
 	defer client.Close()
+	again := retries{}.NewBackoff()
 	for {
 		err := client.WatchX509Context(ctx, watcher{s})
 		switch {
@@ -64,7 +65,7 @@ func (a workloadAPI) follow(ctx context.Context, s *Source) error {
 		// The client gives up when the other side says that the call was canceled, as an agent does
 		// that stops. It will be back.
 		select {
-		case <-time.After(maxRetry):
+		case <-time.After(again.Next()):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -81,7 +82,7 @@ func (w watcher) OnX509ContextUpdate(update *workloadapi.X509Context) {
 
 func (w watcher) OnX509ContextWatchError(err error) {
 	if status.Code(err) != codes.Canceled {
-		w.source.miss(err)
+		w.source.missAgain(err)
 	}
 }
 
