@@ -33,3 +33,5 @@ func backend() storetest.Backend {
 func TestStore(t *testing.T) { storetest.Run(t, backend()) }
 
 func TestStoreAging(t *testing.T) { storetest.Aging(t, backend()) }
+
+func TestStoreMachine(t *testing.T) { storetest.Machine(t, backend()) }
