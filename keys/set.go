@@ -1,0 +1,48 @@
+package keys
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"time"
+)
+
+// Set is what verifiers may know: a JWK Set and how to serve it.
+type Set struct {
+	JSON   []byte        // the document (RFC 7517 §5), to be served as application/jwk-set+json
+	ETag   string        // a strong one with its quotes (RFC 9110 §8.8.3); it changes with the document
+	MaxAge time.Duration // how long it may be cached
+}
+
+// Set returns what is published now: the active key first, then the next, then the retiring ones.
+// The caller owns the result.
+func (r *Ring) Set() Set {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.advance(r.config.Now())
+	set := r.set
+	set.JSON = bytes.Clone(set.JSON)
+	return set
+}
+
+// changed writes the set anew. The keys are in their encoded form already.
+func (r *Ring) changed() {
+	var published [][]byte
+	if r.active != nil {
+		published = append(published, r.active.public)
+	}
+	if r.next != nil {
+		published = append(published, r.next.public)
+	}
+	for _, k := range r.retiring {
+		published = append(published, k.public)
+	}
+	document := append([]byte(`{"keys":[`), bytes.Join(published, []byte(","))...)
+	document = append(document, "]}"...)
+	sum := sha256.Sum256(document)
+	r.set = Set{
+		JSON:   document,
+		ETag:   `"` + base64.RawURLEncoding.EncodeToString(sum[:]) + `"`,
+		MaxAge: r.config.MaxAge,
+	}
+}
