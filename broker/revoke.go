@@ -100,9 +100,12 @@ func (b *Broker) control(ctx context.Context, end Ending, event Event) (Receipt,
 	if replies[0].Err != nil {
 		return Receipt{}, replies[0].Err
 	}
-	event.Time = replies[0].Receipt.Ended
-	b.record(ctx, []Event{event})
-	return replies[0].Receipt, nil
+	receipt := replies[0].Receipt
+	if receipt.First {
+		event.Time = receipt.Ended
+		b.record(ctx, []Event{event})
+	}
+	return receipt, nil
 }
 
 func checkOperator(actor, reason string) error {
