@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"hash"
 	"math/big"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -479,11 +480,13 @@ func TestVerifyRefusesEveryMutation(t *testing.T) {
 
 func TestVerifyRefusesSmallOrderKeys(t *testing.T) {
 	b := newBroker(t, 1)
-	b.keys = append(b.keys, map[string]any{
+	small := map[string]any{
 		"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "kid": "small", "use": "sig", "x": b64(append([]byte{1}, make([]byte, ed25519.PublicKeySize-1)...)),
+	}
+	b.handle(wire.PathJWKS, func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, map[string]any{"keys": []any{b.key.jwk(t), small}})
 	})
-	c := b.config()
-	_, err := verify.New(within(t, 300*time.Millisecond), c)
+	err := b.start(wire.PathJWKS)
 	if err == nil || !strings.Contains(err.Error(), "key 1") {
 		t.Errorf("a key that everybody can sign for: %v", err)
 	}
