@@ -192,6 +192,9 @@ func (s *Server) assemble() error {
 	return nil
 }
 
+// Config is the configuration with everything filled in.
+func (s *Server) Config() Config { return s.config }
+
 // Issuer is the public listener's URL, and the iss of every token.
 func (s *Server) Issuer() string { return s.config.Issuer }
 

@@ -1,0 +1,287 @@
+package server_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/errandhq/errand/broker/devmode"
+	"github.com/errandhq/errand/broker/identity"
+	"github.com/errandhq/errand/broker/registry"
+	"github.com/errandhq/errand/broker/server"
+	"github.com/errandhq/errand/sdk/wire"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	brokerID = "spiffe://prod/errand"
+	reportID = "spiffe://prod/report"
+	ordersID = "spiffe://prod/orders"
+	nobodyID = "spiffe://prod/nobody"
+)
+
+const inventory = `
+audiences:
+  - {name: orders, owner: team-shop, hosts: [orders.internal], scopes: ["orders:read", "orders:write"], servers: [spiffe://prod/orders]}
+  - {name: files, owner: team-shop, scopes: ["files:write"], servers: [spiffe://prod/files]}
+workloads:
+  - {id: spiffe://prod/report, owner: team-fin, purpose: exports, ceiling: {orders: ["orders:read"], files: ["files:write"]}}
+  - {id: spiffe://prod/night, owner: team-fin, purpose: batches, ceiling: {orders: ["orders:read"]}}
+`
+
+// output collects what a replica logs.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
+// replica is a running server on loopback, with a dev CA in place of SPIRE.
+type replica struct {
+	*server.Server
+	t       testing.TB
+	ca      *devmode.CA
+	dir     string
+	logs    *output
+	secrets []string // of every token that was handed out
+	mu      sync.Mutex
+	stop    func() // ends Run, without waiting
+}
+
+func start(t testing.TB) *replica {
+	t.Helper()
+	ca, err := devmode.NewCA("prod", devmode.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "errand-test-") // shorter than t.TempDir: a socket's path is bounded
+	if err != nil {
+		t.Fatal(err)
+	}
+	api := devmode.NewWorkloadAPI(ca, dir, time.Hour)
+	socket, err := api.Add(spiffeid.RequireFromString(brokerID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &replica{t: t, ca: ca, dir: dir, logs: &output{}}
+	log := slog.New(slog.NewJSONHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	known, err := registry.Parse([]byte(inventory))
+	if err != nil {
+		t.Fatal(err)
+	}
+	source := identity.FromWorkloadAPI(socket, log)
+	r.Server, err = server.New(server.Config{
+		WorkloadAddr: "127.0.0.1:0", PublicAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0",
+		Identity: source, Registry: known, AuditLog: filepath.Join(dir, "audit.jsonl"), Logger: log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 2)
+	go func() { done <- api.Run(ctx) }()
+	served, stop := context.WithCancel(context.Background())
+	r.stop = stop
+	go func() { done <- r.Run(served) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		cancel()
+		<-done
+		r.checkSecrets()
+		os.RemoveAll(dir)
+	})
+	waiting, giveUp := context.WithTimeout(ctx, 10*time.Second)
+	defer giveUp()
+	if err := source.Wait(waiting); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("the replica is ready", func() bool { return r.Ready() == nil })
+	return r
+}
+
+// checkSecrets looks for tokens where none may be.
+func (r *replica) checkSecrets() {
+	audit, err := os.ReadFile(filepath.Join(r.dir, "audit.jsonl"))
+	if err != nil {
+		r.t.Error(err)
+	}
+	for _, secret := range r.secrets {
+		signature := secret[strings.LastIndexByte(secret, '.')+1:]
+		if strings.Contains(r.logs.String(), signature) || bytes.Contains(audit, []byte(signature)) {
+			r.t.Error("a token is in the log or in the audit log")
+		}
+	}
+}
+
+func (r *replica) eventually(what string, f func() bool) {
+	r.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !f(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			r.t.Fatalf("%s: not within 10 seconds", what)
+		}
+	}
+}
+
+// certificate is a fresh SVID of an identity.
+func (r *replica) certificate(id string) tls.Certificate {
+	r.t.Helper()
+	svid, err := r.ca.Issue(spiffeid.RequireFromString(id), time.Hour)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	cert := tls.Certificate{PrivateKey: svid.PrivateKey, Leaf: svid.Certificates[0]}
+	for _, c := range svid.Certificates {
+		cert.Certificate = append(cert.Certificate, c.Raw)
+	}
+	return cert
+}
+
+func (r *replica) roots() *x509.CertPool {
+	pool := x509.NewCertPool()
+	for _, c := range r.ca.Bundle().X509Authorities() {
+		pool.AddCert(c)
+	}
+	return pool
+}
+
+// client presents an identity's SVID, and none for "".
+func (r *replica) client(id string) *caller {
+	config := &tls.Config{RootCAs: r.roots(), MinVersion: tls.VersionTLS13}
+	if id != "" {
+		config.Certificates = []tls.Certificate{r.certificate(id)}
+	}
+	transport := &http.Transport{TLSClientConfig: config}
+	r.t.Cleanup(transport.CloseIdleConnections)
+	return &caller{r: r, http: &http.Client{Transport: transport, Timeout: 10 * time.Second}}
+}
+
+// caller is one workload's connection.
+type caller struct {
+	r    *replica
+	http *http.Client
+}
+
+// answer is a response with its body read.
+type answer struct {
+	status  int
+	header  http.Header
+	body    []byte
+	problem wire.Problem
+}
+
+func (a answer) into(t testing.TB, v any) {
+	t.Helper()
+	if err := json.Unmarshal(a.body, v); err != nil {
+		t.Fatalf("%s: %v", a.body, err)
+	}
+}
+
+func (a answer) name() string { return a.problem.Type[strings.LastIndexByte(a.problem.Type, '/')+1:] }
+
+// send makes a request; edit may change it.
+func (c *caller) send(method, path, body string, edit func(*http.Request)) answer {
+	c.r.t.Helper()
+	req, err := http.NewRequest(method, c.r.BrokerURL()+path, strings.NewReader(body))
+	if err != nil {
+		c.r.t.Fatal(err)
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if edit != nil {
+		edit(req)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		c.r.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	defer resp.Body.Close()
+	a := answer{status: resp.StatusCode, header: resp.Header}
+	if a.body, err = io.ReadAll(resp.Body); err != nil {
+		c.r.t.Fatal(err)
+	}
+	if resp.Header.Get("Content-Type") == wire.TypeProblem {
+		a.into(c.r.t, &a.problem)
+	}
+	return a
+}
+
+func (c *caller) get(path string) answer        { return c.send("GET", path, "", nil) }
+func (c *caller) post(path, body string) answer { return c.send("POST", path, body, nil) }
+
+const beginBody = `{"name":"export","purpose":"FIN-212","tokens":[{"audience":"orders"}]}`
+
+// begin begins a task with a token and checks that it worked.
+func (c *caller) begin() wire.BeginResponse {
+	c.r.t.Helper()
+	a := c.post(wire.PathTasks, beginBody)
+	if a.status != http.StatusCreated {
+		c.r.t.Fatalf("begin: %d %s", a.status, a.body)
+	}
+	var out wire.BeginResponse
+	a.into(c.r.t, &out)
+	if a.header.Get("Location") != wire.PathTasks+"/"+out.Task.ID || a.header.Get("Cache-Control") != "no-store" {
+		c.r.t.Errorf("headers: %v", a.header)
+	}
+	for _, token := range out.Tokens {
+		c.r.mu.Lock()
+		c.r.secrets = append(c.r.secrets, token.AccessToken)
+		c.r.mu.Unlock()
+	}
+	return out
+}
+
+func taskPath(id, rest string) string { return wire.PathTasks + "/" + id + rest }
+
+func (c *caller) end(id, outcome string) answer {
+	return c.post(taskPath(id, "/end"), fmt.Sprintf(`{"outcome":%q}`, outcome))
+}
+
+// refused checks a refusal: its status and name, that it is a problem document which explains
+// itself, that it is no fault of the server, and that a good request works right after.
+func (c *caller) refused(a answer, status int, name string) {
+	c.r.t.Helper()
+	if a.status != status || a.name() != name {
+		c.r.t.Errorf("got %d %s, want %d %s", a.status, a.body, status, name)
+	}
+	if a.status >= 500 {
+		c.r.t.Errorf("a fault of the server: %s", a.body)
+	}
+	p := a.problem
+	if p.Title == "" || p.Detail == "" || p.Status != a.status || !strings.HasPrefix(p.Type, c.r.Issuer()+"/problems/") ||
+		p.RequestID == "" || p.RequestID != a.header.Get(wire.HeaderRequestID) {
+		c.r.t.Errorf("the problem does not explain itself: %s", a.body)
+	}
+	if good := c.get(wire.PathWhoami); good.status != http.StatusOK {
+		c.r.t.Errorf("a good request after it: %d %s", good.status, good.body)
+	}
+}

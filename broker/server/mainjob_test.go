@@ -1,0 +1,406 @@
+package server_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/broker/server"
+	"github.com/errandhq/errand/sdk/verify"
+	"github.com/errandhq/errand/sdk/verify/verifyspiffe"
+	"github.com/errandhq/errand/sdk/wire"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+)
+
+// fixedSource is an SVID with the trust bundle of the test's CA.
+type fixedSource struct {
+	svid   *x509svid.SVID
+	bundle *x509bundle.Bundle
+}
+
+func (s fixedSource) GetX509SVID() (*x509svid.SVID, error) { return s.svid, nil }
+
+func (s fixedSource) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	return s.bundle.GetX509BundleForTrustDomain(td)
+}
+
+func (r *replica) source(id string) fixedSource {
+	r.t.Helper()
+	svid, err := r.ca.Issue(spiffeid.RequireFromString(id), time.Hour)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return fixedSource{svid, r.ca.Bundle()}
+}
+
+// verifier is a resource server's, connected to the replica.
+func (r *replica) verifier() *verify.Verifier {
+	r.t.Helper()
+	toBroker, err := verifyspiffe.TLS(r.source(ordersID), brokerID)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	v, err := verify.New(ctx, verify.Config{Issuer: r.Issuer(), Audience: "orders", TLS: toBroker})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { v.Close() })
+	return v
+}
+
+// bearer is a caller whose certificate is known, so that its tokens can be presented.
+func (r *replica) bearer(id string) (*caller, *verify.Peer) {
+	c := r.client(id)
+	leaf := c.http.Transport.(*http.Transport).TLSClientConfig.Certificates[0].Leaf
+	return c, &verify.Peer{Certificate: leaf}
+}
+
+// TestP1_EndIsHeardByConnectedVerifiers: after the answer to an end no connected verifier accepts the
+// token for longer than the bound.
+func TestP1_EndIsHeardByConnectedVerifiers(t *testing.T) {
+	r := start(t)
+	v := r.verifier()
+	c, peer := r.bearer(reportID)
+	const bound = 250 * time.Millisecond
+	var slowest time.Duration
+	for range 50 {
+		begun := c.begin()
+		token := begun.Tokens[0].AccessToken
+		grant, err := v.Verify(t.Context(), token, peer, "orders:read")
+		if err != nil {
+			t.Fatalf("a live token: %v", err)
+		}
+		if grant.Workload != reportID || grant.Task.ID != begun.Task.ID || !grant.Bound {
+			t.Errorf("grant %+v", grant)
+		}
+		if a := c.end(begun.Task.ID, "completed"); a.status != http.StatusOK {
+			t.Fatalf("end: %d %s", a.status, a.body)
+		}
+		answered := time.Now()
+		for {
+			_, err = v.Verify(t.Context(), token, peer, "orders:read")
+			after := time.Since(answered)
+			if errors.Is(err, verify.ErrRevoked) {
+				slowest = max(slowest, after)
+				break
+			}
+			if err != nil || after > 2*time.Second {
+				t.Fatalf("%s after the end: %v", after, err)
+			}
+		}
+	}
+	// One of fifty may be the one in a hundred.
+	if slowest > 4*bound {
+		t.Errorf("the slowest refusal came %s after the answer", slowest)
+	}
+	t.Logf("the slowest of 50 refusals came %s after the answer", slowest)
+}
+
+func TestAStolenTokenIsUseless(t *testing.T) {
+	r := start(t)
+	v := r.verifier()
+	c, _ := r.bearer(reportID)
+	_, thief := r.bearer(nobodyID)
+	_, sibling := r.bearer(reportID) // the same identity with another certificate
+	token := c.begin().Tokens[0].AccessToken
+	for name, peer := range map[string]*verify.Peer{"another workload": thief, "another certificate": sibling, "none": nil} {
+		if _, err := v.Verify(t.Context(), token, peer, "orders:read"); !errors.Is(err, verify.ErrUnbound) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestP11_RotationRejectsNoValidToken and a removed key's tokens die.
+func TestP11_RotationRejectsNoValidToken(t *testing.T) {
+	r := start(t)
+	v := r.verifier()
+	c, peer := r.bearer(reportID)
+	old := c.begin().Tokens[0].AccessToken
+	signer, err := r.Keys().Signer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Keys().Remove(signer.KeyID()); err != nil {
+		t.Fatal(err)
+	}
+	fresh := c.begin().Tokens[0].AccessToken
+	if _, err := v.Verify(t.Context(), fresh, peer, "orders:read"); err != nil {
+		t.Errorf("a token of the next key: %v", err)
+	}
+	if _, err := r.Broker().Revoke(t.Context(), broker.Revocation{Key: signer.KeyID(), Actor: "ada", Reason: "INC-7"}); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("the removed key's token is refused", func() bool {
+		_, err := v.Verify(t.Context(), old, peer, "orders:read")
+		return err != nil
+	})
+	if _, err := v.Verify(t.Context(), fresh, peer, "orders:read"); err != nil {
+		t.Errorf("after the removal, a token of the next key: %v", err)
+	}
+}
+
+func TestASelectorReachesVerifiers(t *testing.T) {
+	r := start(t)
+	v := r.verifier()
+	c, peer := r.bearer(reportID)
+	begun := c.begin()
+	if _, err := r.Broker().Revoke(t.Context(), broker.Revocation{
+		Selector: broker.Selector{Subject: "spiffe://prod/*", Audience: "orders"}, Actor: "ada", Reason: "INC-8",
+	}); err != nil {
+		t.Fatal(err)
+	}
+	var later wire.TokenResponse
+	c.post(taskPath(begun.Task.ID, "/tokens"), `{"audience":"orders"}`).into(t, &later)
+	r.eventually("the token from before is refused", func() bool {
+		_, err := v.Verify(t.Context(), begun.Tokens[0].AccessToken, peer)
+		return errors.Is(err, verify.ErrRevoked)
+	})
+	if _, err := v.Verify(t.Context(), later.AccessToken, peer); err != nil {
+		t.Errorf("the token from after: %v", err)
+	}
+}
+
+func TestWhoMayReadTheFeed(t *testing.T) {
+	r := start(t)
+	orders, report := r.client(ordersID), r.client(reportID)
+	for _, path := range []string{wire.PathFeed + "?aud=orders", wire.PathFeedSnapshot + "?aud=orders", wire.PathFeedSnapshot + "?aud=nothing", wire.PathFeedSnapshot} {
+		report.refused(report.get(path), http.StatusForbidden, wire.ProblemDenied)
+	}
+	report.refused(report.get(wire.PathFeedPosition), http.StatusUnprocessableEntity, wire.ProblemInvalid)
+	if a := orders.get(wire.PathFeedSnapshot + "?aud=files"); a.status != http.StatusForbidden {
+		t.Errorf("another audience's feed: %d", a.status)
+	}
+	if a := orders.get(wire.PathFeedSnapshot + "?aud=orders"); a.status != http.StatusOK {
+		t.Errorf("its own: %d %s", a.status, a.body)
+	}
+	if a := orders.get(wire.PathFeed + "?aud=orders"); a.status != http.StatusBadRequest || a.name() != wire.ProblemMalformed {
+		t.Errorf("without a position: %d %s", a.status, a.body)
+	}
+	gone := orders.send("GET", wire.PathFeed+"?aud=orders", "", func(req *http.Request) { req.Header.Set(wire.HeaderLastEventID, "1.0") })
+	if gone.status != http.StatusGone || gone.name() != wire.ProblemCursorExpired {
+		t.Errorf("another epoch: %d %s", gone.status, gone.body)
+	}
+	var p wire.FeedPosition
+	orders.get(wire.PathFeedPosition+"?nonce=abc").into(t, &p)
+	if p.Nonce != "abc" || p.Position == "" || p.AgeMS > 2000 {
+		t.Errorf("got %+v", p)
+	}
+}
+
+// events reads a stream.
+type events struct {
+	*bufio.Scanner
+	io.Closer
+}
+
+func (c *caller) follow(from string) *events {
+	c.r.t.Helper()
+	req, err := http.NewRequest("GET", c.r.BrokerURL()+wire.PathFeed+"?aud=orders", nil)
+	if err != nil {
+		c.r.t.Fatal(err)
+	}
+	req.Header.Set(wire.HeaderLastEventID, from)
+	resp, err := c.http.Do(req)
+	if err != nil || resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != wire.TypeEvents {
+		c.r.t.Fatalf("follow: %v %v", resp, err)
+	}
+	c.r.t.Cleanup(func() { resp.Body.Close() })
+	return &events{bufio.NewScanner(resp.Body), resp.Body}
+}
+
+// next returns the next event of a name.
+func (e *events) next(t *testing.T, name string) wire.FeedEvent {
+	t.Helper()
+	got := ""
+	for e.Scan() {
+		if event, ok := strings.CutPrefix(e.Text(), "event: "); ok {
+			got = event
+		}
+		if data, ok := strings.CutPrefix(e.Text(), "data: "); ok && got == name {
+			var out wire.FeedEvent
+			if err := json.Unmarshal([]byte(data), &out); err != nil {
+				t.Fatal(err)
+			}
+			return out
+		}
+	}
+	t.Fatalf("the stream ended before a %s: %v", name, e.Err())
+	return wire.FeedEvent{}
+}
+
+func TestTheStreamResumesWithoutAGap(t *testing.T) {
+	r := start(t)
+	orders, report := r.client(ordersID), r.client(reportID)
+	orders.http.Timeout = 0
+	var at wire.FeedSnapshot
+	orders.get(wire.PathFeedSnapshot+"?aud=orders").into(t, &at)
+	first := report.begin().Task.ID
+	report.end(first, "completed")
+	stream := orders.follow(at.Position)
+	one := stream.next(t, wire.EventDenials)
+	if len(one.Entries) != 1 || one.Entries[0].ID != first {
+		t.Fatalf("got %+v", one)
+	}
+	stream.Close()
+	second := report.begin().Task.ID
+	report.end(second, "failed")
+	again := orders.follow(one.Position)
+	if two := again.next(t, wire.EventDenials); len(two.Entries) != 1 || two.Entries[0].ID != second {
+		t.Fatalf("after a gap: %+v", two)
+	}
+	start := time.Now()
+	again.next(t, wire.EventBeat)
+	if time.Since(start) > 5*time.Second {
+		t.Errorf("a beat after %s", time.Since(start))
+	}
+}
+
+// public calls the public listener without a certificate.
+func (r *replica) public(path string, edit func(*http.Request)) answer {
+	r.t.Helper()
+	c := r.client("")
+	req, err := http.NewRequest("GET", r.Issuer()+path, nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if edit != nil {
+		edit(req)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return answer{status: resp.StatusCode, header: resp.Header, body: body}
+}
+
+func TestPublicListener(t *testing.T) {
+	r := start(t)
+	jwks := r.public(wire.PathJWKS, nil)
+	if jwks.status != 200 || jwks.header.Get("Content-Type") != wire.TypeJWKS || jwks.header.Get("Cache-Control") != "public, max-age=60" || strings.Contains(string(jwks.body), `"d"`) {
+		t.Errorf("%d %v %s", jwks.status, jwks.header, jwks.body)
+	}
+	etag := jwks.header.Get("ETag")
+	for _, header := range []string{etag, "W/" + etag, `"other", ` + etag, "*"} {
+		a := r.public(wire.PathJWKS, func(req *http.Request) { req.Header.Set("If-None-Match", header) })
+		if a.status != http.StatusNotModified || len(a.body) != 0 || a.header.Get("ETag") != etag {
+			t.Errorf("If-None-Match %s: %d", header, a.status)
+		}
+	}
+	if a := r.public(wire.PathJWKS, func(req *http.Request) { req.Header.Set("If-None-Match", `"other"`) }); a.status != 200 {
+		t.Errorf("another ETag: %d", a.status)
+	}
+	var metadata wire.Metadata
+	r.public(wire.PathMetadata, nil).into(t, &metadata)
+	if metadata.Issuer != r.Issuer() || metadata.JWKSURI != r.Issuer()+wire.PathJWKS || metadata.Feed != r.BrokerURL()+wire.PathFeed ||
+		!metadata.BoundTokens || len(metadata.ResponseTypes) != 1 || metadata.Algorithms[0] != "ES256" {
+		t.Errorf("%+v", metadata)
+	}
+	if a := r.public("/v1/whoami", nil); a.status != http.StatusNotFound {
+		t.Errorf("the workload API on the public listener: %d", a.status)
+	}
+	if a := r.public("/healthz", nil); a.status != 200 || string(a.body) != "ok\n" {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+}
+
+// TestEveryProblemHasItsPage follows the type of a real refusal, as a person would.
+func TestEveryProblemHasItsPage(t *testing.T) {
+	r := start(t)
+	a := r.client(reportID).post(wire.PathTasks, "{}")
+	page, err := url.Parse(a.problem.Type)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := r.public(page.Path, nil); got.status != 200 || !strings.Contains(string(got.body), a.problem.Title) || !strings.HasPrefix(got.header.Get("Content-Type"), "text/html") {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	if got := r.public("/problems/unheard-of", nil); got.status != http.StatusNotFound {
+		t.Errorf("an unknown one: %d", got.status)
+	}
+}
+
+func TestOpsListener(t *testing.T) {
+	r := start(t)
+	r.client(reportID).begin()
+	for path, want := range map[string]string{"/healthz": "ok", "/readyz": "ready", "/metrics": `errand_grants_issued_total{audience="orders"} 1`} {
+		resp, err := http.Get("http://" + r.OpsAddr() + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != 200 || !strings.Contains(string(body), want) {
+			t.Errorf("%s: %d, without %q", path, resp.StatusCode, want)
+		}
+		for _, id := range []string{reportID, "tsk_", "gnt_"} {
+			if strings.Contains(string(body), id) {
+				t.Errorf("%s has %s in it", path, id)
+			}
+		}
+	}
+	http.DefaultClient.CloseIdleConnections()
+}
+
+func TestConfigMistakes(t *testing.T) {
+	r := start(t)
+	for name, c := range map[string]server.Config{
+		"nothing":            {},
+		"ops for everybody":  {OpsAddr: "0.0.0.0:0"},
+		"ops without a port": {OpsAddr: "127.0.0.1"},
+		"issuer with a path": {Issuer: "https://broker.test/x"},
+		"issuer with http":   {Issuer: "http://broker.test"},
+		"issuer with /":      {Issuer: "https://broker.test/"},
+		"address in use":     {WorkloadAddr: strings.TrimPrefix(r.BrokerURL(), "https://")},
+		"audit log nowhere":  {AuditLog: "/nowhere/at/all/audit.jsonl"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if name != "nothing" {
+				full := r.Server.Config()
+				for _, part := range []struct{ to, from *string }{
+					{&c.WorkloadAddr, ptr("127.0.0.1:0")}, {&c.PublicAddr, ptr("127.0.0.1:0")}, {&c.OpsAddr, ptr("127.0.0.1:0")}, {&c.AuditLog, ptr(t.TempDir() + "/audit.jsonl")},
+				} {
+					if *part.to == "" {
+						*part.to = *part.from
+					}
+				}
+				c.Identity, c.Registry = full.Identity, full.Registry
+			}
+			s, err := server.New(c)
+			if err == nil {
+				s.Close()
+				t.Error("accepted")
+			}
+		})
+	}
+}
+
+func ptr(s string) *string { return &s }
+
+// TestShutdownSendsVerifiersElsewhere and loses no request that is being answered.
+func TestShutdownSendsVerifiersElsewhere(t *testing.T) {
+	r := start(t)
+	orders := r.client(ordersID)
+	orders.http.Timeout = 0
+	var at wire.FeedSnapshot
+	orders.get(wire.PathFeedSnapshot+"?aud=orders").into(t, &at)
+	stream := orders.follow(at.Position)
+	r.stop()
+	stream.next(t, wire.EventReset)
+}
