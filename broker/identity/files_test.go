@@ -69,7 +69,7 @@ func TestHalfWrittenFiles(t *testing.T) {
 		"bundle empty":                {map[string][]byte{"bundle": {}}, "not whole"},
 		"bundle cut in the second":    {map[string][]byte{"bundle": bundle[:len(bundle)-40]}, "not whole"},
 		"bundle cut in the headline":  {map[string][]byte{"bundle": bundle[:len(certPEM(root.cert.Raw))+7]}, "not whole"},
-		"bundle cut in the first":     {map[string][]byte{"bundle": append(certPEM(other.cert.Raw)[:80], certPEM(root.cert.Raw)...)}, "not whole"},
+		"bundle cut in the first":     {map[string][]byte{"bundle": slices.Concat(certPEM(other.cert.Raw)[:93], certPEM(root.cert.Raw))}, "not whole"},
 		"bundle with a leaf":          {map[string][]byte{"bundle": append(certPEM(root.cert.Raw), chain...)}, "not an authority's"},
 		"bundle is a key":             {map[string][]byte{"bundle": key}, "no certificate"},
 		"bundle is not a certificate": {map[string][]byte{"bundle": certPEM([]byte("junk"))}, "bundle"},
