@@ -89,35 +89,45 @@ func start(t testing.TB) *replica {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &replica{t: t, ca: ca, dir: dir, logs: &output{}}
-	log := slog.New(slog.NewJSONHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- api.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+		os.RemoveAll(dir)
+	})
+	r := startWith(t, dir, identity.FromWorkloadAPI(socket, slog.New(slog.DiscardHandler)))
+	r.ca = ca
+	return r
+}
+
+// startWith starts a replica with another source of its identity.
+func startWith(t testing.TB, dir string, source *identity.Source) *replica {
+	t.Helper()
+	r := &replica{t: t, dir: dir, logs: &output{}}
 	known, err := registry.Parse([]byte(inventory))
 	if err != nil {
 		t.Fatal(err)
 	}
-	source := identity.FromWorkloadAPI(socket, log)
 	r.Server, err = server.New(server.Config{
 		WorkloadAddr: "127.0.0.1:0", PublicAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0",
-		Identity: source, Registry: known, AuditLog: filepath.Join(dir, "audit.jsonl"), Logger: log,
+		Identity: source, Registry: known, AuditLog: filepath.Join(dir, "audit.jsonl"),
+		Logger: slog.New(slog.NewJSONHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 2)
-	go func() { done <- api.Run(ctx) }()
-	served, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(context.Background())
 	r.stop = stop
-	go func() { done <- r.Run(served) }()
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
 	t.Cleanup(func() {
 		stop()
 		if err := <-done; err != nil {
 			t.Errorf("Run: %v", err)
 		}
-		cancel()
-		<-done
 		r.checkSecrets()
-		os.RemoveAll(dir)
 	})
 	waiting, giveUp := context.WithTimeout(ctx, 10*time.Second)
 	defer giveUp()

@@ -253,7 +253,7 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 func (at listening) serve() error {
-	err := http.ErrServerClosed
+	var err error
 	if at.server.TLSConfig != nil {
 		err = at.server.ServeTLS(at.l, "", "")
 	} else {
