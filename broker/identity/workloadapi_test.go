@@ -216,13 +216,19 @@ func TestAnswersOfAnAgent(t *testing.T) {
 	f := newFakeAgent(t)
 	// SPIRE says this until it knows the workload; an agent that stops may say the next. Neither
 	// is the end.
-	f.answers <- answer{err: status.Error(codes.PermissionDenied, "no identity issued")}
+	for range 3 {
+		f.answers <- answer{err: status.Error(codes.PermissionDenied, "no identity issued")}
+	}
 	f.answers <- answer{err: status.Error(codes.Canceled, "stopping")}
 	f.answers <- answer{response: &workload.X509SVIDResponse{}}
 	f.send(ca.issue(t, brokerID), ca.cert.Raw)
-	source := identity.FromWorkloadAPI(f.addr, nil)
+	said := &log{}
+	source := identity.FromWorkloadAPI(f.addr, said.logger())
 	runSource(t, source)
 	wait(t, source)
+	if got := strings.Count(strings.Join(said.warnings(), ""), "no identity issued"); got != 1 {
+		t.Errorf("what was said three times was logged %d times", got)
+	}
 	peer := ca.issue(t, worker).certs()
 	if _, err := source.Verify(peer, time.Now()); err != nil {
 		t.Fatal(err)
