@@ -5,5 +5,5 @@
 // One identity has one Unix socket, so whoever can open the socket is that workload, and nothing
 // needs to be attested. That is right for one person's machine and for tests, and wrong for
 // everything else: the sockets can be opened by their owner alone (0600, in a directory that nobody
-// else can write), nothing listens on a network, and no key is ever written to a file.
+// else can write), nothing listens on a network, and the CA's key is never written to a file.
 package devmode
