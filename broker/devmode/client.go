@@ -48,6 +48,15 @@ func (i *Identity) ClientTLS() *tls.Config {
 	return config
 }
 
+// ServerTLS presents the SVID, and asks for one of any workload of the same trust domain.
+func (i *Identity) ServerTLS() *tls.Config {
+	config := tlsconfig.MTLSServerConfig(i.source, i.source, tlsconfig.AuthorizeMemberOf(i.id.TrustDomain()))
+	config.MinVersion = tls.VersionTLS13
+	// go-spiffe checks the peer in a callback that a resumed session skips.
+	config.SessionTicketsDisabled = true
+	return config
+}
+
 // WriteFiles writes svid.pem, svid_key.pem and svid_bundle.pem into dir one after the other, with
 // a mode that keeps the key to its owner, and returns their paths.
 func (i *Identity) WriteFiles(dir string) ([]string, error) {

@@ -113,7 +113,7 @@ func startWith(t testing.TB, dir string, source *identity.Source) *replica {
 	r.Server, err = server.New(server.Config{
 		WorkloadAddr: "127.0.0.1:0", PublicAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0",
 		Identity: source, Registry: known, AuditLog: filepath.Join(dir, "audit.jsonl"),
-		Logger: slog.New(slog.NewJSONHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Logger: r.logger(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -136,6 +136,14 @@ func startWith(t testing.TB, dir string, source *identity.Source) *replica {
 	}
 	r.eventually("the replica is ready", func() bool { return r.Ready() == nil })
 	return r
+}
+
+// logger keeps everything for a test, and nothing for a benchmark.
+func (r *replica) logger() *slog.Logger {
+	if _, ok := r.t.(*testing.B); ok {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(slog.NewJSONHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
 // checkSecrets looks for tokens where none may be.
