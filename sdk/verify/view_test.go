@@ -1,0 +1,372 @@
+package verify
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/errandhq/errand/sdk/wire"
+)
+
+func testView(edit func(*Config)) *view {
+	c := Config{Audience: "orders", MaxStale: DefaultMaxStale, Leeway: DefaultLeeway, MaxEntries: DefaultMaxEntries}
+	if edit != nil {
+		edit(&c)
+	}
+	return newView(c)
+}
+
+// model is the view written down plainly: every entry that was ever said, and what was proven.
+type model struct {
+	now      time.Time
+	position wire.Position
+	entries  []wire.FeedEntry
+	proofs   []proof
+	fresh    time.Time
+}
+
+func (m *model) settle() {
+	for _, p := range m.proofs {
+		if m.position.Covers(p.position) && p.asOf.After(m.fresh) {
+			m.fresh = p.asOf
+		}
+	}
+}
+
+func (m *model) enter(epoch uint64) {
+	m.position = wire.Position{Epoch: epoch}
+	m.proofs, m.fresh = nil, time.Time{}
+	m.entries = slices.DeleteFunc(m.entries, func(e wire.FeedEntry) bool { return e.Kind != wire.KindKey })
+}
+
+// denies reports whether an entry means the grant, by the words of wire.FeedEntry.
+func (m *model) denies(e wire.FeedEntry, g *Grant) bool {
+	switch e.Kind {
+	case wire.KindGrant:
+		return e.ID == g.ID
+	case wire.KindTask:
+		return slices.Contains(g.Task.Path, e.ID)
+	case wire.KindKey:
+		return e.ID == g.key
+	case wire.KindSelector:
+		prefix, below := strings.CutSuffix(e.Subject, "*")
+		subject := e.Subject == "" || e.Subject == g.Workload || below && strings.HasPrefix(g.Workload, prefix)
+		return e.Shard == g.shard && e.Number > g.number && subject && (e.Audience == "" || e.Audience == "orders") && (e.Scope == "" || g.Has(e.Scope))
+	}
+	return e.Shard == g.shard && e.Number > g.number
+}
+
+// judge returns what the view must say. either is true where an entry has just come of age: the
+// view may have it still.
+func (m *model) judge(g *Grant) (want error, either bool) {
+	switch {
+	case m.fresh.IsZero() || m.now.Sub(m.fresh) > DefaultMaxStale:
+		return ErrStale, false
+	case g.epoch < m.position.Epoch:
+		return ErrRevoked, false
+	case g.epoch > m.position.Epoch || g.shard >= len(m.position.Numbers):
+		return ErrStale, false
+	}
+	for _, e := range m.entries {
+		if !m.denies(e, g) {
+			continue
+		}
+		if m.now.Before(e.Until) {
+			return ErrRevoked, false
+		}
+		either = true
+	}
+	return nil, either
+}
+
+func drawGrant(t *rapid.T, epoch uint64) *Grant {
+	shard := rapid.IntRange(0, 2).Draw(t, "shard")
+	root, child := fmt.Sprintf("tsk_%02d%d", shard, rapid.IntRange(0, 2).Draw(t, "root")), fmt.Sprintf("tsk_%02d%d", shard, rapid.IntRange(3, 5).Draw(t, "child"))
+	return &Grant{
+		ID: fmt.Sprintf("gnt_%02d%d", shard, rapid.IntRange(0, 3).Draw(t, "grant")), Task: Task{ID: child, Path: []string{root, child}},
+		Workload: drawSubject(t), Scopes: []string{rapid.SampledFrom([]string{"r", "w"}).Draw(t, "scope")},
+		Expires: time.Unix(1<<40, 0), key: rapid.SampledFrom([]string{"k1", "k2"}).Draw(t, "key"),
+		shard: shard, epoch: epoch + uint64(rapid.IntRange(0, 2).Draw(t, "epoch")) - 1, number: rapid.Uint64Range(0, 6).Draw(t, "number"),
+	}
+}
+
+func drawSubject(t *rapid.T) string {
+	return rapid.SampledFrom([]string{"spiffe://td/a", "spiffe://td/a/b", "spiffe://td/ab", "spiffe://te/a"}).Draw(t, "subject")
+}
+
+func drawEntry(t *rapid.T, shards int, number uint64, now time.Time) wire.FeedEntry {
+	e := wire.FeedEntry{
+		Shard: rapid.IntRange(0, shards-1).Draw(t, "entry shard"), Number: number,
+		Kind:  rapid.SampledFrom([]string{wire.KindGrant, wire.KindTask, wire.KindKey, wire.KindAll, wire.KindSelector, "later"}).Draw(t, "kind"),
+		Until: now.Add(time.Duration(rapid.IntRange(-5, 60).Draw(t, "until")) * time.Second),
+	}
+	switch e.Kind {
+	case wire.KindGrant:
+		e.ID = fmt.Sprintf("gnt_%02d%d", e.Shard, rapid.IntRange(0, 3).Draw(t, "grant"))
+	case wire.KindTask:
+		e.ID = fmt.Sprintf("tsk_%02d%d", e.Shard, rapid.IntRange(0, 5).Draw(t, "task"))
+	case wire.KindKey:
+		// A key is rarely denied, and then for longer than the entry says.
+		e.ID = rapid.SampledFrom([]string{"k1", "k8", "k9"}).Draw(t, "kid")
+		e.Until = now.Add(keyDenialLife)
+	case wire.KindSelector:
+		e.Subject = rapid.SampledFrom([]string{"", "spiffe://td/a", "spiffe://td/a/*", "spiffe://td/*"}).Draw(t, "subjects")
+		e.Scope = rapid.SampledFrom([]string{"", "r"}).Draw(t, "scope")
+		e.Audience = rapid.SampledFrom([]string{"", "orders", "other"}).Draw(t, "audience")
+	}
+	return e
+}
+
+// TestViewAgainstModel drives the view and a plain list of everything that was ever said.
+func TestViewAgainstModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		v, m := testView(nil), &model{now: time.Unix(1_700_000_000, 0)}
+		number := uint64(0)
+		move := func() wire.Position {
+			p := wire.Position{Epoch: m.position.Epoch, Numbers: slices.Clone(m.position.Numbers)}
+			for i := range p.Numbers {
+				p.Numbers[i] += rapid.Uint64Range(0, 2).Draw(t, "step")
+			}
+			return p
+		}
+		draw := func(shards int) []wire.FeedEntry {
+			var entries []wire.FeedEntry
+			for range rapid.IntRange(0, 2).Draw(t, "entries") {
+				number++
+				entries = append(entries, drawEntry(t, shards, 1+number%6, m.now))
+			}
+			return entries
+		}
+		take := func(p wire.Position, entries []wire.FeedEntry) {
+			m.position, m.entries = p, append(m.entries, entries...)
+			m.settle()
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"snapshot": func(t *rapid.T) {
+				p := wire.Position{Epoch: max(1, m.position.Epoch), Numbers: []uint64{0, 0}}
+				if m.position.Numbers != nil {
+					p = move()
+				}
+				if rapid.IntRange(0, 9).Draw(t, "new epoch") == 0 {
+					p.Epoch++
+				}
+				entries := draw(2)
+				if err := v.snapshot(p, entries, m.now); err != nil {
+					t.Fatal(err)
+				}
+				if p.Epoch > m.position.Epoch {
+					m.enter(p.Epoch)
+				}
+				take(p, entries)
+			},
+			"event": func(t *rapid.T) {
+				if m.position.Numbers == nil {
+					t.Skip("there is no stream before a snapshot")
+				}
+				p, entries := move(), draw(2)
+				if err := v.event(p, entries, m.now); err != nil {
+					t.Fatal(err)
+				}
+				take(p, entries)
+			},
+			"event from the past": func(t *rapid.T) {
+				if m.position.Numbers == nil {
+					t.Skip("nothing is known")
+				}
+				p := move()
+				p.Epoch--
+				if err := v.event(p, draw(2), m.now); !errors.Is(err, errBackwards) {
+					t.Fatal(err)
+				}
+			},
+			"event of a new epoch": func(t *rapid.T) {
+				if m.position.Numbers == nil || rapid.IntRange(0, 9).Draw(t, "really") > 0 {
+					t.Skip("rare")
+				}
+				p := move()
+				p.Epoch++
+				if err := v.event(p, nil, m.now); !errors.Is(err, errResync) {
+					t.Fatal(err)
+				}
+				m.enter(p.Epoch)
+			},
+			"early": func(t *rapid.T) {
+				if m.position.Numbers == nil {
+					t.Skip("there is no stream before a snapshot")
+				}
+				entries := draw(2)
+				if err := v.early(entries, m.now); err != nil {
+					t.Fatal(err)
+				}
+				m.entries = append(m.entries, entries...)
+			},
+			"proof": func(t *rapid.T) {
+				if m.position.Numbers == nil {
+					t.Skip("nothing is known")
+				}
+				p := proof{asOf: m.now.Add(-time.Duration(rapid.IntRange(0, 12).Draw(t, "age")) * time.Second), position: move()}
+				if err := v.prove(p); err != nil {
+					t.Fatal(err)
+				}
+				m.proofs = append(m.proofs, p)
+				if len(m.proofs) > maxProofs {
+					// The oldest that still waits goes.
+					m.proofs = slices.DeleteFunc(m.proofs, func(p proof) bool { return m.position.Covers(p.position) && !p.asOf.After(m.fresh) })
+					m.proofs = m.proofs[max(0, len(m.proofs)-maxProofs):]
+				}
+				m.settle()
+			},
+			"time": func(t *rapid.T) {
+				m.now = m.now.Add(time.Duration(rapid.IntRange(0, 20).Draw(t, "seconds")) * time.Second)
+				v.sweep(m.now)
+			},
+			"": func(t *rapid.T) {
+				g := drawGrant(t, m.position.Epoch)
+				_, got := v.judge(g, m.now)
+				want, either := m.judge(g)
+				if got != want && (!either || got != ErrRevoked) {
+					t.Fatalf("at %s, of %+v: got %v, want %v", m.position, g, got, want)
+				}
+				if p, _ := v.at(); p.String() != m.position.String() {
+					t.Fatalf("the position is %s, want %s", p, m.position)
+				}
+			},
+		})
+	})
+}
+
+// TestEntriesGoAtUntilAndNotBefore is at the second.
+func TestEntriesGoAtUntilAndNotBefore(t *testing.T) {
+	v := testView(nil)
+	start := time.Unix(1_700_000_000, 0)
+	entries := []wire.FeedEntry{
+		{Kind: wire.KindTask, ID: "tsk_00a", Until: start.Add(30 * time.Second)},
+		{Kind: wire.KindSelector, Subject: "spiffe://td/a", Number: 1, Until: start.Add(30*time.Second + time.Nanosecond)},
+		{Kind: wire.KindKey, ID: "k", Until: start},
+		{Kind: wire.KindTask, ID: "tsk_00past", Until: start.Add(-time.Minute)},
+	}
+	if err := v.snapshot(wire.Position{Epoch: 1, Numbers: []uint64{1}}, entries, start); err != nil {
+		t.Fatal(err)
+	}
+	// The same task again, for longer, and for less long.
+	for _, until := range []int{50, 40} {
+		again := []wire.FeedEntry{{Kind: wire.KindTask, ID: "tsk_00a", Until: start.Add(time.Duration(until) * time.Second)}}
+		if err := v.early(again, start); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, step := range []struct {
+		after time.Duration
+		want  int
+	}{{0, 3}, {29 * time.Second, 3}, {30 * time.Second, 3}, {45 * time.Second, 2}, {50 * time.Second, 2}, {65 * time.Second, 1}, {keyDenialLife - time.Second, 1}, {keyDenialLife + sweepSeconds*time.Second, 0}} {
+		v.sweep(start.Add(step.after))
+		if got := v.entries(); got != step.want {
+			t.Errorf("after %s: %d entries, want %d", step.after, got, step.want)
+		}
+	}
+	if len(v.due) != 0 {
+		t.Errorf("%d sweeps are left over", len(v.due))
+	}
+}
+
+// TestProofsWaitForTheStream keeps an old view stale, however often it is told to be fresh.
+func TestProofsWaitForTheStream(t *testing.T) {
+	v := testView(nil)
+	now := time.Now()
+	at := func(n uint64) wire.Position { return wire.Position{Epoch: 1, Numbers: []uint64{n}} }
+	if err := v.snapshot(at(1), nil, now); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 10 {
+		if err := v.prove(proof{asOf: now.Add(time.Duration(i) * time.Second), position: at(2 + uint64(i))}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if ok, _ := v.freshness(now); ok {
+		t.Fatal("fresh by proofs that it has not caught up with")
+	}
+	if err := v.event(at(8), nil, now); err != nil {
+		t.Fatal(err)
+	}
+	// The oldest of the four that are kept is of position 8, and second 6.
+	if !v.freshAsOf.Equal(now.Add(6 * time.Second)) {
+		t.Errorf("fresh as of %s", v.freshAsOf.Sub(now))
+	}
+}
+
+// TestStaleAtTheLimit is fresh at MaxStale, and not after.
+func TestStaleAtTheLimit(t *testing.T) {
+	v := testView(nil)
+	now := time.Now()
+	p := wire.Position{Epoch: 1, Numbers: []uint64{0}}
+	if err := errors.Join(v.snapshot(p, nil, now), v.prove(proof{asOf: now, position: p})); err != nil {
+		t.Fatal(err)
+	}
+	if ok, _ := v.freshness(now.Add(DefaultMaxStale)); !ok {
+		t.Error("stale at MaxStale")
+	}
+	if ok, _ := v.freshness(now.Add(DefaultMaxStale + 1)); ok {
+		t.Error("fresh after MaxStale")
+	}
+	// A suspended machine: the monotonic clock says that no time has passed.
+	if ok, _ := v.freshness(now.Round(0).Add(DefaultMaxStale + time.Second)); ok {
+		t.Error("fresh, although the wall clock says otherwise")
+	}
+}
+
+// BenchmarkDenied looks a grant up among a million denials; it must not allocate.
+func BenchmarkDenied(b *testing.B) {
+	v := testView(nil)
+	now := time.Now()
+	entries := make([]wire.FeedEntry, DefaultMaxEntries)
+	for i := range entries {
+		entries[i] = wire.FeedEntry{Kind: wire.KindTask, ID: fmt.Sprintf("tsk_00%026d", i), Until: now.Add(time.Hour)}
+	}
+	entries[0] = wire.FeedEntry{Kind: wire.KindSelector, Subject: "spiffe://td/x/*", Number: 9, Until: now.Add(time.Hour)}
+	p := wire.Position{Epoch: 1, Numbers: []uint64{DefaultMaxEntries}}
+	if err := errors.Join(v.snapshot(p, entries, now), v.prove(proof{asOf: now, position: p})); err != nil {
+		b.Fatal(err)
+	}
+	g := &Grant{
+		ID: "gnt_00x", Workload: "spiffe://td/agents/a", Client: "spiffe://td/agents/a", Expires: now.Add(time.Minute),
+		Task: Task{Path: []string{"tsk_00root", "tsk_00child"}}, epoch: 1, number: 5,
+	}
+	if n := testing.AllocsPerRun(100, func() { _, _ = v.judge(g, now) }); n != 0 {
+		b.Fatalf("%v allocations", n)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := v.judge(g, now); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// TestDeniedDoesNotAllocate is what BenchmarkDenied measures, for every test run.
+func TestDeniedDoesNotAllocate(t *testing.T) {
+	v := testView(nil)
+	now := time.Now()
+	p := wire.Position{Epoch: 1, Numbers: []uint64{2}}
+	entries := []wire.FeedEntry{
+		{Kind: wire.KindTask, ID: "tsk_00child", Until: now.Add(time.Hour)},
+		{Kind: wire.KindSelector, Subject: "spiffe://td/agents/*", Number: 1, Until: now.Add(time.Hour)},
+	}
+	if err := errors.Join(v.snapshot(p, entries, now), v.prove(proof{asOf: now, position: p})); err != nil {
+		t.Fatal(err)
+	}
+	g := &Grant{
+		ID: "gnt_00x", Workload: "spiffe://td/agents/a", Client: "spiffe://td/agents/a", Expires: now.Add(time.Minute),
+		Task: Task{Path: []string{"tsk_00root", "tsk_00child"}}, epoch: 1, number: 5,
+	}
+	if _, err := v.judge(g, now); err != ErrRevoked {
+		t.Fatal(err)
+	}
+	if n := testing.AllocsPerRun(100, func() { _, _ = v.judge(g, now) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
