@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/http"
@@ -9,8 +10,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"crypto/rand"
 
 	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/sdk/wire"
@@ -22,6 +21,7 @@ type router struct {
 	api      *API
 	listener string
 	echo     *echo.Echo
+	routes   map[string]bool // by echo's path
 }
 
 type workloadKey struct{}
@@ -32,7 +32,7 @@ func (a *API) router(listener string, guard echo.MiddlewareFunc) *router {
 	e.HideBanner, e.HidePort = true, true
 	// The peer's address comes from the connection alone: no header is believed.
 	e.IPExtractor = echo.ExtractIPDirect()
-	r := &router{api: a, listener: listener, echo: e}
+	r := &router{api: a, listener: listener, echo: e, routes: map[string]bool{}}
 	e.HTTPErrorHandler = r.fail
 	e.Use(r.requestID, r.observe, r.recover)
 	if guard != nil {
@@ -49,7 +49,7 @@ func (r *router) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 }
 
 func get[Answer any](r *router, path string, h handler[none, Answer]) {
-	r.echo.GET(echoPath(path), func(c echo.Context) error {
+	r.add(http.MethodGet, path, func(c echo.Context) error {
 		answer, err := h(c.Request().Context(), newRequest(c, none{}))
 		if err != nil {
 			return err
@@ -59,7 +59,7 @@ func get[Answer any](r *router, path string, h handler[none, Answer]) {
 }
 
 func post[Body, Answer any](r *router, path string, status int, h handler[Body, Answer]) {
-	r.echo.POST(echoPath(path), func(c echo.Context) error {
+	r.add(http.MethodPost, path, func(c echo.Context) error {
 		var body Body
 		if err := decode(c.Response(), c.Request(), &body); err != nil {
 			return err
@@ -82,7 +82,7 @@ func post[Body, Answer any](r *router, path string, status int, h handler[Body, 
 
 // stream and raw are for handlers that write the answer themselves.
 func (r *router) stream(path string, h func(http.ResponseWriter, *http.Request, broker.Workload) error) {
-	r.echo.GET(echoPath(path), func(c echo.Context) error {
+	r.add(http.MethodGet, path, func(c echo.Context) error {
 		return h(c.Response(), c.Request(), workloadOf(c.Request().Context()))
 	})
 }
@@ -95,8 +95,8 @@ func (r *router) raw(path string, h http.HandlerFunc) {
 		h(c.Response(), c.Request())
 		return nil
 	}
-	r.echo.GET(echoPath(path), adapted)
-	r.echo.HEAD(echoPath(path), adapted)
+	r.add(http.MethodGet, path, adapted)
+	r.add(http.MethodHead, path, adapted)
 }
 
 func newRequest[Body any](c echo.Context, body Body) request[Body] {
@@ -110,9 +110,11 @@ func workloadOf(ctx context.Context) broker.Workload {
 	return w
 }
 
-// echoPath turns "{id}" into ":id".
-func echoPath(path string) string {
-	return strings.NewReplacer("{", ":", "}", "").Replace(path)
+// add registers a route; "{id}" in a path is ":id" to echo.
+func (r *router) add(method, path string, h echo.HandlerFunc) {
+	path = strings.NewReplacer("{", ":", "}", "").Replace(path)
+	r.echo.Add(method, path, h)
+	r.routes[path] = true
 }
 
 // identify refuses a request whose peer is nobody, before anything of it is read.
@@ -155,8 +157,8 @@ func (r *router) observe(next echo.HandlerFunc) echo.HandlerFunc {
 			c.Error(err)
 		}
 		route := c.Path()
-		if route == "" || c.Response().Status == http.StatusNotFound && !slices.ContainsFunc(r.echo.Routes(), func(known *echo.Route) bool { return known.Path == route }) {
-			route = "unknown"
+		if !r.routes[route] {
+			route = "unknown" // echo's path is then what was typed
 		}
 		took := time.Since(start)
 		r.api.Observe(r.listener, route, c.Request().Method, c.Response().Status, took)
@@ -197,6 +199,10 @@ func (r *router) fail(err error, c echo.Context) {
 	}
 	for name, value := range header {
 		c.Response().Header().Set(name, value)
+	}
+	if problem.Status == http.StatusUnauthorized {
+		// The verdict is on the connection's certificate: another one needs another connection.
+		c.Response().Header().Set("Connection", "close")
 	}
 	c.Response().Header().Set(echo.HeaderContentType, wire.TypeProblem)
 	c.Response().WriteHeader(problem.Status)

@@ -338,7 +338,10 @@ func TestEveryProblemHasItsPage(t *testing.T) {
 
 func TestOpsListener(t *testing.T) {
 	r := start(t)
-	r.client(reportID).begin()
+	c := r.client(reportID)
+	c.begin()
+	c.get("/eyJ-somebody-typed-a-token")
+	c.send("BREW", "/v1/tasks", "", nil)
 	for path, want := range map[string]string{"/healthz": "ok", "/readyz": "ready", "/metrics": `errand_grants_issued_total{audience="orders"} 1`} {
 		resp, err := http.Get("http://" + r.OpsAddr() + path)
 		if err != nil {
@@ -349,7 +352,7 @@ func TestOpsListener(t *testing.T) {
 		if resp.StatusCode != 200 || !strings.Contains(string(body), want) {
 			t.Errorf("%s: %d, without %q", path, resp.StatusCode, want)
 		}
-		for _, id := range []string{reportID, "tsk_", "gnt_"} {
+		for _, id := range []string{reportID, "tsk_", "gnt_", "eyJ", "BREW"} {
 			if strings.Contains(string(body), id) {
 				t.Errorf("%s has %s in it", path, id)
 			}
