@@ -120,12 +120,16 @@ func agingEntry(b *bench) {
 	// A reader that comes back while the entry stands gets it, however long it was away.
 	from := b.feed().Position
 	from.Numbers[b.shard] = 0
-	b.until(entries[0].Until, time.Second)
+	b.until(entries[0].Until, 1500*time.Millisecond)
 	update, err := first(b.Context(), b.store, from)
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.same("while both stand", update.Entries, entries)
+	b.until(entries[0].Until, 400*time.Millisecond)
+	b.feed()
+	b.until(entries[0].Until, 0)
+	b.same("right when the first passes", b.feed().Entries, entries[1:])
 	b.until(entries[0].Until, -grace)
 	b.same("when the first has passed", b.feed().Entries, entries[1:])
 	b.until(entries[1].Until, time.Second)

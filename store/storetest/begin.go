@@ -173,6 +173,11 @@ func beginRepeated(b *bench) {
 			b.Fatalf("a repeated call was taken for a new one: %+v", reply)
 		}
 	}
+	foreign := req
+	foreign.Workload, foreign.Control = bob(), b.control
+	if reply, err := b.store.Grant(b.Context(), foreign); err == nil {
+		b.Fatalf("a begin with the ID of another workload's task: got %+v; want an error", reply)
+	}
 	b.same("the task", b.now(begun.Task), begun.Task)
 	b.same("the revoked grant", b.lookup(broker.Ref{Grant: revoked.ID}).Grant, revoked)
 	if receipt := b.end(completing(begun.Task)).Receipt; receipt.Grants != 2 {

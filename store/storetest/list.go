@@ -42,8 +42,8 @@ func (b *bench) pages(q broker.Query) []broker.TaskID {
 		if !page.More {
 			return ids
 		}
-		if len(page.Tasks) == 0 {
-			b.Fatal("a page is empty, and says that there is more")
+		if len(page.Tasks) == 0 || page.Tasks[0].ID <= q.After {
+			b.Fatalf("after %q comes %+v, and it says that there is more", q.After, page.Tasks)
 		}
 		q.After = page.Tasks[len(page.Tasks)-1].ID
 	}

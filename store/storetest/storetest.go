@@ -267,6 +267,11 @@ func (b *bench) feed() broker.Update {
 	if err != nil {
 		b.Fatalf("Watch: %v", err)
 	}
+	for _, e := range update.Entries {
+		if !update.Now.Before(e.Until) {
+			b.Fatalf("at %s, Watch delivers an entry that has passed: %+v", update.Now, e)
+		}
+	}
 	return update
 }
 
@@ -280,6 +285,16 @@ func (b *bench) entries(denial broker.Denial) []broker.Entry {
 		}
 	}
 	return out
+}
+
+// entry is the only one about a task or a grant.
+func (b *bench) entry(denial broker.Denial) broker.Entry {
+	b.Helper()
+	entries := b.entries(denial)
+	if len(entries) != 1 {
+		b.Fatalf("the feed has %d entries about %+v; want 1", len(entries), denial)
+	}
+	return entries[0]
 }
 
 func ofTask(task broker.Task) broker.Denial {

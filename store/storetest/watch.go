@@ -138,7 +138,7 @@ func watchWakes(b *bench) {
 		receipt := b.end(completing(task)).Receipt
 		seen := w.wait("the entry", func([]broker.Update) bool { return len(w.entries()) > i })
 		for _, u := range seen {
-			if len(u.Entries) > 0 && u.Entries[0].Denial == ofTask(task) && u.Now.Sub(receipt.Ended) >= broker.WatchInterval/2 {
+			if len(u.Entries) > 0 && u.Entries[0].Denial == ofTask(task) && u.Now.Sub(receipt.Ended) >= broker.WatchInterval/4 {
 				b.Errorf("the entry of %s was read at %s; a new entry must wake the watcher", receipt.Ended, u.Now)
 			}
 		}
