@@ -124,7 +124,11 @@ func New(config Config) (*Ring, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Ring{config: config, generate: config.Algorithm.generate, wake: make(chan struct{}, 1)}
+	return start(config, config.Algorithm.generate)
+}
+
+func start(config Config, generate func() (crypto.Signer, error)) (*Ring, error) {
+	r := &Ring{config: config, generate: generate, wake: make(chan struct{}, 1)}
 	if err := r.fill(); err != nil {
 		return nil, err
 	}

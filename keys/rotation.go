@@ -79,7 +79,8 @@ func (r *Ring) remove(kid string) error {
 	case r.next != nil && r.next.id == kid:
 		k, r.next = r.next, nil
 	case i >= 0:
-		k, r.retiring = r.retiring[i], slices.Delete(r.retiring, i, i+1)
+		k = r.retiring[i]
+		r.retiring = slices.Delete(r.retiring, i, i+1)
 	default:
 		return fmt.Errorf("%w: %q; look at the list of keys", ErrUnknownKey, kid)
 	}
