@@ -176,6 +176,7 @@ type broker struct {
 	tb       testing.TB
 	ca       *authority
 	files    verify.Files
+	svid     tls.Certificate // the verifier's, in files
 	agent    tls.Certificate // who presents the tokens
 	public   *httptest.Server
 	private  *httptest.Server
@@ -195,6 +196,9 @@ type broker struct {
 	held     bool // streams say nothing new
 	down     bool // every connection breaks
 	override map[string]http.HandlerFunc
+	shown    []string // serial numbers of the certificates that were shown to the feed's listener
+
+	publicCert, privateCert tls.Certificate
 }
 
 func newBroker(tb testing.TB, shards int) *broker {
@@ -206,7 +210,8 @@ func newBroker(tb testing.TB, shards int) *broker {
 	}
 	b.keys = []map[string]any{b.key.jwk(tb)}
 	b.agent = b.ca.svid(tb, agentID, nil)
-	b.files = writeFiles(tb, tb.TempDir(), b.ca, b.ca.svid(tb, serverID, nil))
+	b.svid = b.ca.svid(tb, serverID, nil)
+	b.files = writeFiles(tb, tb.TempDir(), b.ca, b.svid)
 
 	public, private := http.NewServeMux(), http.NewServeMux()
 	public.HandleFunc(wire.PathMetadata, b.serveMetadata)
@@ -214,8 +219,9 @@ func newBroker(tb testing.TB, shards int) *broker {
 	private.HandleFunc(wire.PathFeedSnapshot, b.serveSnapshot)
 	private.HandleFunc(wire.PathFeedPosition, b.servePosition)
 	private.HandleFunc(wire.PathFeed, b.serveStream)
-	b.public = b.serve(public, tls.NoClientCert)
-	b.private = b.serve(private, tls.RequireAndVerifyClientCert)
+	b.publicCert, b.privateCert = b.ca.svid(tb, brokerID, nil), b.ca.svid(tb, brokerID, nil)
+	b.public = b.serve(public, &b.publicCert, tls.NoClientCert)
+	b.private = b.serve(private, &b.privateCert, tls.RequireAndVerifyClientCert)
 	tb.Cleanup(func() {
 		b.cut()
 		b.public.Close()
@@ -224,7 +230,7 @@ func newBroker(tb testing.TB, shards int) *broker {
 	return b
 }
 
-func (b *broker) serve(mux *http.ServeMux, ask tls.ClientAuthType) *httptest.Server {
+func (b *broker) serve(mux *http.ServeMux, cert *tls.Certificate, ask tls.ClientAuthType) *httptest.Server {
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b.mu.Lock()
 		down, override := b.down, b.override[r.URL.Path]
@@ -239,12 +245,27 @@ func (b *broker) serve(mux *http.ServeMux, ask tls.ClientAuthType) *httptest.Ser
 		}
 	}))
 	server.TLS = &tls.Config{
-		Certificates: []tls.Certificate{b.ca.svid(b.tb, brokerID, nil)},
-		ClientAuth:   ask, ClientCAs: b.ca.pool(), MinVersion: tls.VersionTLS13,
+		// httptest puts a certificate of its own into the configuration; this one comes first.
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return &tls.Config{
+				Certificates: []tls.Certificate{*cert}, ClientAuth: ask, ClientCAs: b.ca.pool(), MinVersion: tls.VersionTLS13,
+				NextProtos: []string{"http/1.1"}, VerifyConnection: b.note,
+			}, nil
+		},
 	}
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.StartTLS()
 	return server
+}
+
+// note remembers which certificate a client showed.
+func (b *broker) note(s tls.ConnectionState) error {
+	if len(s.PeerCertificates) > 0 {
+		b.change(func() { b.shown = append(b.shown, s.PeerCertificates[0].SerialNumber.String()) })
+	}
+	return nil
 }
 
 // writeFiles writes the three PEM files of verify.Files.
