@@ -13,6 +13,6 @@
 //     it are.
 //   - Each shard numbers its changes 1, 2, 3…. Grants carry the number that their shard had reached,
 //     so that a denial by a property knows which grants came before it, without clocks.
-//   - Everything goes away by time, nothing by count: a denial when the last token that it kills has
-//     expired, a task when its last denial has, and Margin later.
+//   - Everything goes away by time, nothing by count: a denial Margin after the last token that it
+//     kills, a task Margin after its last token and its end.
 package store
