@@ -272,6 +272,12 @@ func TestIdempotentBegin(t *testing.T) {
 		if c, d := claims(h.t, first.Tokens[0].Token), claims(h.t, again.Tokens[0].Token); c.ID != d.ID || c.Expiry != d.Expiry {
 			h.t.Errorf("another token: %+v and %+v", c, d)
 		}
+		if _, err := h.Revoke(ctx, broker.Revocation{Grant: first.Tokens[0].Grant.ID, Actor: "ada", Reason: "INC-0"}); err != nil {
+			h.t.Fatal(err)
+		}
+		if third := h.begin(report, with); len(third.Tokens) != 0 {
+			h.t.Errorf("a revoked grant was signed again: %+v", third.Tokens)
+		}
 		_, err := h.tryBegin(report, func(r *broker.BeginRequest) { with(r); r.Purpose = "another" })
 		want(h.t, err, broker.ErrMismatch)
 		if other := h.begin(night, with); other.Replayed {

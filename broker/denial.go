@@ -32,7 +32,7 @@ type Denial struct {
 // Entry is one denial in a shard's numbered feed.
 type Entry struct {
 	Shard  int
-	Number uint64 // 1, 2, 3… in the shard, without gaps for those who read all audiences
+	Number uint64 // rising in the shard; changes of the control list take numbers, too
 	Denial Denial
 
 	// Audiences are those that had tokens which it kills; nil means every audience.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -170,6 +171,8 @@ func tokenLife(ask Ask, allowed time.Duration) time.Duration {
 // grants, or the task when it was begun with them, are taken back: nothing that could not be
 // recorded stays alive. A replay was released before and is left alone.
 func (b *Broker) release(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, asks []approved, begun bool) ([]Issued, error) {
+	// A replay has the grants of the first time; those that were revoked since stay dead.
+	reply.Grants = slices.DeleteFunc(reply.Grants, func(g Grant) bool { return g.Revoked })
 	drafts, events, err := b.drafts(ctx, w, registration, reply, asks, begun)
 	if err == nil {
 		if err = b.Auditor.Record(ctx, events...); err != nil {

@@ -35,7 +35,7 @@ type Store interface {
 	//   ErrInvalid   the tree would be deeper than MaxDepth
 	//   ErrBehind    the shard's control list is newer than the one decided on
 	//   ErrQuota     of live tasks, children or grants
-	//   ErrTooShort  a grant would live for less than MinTokenLife
+	//   ErrTooShort  a grant would have less than MinTokenLife between Issued and Expires
 	//
 	// A begin that repeats an idempotency key with the same digest is a replay: it writes nothing
 	// and returns the task with those grants of the first time that have not expired. A replay of
@@ -194,7 +194,7 @@ type EndReply struct {
 	Receipt Receipt
 	Task    Task // of a task or grant target
 	Grant   Grant
-	Err     error // ErrNotFound, or nil
+	Err     error // ErrNotFound, ErrInvalid for an ending that makes no sense, or nil
 }
 
 // Receipt is the statement about one end. It is evidence: Event is in the audit log.
