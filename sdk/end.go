@@ -1,0 +1,305 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/errandhq/errand/sdk/wire"
+)
+
+const (
+	// endBudget and endTries bound what is tried before an end is reported as not confirmed.
+	endBudget   = 5 * time.Second
+	endTries    = 3
+	endPatience = 1500 * time.Millisecond
+
+	// confirmEvery and confirmAtMost are the pauses between rounds of later tries.
+	confirmEvery  = time.Second
+	confirmAtMost = 30 * time.Second
+
+	maxReason     = 1024 // bytes
+	maxClass      = 200  // bytes
+	closeReason   = "closed without an end"
+	leavingReason = "the client was closed"
+)
+
+// Receipt is the broker's statement about one end. It is evidence: the audit log has the same under
+// Event.
+type Receipt struct {
+	Event    string
+	Task     string
+	State    State // how the task ended first, whoever called for it
+	Cause    string
+	Reason   string
+	EndedAt  time.Time
+	Grants   int    // issued under the task, ever
+	SubTasks int    // begun under it, ever
+	Feed     string // the position in the feed that has this end
+	Durable  bool   // false: in force, but not yet safe against the loss of the broker's store
+}
+
+// ending is the one end of a task.
+type ending struct {
+	request wire.EndRequest
+	done    chan struct{} // closed when receipt and err are there
+	receipt Receipt
+	err     error // of the first tries; guarded by the task's mu once done is closed
+}
+
+// Complete says that the work is done. All three ends kill every token of the task, and of tasks
+// below it. The first one wins, and all calls return its receipt. ctx bounds only the wait: the end
+// goes on without it. The error is an *EndError (ErrEndUnconfirmed) when the broker has not
+// confirmed the end in 5 s; the client then goes on trying until it is closed.
+func (t *Task) Complete(ctx context.Context) (Receipt, error) { return t.end(ctx, Completed, "") }
+
+// Fail says that the work has failed. What the broker learns of cause is its Go type, or what its
+// Class() string method returns; never its text, which may hold anything. See Complete.
+func (t *Task) Fail(ctx context.Context, cause error) (Receipt, error) {
+	return t.end(ctx, Failed, class(cause))
+}
+
+// Cancel says that the work is not wanted any more, and why, in at most 1024 bytes. See Complete.
+func (t *Task) Cancel(ctx context.Context, reason string) (Receipt, error) {
+	return t.end(ctx, Canceled, reason)
+}
+
+// Close cancels the task unless it has ended. It is for defer.
+func (t *Task) Close() error {
+	t.mu.Lock()
+	done := t.ending != nil || t.known
+	t.mu.Unlock()
+	if done {
+		return nil
+	}
+	_, err := t.end(context.Background(), Canceled, closeReason)
+	return err
+}
+
+// end begins the end, if nobody has, and waits for it.
+func (t *Task) end(ctx context.Context, s State, reason string) (Receipt, error) {
+	t.mu.Lock()
+	e := t.ending
+	first := e == nil
+	if first {
+		e = &ending{request: wire.EndRequest{Outcome: string(s), Reason: cut(reason, maxReason)}, done: make(chan struct{})}
+		t.ending = e
+	}
+	t.mu.Unlock()
+	if first {
+		t.over(s, ErrTaskEnded, false)
+		t.client.settling(t, e)
+		if !t.client.start(func() { t.settle(e) }) {
+			e.err = fmt.Errorf("sdk: %w", ErrClosed)
+			t.client.settled(t)
+			close(e.done)
+		}
+	}
+	select {
+	case <-e.done:
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		return e.receipt, e.err
+	case <-ctx.Done():
+		return Receipt{}, &EndError{t.id, t.by(), context.Cause(ctx)}
+	}
+}
+
+// settle tells the broker. What it does not confirm is left to the confirmations.
+func (t *Task) settle(e *ending) {
+	ctx, cancel := context.WithTimeout(t.client.life, endBudget)
+	defer cancel()
+	receipt, err := t.askEnd(ctx, e, endTries)
+	t.mu.Lock()
+	known := t.known
+	t.mu.Unlock()
+	if settled := known || err == nil || errors.Is(err, ErrNotFound); settled {
+		t.client.settled(t)
+	} else {
+		err = &EndError{t.id, t.by(), err}
+	}
+	t.tell(t.State(), receipt, err)
+	t.mu.Lock()
+	e.receipt, e.err = receipt, err
+	t.mu.Unlock()
+	close(e.done)
+	if errors.Is(err, ErrEndUnconfirmed) {
+		t.client.log.Warn("errand: the end of a task is not confirmed yet", "task", t.id, "error", err)
+		nudge(t.client.late)
+	}
+}
+
+// askEnd tells the broker, up to so many times, and takes over the state of its receipt.
+func (t *Task) askEnd(ctx context.Context, e *ending, tries int) (Receipt, error) {
+	q := question{method: http.MethodPost, path: pathOf(wire.PathTaskEnd, t.id), body: e.request, patience: endPatience}
+	var answer wire.Receipt
+	err := again(ctx, tries, func() error {
+		answer = wire.Receipt{}
+		if _, err := t.client.ask(ctx, q, &answer); err != nil {
+			return err
+		}
+		if answer.Task != t.id || State(answer.State) == Active || answer.State == "" {
+			return fmt.Errorf("%w: it has answered an end with the receipt of something else", ErrUnavailable)
+		}
+		return nil
+	})
+	if err != nil {
+		return Receipt{}, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.state, t.known = State(answer.State), true
+	return Receipt{
+		Event: answer.Event, Task: answer.Task, State: State(answer.State), Cause: answer.Cause, Reason: answer.Reason,
+		EndedAt: answer.EndedAt, Grants: answer.Grants, SubTasks: answer.SubTasks, Feed: answer.Feed, Durable: answer.Durable,
+	}, nil
+}
+
+// settling keeps an end until it is settled.
+func (c *Client) settling(t *Task, e *ending) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ends[t] = e
+}
+
+// settled forgets an end about which there is nothing more to ask.
+func (c *Client) settled(t *Task) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.ends, t)
+}
+
+// confirmations tries the unconfirmed ends again until the client is closed.
+func (c *Client) confirmations() {
+	wait := confirmEvery
+	for {
+		select {
+		case <-c.life.Done():
+			return
+		case <-c.late:
+		}
+		for len(c.pending()) > 0 {
+			if sleep(c.life, jitter(wait)) != nil {
+				return
+			}
+			if wait = min(2*wait, confirmAtMost); c.confirm(c.life) {
+				wait = confirmEvery
+			}
+		}
+	}
+}
+
+// unsettled returns the ends that are still to be confirmed.
+func (c *Client) unsettled() map[*Task]*ending {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.ends)
+}
+
+// pending returns those of them that the first tries have not settled.
+func (c *Client) pending() map[*Task]*ending {
+	all := c.unsettled()
+	maps.DeleteFunc(all, func(_ *Task, e *ending) bool {
+		select {
+		case <-e.done:
+			return false
+		default:
+			return true
+		}
+	})
+	return all
+}
+
+// confirm tries each unconfirmed end once, up to the first that finds no broker. It reports whether
+// none is left of those that there were.
+func (c *Client) confirm(ctx context.Context) bool {
+	all := true
+	for t, e := range c.pending() {
+		receipt, err := t.askEnd(ctx, e, 1)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			all = false
+			if errors.Is(err, ErrUnavailable) {
+				return false
+			}
+			continue
+		}
+		t.mu.Lock()
+		e.receipt, e.err = receipt, err
+		t.mu.Unlock()
+		c.settled(t)
+		c.log.Info("errand: the end of a task is settled after all", "task", t.id, "state", t.State())
+	}
+	return all
+}
+
+// enders is how many tasks Close ends at the same time.
+const enders = 16
+
+// errLeft is why an end that Close has left behind is not confirmed.
+const errLeft = sentinel("the client was closed first")
+
+// endAll ends what is open, and returns an error for each end that is not confirmed.
+func (c *Client) endAll(ctx context.Context) error {
+	tasks, _ := c.beating()
+	places := make(chan struct{}, enders)
+	for _, t := range tasks {
+		places <- struct{}{}
+		go func() {
+			defer func() { <-places }()
+			_, _ = t.end(ctx, Canceled, leavingReason)
+		}()
+	}
+	for range enders {
+		places <- struct{}{}
+	}
+	// Others may have begun an end just before.
+	for _, e := range c.unsettled() {
+		select {
+		case <-e.done:
+		case <-ctx.Done():
+		}
+	}
+	c.confirm(ctx)
+	var failed []error
+	for t := range c.unsettled() {
+		failed = append(failed, &EndError{t.id, t.by(), errLeft})
+	}
+	return errors.Join(failed...)
+}
+
+// class is what may be told of an error: the kind that it says it is, or its type below wrappers
+// that say nothing.
+func class(err error) string {
+	var kind interface{ Class() string }
+	switch {
+	case err == nil:
+		return ""
+	case errors.As(err, &kind):
+		return cut(kind.Class(), maxClass)
+	}
+	for {
+		name := fmt.Sprintf("%T", err)
+		inner := errors.Unwrap(err)
+		if name != "*fmt.wrapError" || inner == nil {
+			return cut(name, maxClass)
+		}
+		err = inner
+	}
+}
+
+// cut shortens a text to so many bytes of valid UTF-8.
+func cut(s string, limit int) string {
+	s = strings.ToValidUTF8(s, "")
+	if len(s) <= limit {
+		return s
+	}
+	for limit > 0 && !utf8.RuneStart(s[limit]) {
+		limit--
+	}
+	return s[:limit]
+}

@@ -1,0 +1,108 @@
+package sdk
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/errandhq/errand/sdk/wire"
+)
+
+const (
+	// beatsPerLease is how often the shortest lease is renewed before it is over.
+	beatsPerLease = 3
+	// maxBatch is how many tasks go into one request: the broker takes no more than 256 members.
+	maxBatch = 250
+	// beatAgain is the pause after a heartbeat that failed.
+	beatAgain = time.Second
+)
+
+// heartbeats renews the leases of all tasks until the client is closed.
+func (c *Client) heartbeats() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		var due <-chan time.Time
+		if wait, ok := c.untilBeat(); ok {
+			timer.Reset(wait)
+			due = timer.C
+		}
+		select {
+		case <-c.life.Done():
+			return
+		case <-c.wake:
+		case <-due:
+			c.beatAll()
+		}
+	}
+}
+
+// untilBeat is how long there is to the next heartbeat, and false when there is no task.
+func (c *Client) untilBeat() (time.Duration, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.beatAt.Sub(c.clock().steady), len(c.tasks) > 0
+}
+
+// beatAll sends the heartbeats of all tasks and plans the next.
+func (c *Client) beatAll() {
+	start := c.clock().steady
+	tasks, interval := c.beating()
+	var err error
+	for len(tasks) > 0 && err == nil {
+		n := min(len(tasks), maxBatch)
+		err = c.beat(c.life, tasks[:n], min(patience, interval))
+		tasks = tasks[n:]
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.beatAt = start.Add(jitter(interval)); err != nil {
+		c.beatAt = c.clock().steady.Add(jitter(min(beatAgain, interval/beatsPerLease)))
+	}
+}
+
+// beating returns the tasks and a third of the shortest lease.
+func (c *Client) beating() (tasks []*Task, interval time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for t := range c.tasks {
+		tasks = append(tasks, t)
+		if third := t.lease / beatsPerLease; interval == 0 || third < interval {
+			interval = third
+		}
+	}
+	return tasks, interval
+}
+
+// beat sends one heartbeat for at most maxBatch tasks, and ends those that the broker says are over.
+func (c *Client) beat(ctx context.Context, tasks []*Task, patience time.Duration) error {
+	body := wire.HeartbeatRequest{}
+	for _, t := range tasks {
+		t.beatBegins()
+		body.Tasks = append(body.Tasks, wire.HeartbeatTask{ID: t.id})
+	}
+	sent := c.clock()
+	var answer wire.HeartbeatResponse
+	_, err := c.ask(ctx, question{method: http.MethodPost, path: wire.PathHeartbeats, body: body, patience: patience}, &answer)
+	got := c.clock()
+	pulses := map[string]wire.Pulse{}
+	if err == nil {
+		for _, pulse := range answer.Tasks {
+			pulses[pulse.ID] = pulse
+		}
+	}
+	for _, t := range tasks {
+		t.beatEnds(got)
+		if pulse, ok := pulses[t.id]; ok {
+			t.feel(pulse, sent)
+		}
+	}
+	if c.hooks.OnHeartbeat != nil {
+		c.hooks.OnHeartbeat(ctx, len(tasks), got.steady.Sub(sent.steady), err)
+	}
+	if err != nil && !errors.Is(err, context.Canceled) {
+		c.log.Warn("errand: heartbeat failed", "tasks", len(tasks), "error", err)
+	}
+	return err
+}
