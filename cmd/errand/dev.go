@@ -1,0 +1,201 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/errandhq/errand/broker/devmode"
+	"github.com/errandhq/errand/cmd/errand/internal/demo"
+	"github.com/spf13/cobra"
+)
+
+// startTimeout bounds how long a local environment may take to come up.
+const startTimeout = 30 * time.Second
+
+// devDir is the folder that errand dev and its sub-commands agree on without being told.
+func devDir() string { return filepath.Join(os.TempDir(), fmt.Sprintf("errand-dev-%d", os.Getuid())) }
+
+func newDev() *cobra.Command {
+	var dir string
+	var verbose bool
+	config := demo.Config{}
+	cmd := &cobra.Command{
+		Use:   "dev",
+		Short: "Run a local broker with a sample resource server until Ctrl-C",
+		Long: `dev runs a broker for development, on loopback and in memory: a dev CA that serves one real
+SPIFFE Workload API socket to each identity, the broker, and "orders", a sample resource
+server. What errand dev env prints lets a program in another shell find all of it.
+
+  errand dev                        in one shell
+  eval "$(errand dev env report)"   in another: you are now the workload "report"`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if verbose {
+				config.Logger = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+			}
+			return runDev(cmd, dir, config)
+		},
+	}
+	cmd.PersistentFlags().StringVar(&dir, "dir", "", "folder for sockets and the audit log (default "+devDir()+")")
+	flags := cmd.Flags()
+	flags.StringSliceVar(&config.Identities, "identity", []string{"report"}, "a workload to register and serve; repeat for more")
+	flags.StringVar(&config.WorkloadAddr, "workload-address", "127.0.0.1:8443", "the broker's workload listener")
+	flags.StringVar(&config.PublicAddr, "public-address", "127.0.0.1:8444", "the broker's public listener")
+	flags.StringVar(&config.OpsAddr, "ops-address", "127.0.0.1:9090", "metrics and readiness")
+	flags.StringVar(&config.OrdersAddr, "orders-address", "127.0.0.1:8081", "the sample resource server")
+	flags.BoolVarP(&verbose, "verbose", "v", false, "log every request to stderr")
+	cmd.AddCommand(newDevEnv(&dir), newDevSVID(&dir))
+	return cmd
+}
+
+func runDev(cmd *cobra.Command, dir string, config demo.Config) (err error) {
+	ctx := cmd.Context()
+	if config.Dir, err = prepareDir(dir); err != nil {
+		return err
+	}
+	if dir == "" {
+		defer os.RemoveAll(config.Dir)
+	}
+	starting, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	local, err := demo.Start(starting, config)
+	if err != nil {
+		return err
+	}
+	printDev(cmd.OutOrStdout(), config, local.Description, dir)
+	err = local.Wait(ctx)
+	return errors.Join(err, local.Close())
+}
+
+// prepareDir makes a folder that only this user can read, and refuses one that is in use.
+func prepareDir(dir string) (string, error) {
+	if dir == "" {
+		dir = devDir()
+	}
+	if d, err := demo.Describe(dir); err == nil {
+		if conn, err := net.DialTimeout("tcp", strings.TrimPrefix(d.BrokerURL, "https://"), time.Second); err == nil {
+			conn.Close()
+			return "", fmt.Errorf("errand dev is running already, at %s: stop it first, or give this one another --dir and other addresses", d.BrokerURL)
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return "", err
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return "", fmt.Errorf("the folder %s is open to others (mode %04o): run  chmod 700 %s  or choose another --dir", dir, info.Mode().Perm(), dir)
+	}
+	return dir, nil
+}
+
+func printDev(out io.Writer, config demo.Config, d demo.Description, dir string) {
+	flag := ""
+	if dir != "" {
+		flag = " --dir " + dir
+	}
+	first := "ID"
+	if len(config.Identities) > 0 {
+		first = config.Identities[0]
+	}
+	fmt.Fprintf(out, `errand %s dev: a local broker, loopback and memory only. Ctrl-C ends it.
+
+  broker      %s   %s
+  issuer      %s   keys, metadata, problem pages
+  orders      %s   the sample resource server
+  operations  %s/readyz   /metrics
+  audit log   %s
+  workloads   %s
+
+In another shell:
+  eval "$(errand dev%s env %s)"             be that workload, for programs that use the SDK
+  errand dev%s svid %s --out DIR            its certificate as files, for curl
+`, Version, d.BrokerURL, d.BrokerID, d.Issuer, d.OrdersURL, d.OpsURL, d.AuditLog,
+		strings.Join(config.Identities, " "), flag, first, flag, first)
+}
+
+func newDevEnv(dir *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "env ID",
+		Short: "Print the exports that make a shell the workload ID",
+		Long: `env prints export lines for a shell. With them a program that uses the SDK is the workload,
+and a resource server that uses the verifier finds the broker.
+
+  eval "$(errand dev env report)"`,
+		Args: exactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			d, socket, err := describe(*dir, args[0])
+			if err != nil {
+				return err
+			}
+			for _, v := range [][2]string{
+				{"SPIFFE_ENDPOINT_SOCKET", socket}, {"ERRAND_BROKER_URL", d.BrokerURL}, {"ERRAND_BROKER_ID", d.BrokerID},
+				{"ERRAND_ISSUER", d.Issuer}, {"ERRAND_DEV_ORDERS", d.OrdersURL},
+			} {
+				fmt.Fprintf(cmd.OutOrStdout(), "export %s=%s\n", v[0], quote(v[1]))
+			}
+			return nil
+		},
+	}
+}
+
+// quote makes one word of s in any POSIX shell.
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+func newDevSVID(dir *string) *cobra.Command {
+	var out string
+	cmd := &cobra.Command{
+		Use:   "svid ID --out DIR",
+		Short: "Write the workload's certificate, key and trust bundle as PEM files",
+		Long: `svid writes svid.pem, svid_key.pem and svid_bundle.pem into a folder, for programs that take
+files. They are good for about half an hour; run it again for fresh ones.
+
+  errand dev svid report --out .`,
+		Args: exactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if out == "" {
+				return usageError{errors.New("--out is missing: name the folder for the files")}
+			}
+			_, socket, err := describe(*dir, args[0])
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), startTimeout)
+			defer cancel()
+			who, err := devmode.Open(ctx, socket)
+			if err != nil {
+				return err
+			}
+			defer who.Close()
+			files, err := who.WriteFiles(out)
+			for _, f := range files {
+				fmt.Fprintln(cmd.OutOrStdout(), f)
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&out, "out", "", "the folder; it is made when it is not there")
+	return cmd
+}
+
+func describe(dir, id string) (demo.Description, string, error) {
+	if dir == "" {
+		dir = devDir()
+	}
+	d, err := demo.Describe(dir)
+	if err != nil {
+		return d, "", err
+	}
+	socket, err := d.Socket(id)
+	return d, socket, err
+}

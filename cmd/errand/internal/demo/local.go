@@ -1,0 +1,272 @@
+// Package demo is the broker on a machine that has nothing but Go: a dev CA with a real SPIFFE
+// Workload API, one broker replica with the memory store, and a sample resource server. Start it
+// with Start; Tour walks through the life of a token on it.
+//
+// Everything listens on loopback addresses and Unix sockets alone, and Close takes all of it away.
+package demo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/errandhq/errand/broker/devmode"
+	"github.com/errandhq/errand/broker/identity"
+	"github.com/errandhq/errand/broker/registry"
+	"github.com/errandhq/errand/broker/server"
+	"github.com/errandhq/errand/keys"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// The names of a local environment.
+const (
+	TrustDomain = "dev.errand"
+	BrokerName  = "errand"
+	OrdersName  = "orders" // the sample resource server, and its audience
+)
+
+// Config describes a local environment. Zero values pick free ports.
+type Config struct {
+	Dir          string   // for sockets, the audit log and the description; private to the user. Required.
+	Identities   []string // workloads that are registered and get a Workload API socket each
+	Strangers    []string // identities that get a socket and are not registered
+	WorkloadAddr string
+	PublicAddr   string
+	OpsAddr      string
+	OrdersAddr   string
+	Algorithm    keys.Algorithm
+	Logger       *slog.Logger
+}
+
+// Local is a running local environment.
+type Local struct {
+	Description
+	Server *server.Server
+	Took   time.Duration // to serve all identities
+
+	api     *devmode.WorkloadAPI
+	source  *identity.Source
+	orders  *orders
+	cancel  context.CancelFunc
+	stopped chan error
+}
+
+// Description is what another process must know to use a local environment. It holds no secret.
+type Description struct {
+	Issuer    string            `json:"issuer"`
+	BrokerURL string            `json:"broker_url"`
+	BrokerID  string            `json:"broker_id"`
+	OrdersURL string            `json:"orders_url"`
+	OpsURL    string            `json:"ops_url"`
+	AuditLog  string            `json:"audit_log"`
+	Sockets   map[string]string `json:"sockets"` // Workload API addresses by identity
+}
+
+const descriptionFile = "dev.json"
+
+// Start brings a local environment up and returns when it can be used. ctx bounds the start alone.
+func Start(ctx context.Context, c Config) (_ *Local, err error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	l := &Local{cancel: cancel, stopped: make(chan error, 3)}
+	l.BrokerID = id(BrokerName).String()
+	l.AuditLog = filepath.Join(c.Dir, "audit.jsonl")
+	running := 0
+	spawn := func(f func(context.Context) error) {
+		running++
+		go func() { l.stopped <- f(run) }()
+	}
+	defer func() {
+		if err != nil {
+			cancel()
+			for range running {
+				<-l.stopped
+			}
+		}
+	}()
+	begin := time.Now()
+	if err := l.serveIdentities(c, spawn); err != nil {
+		return nil, err
+	}
+	l.Took = time.Since(begin)
+	return l, l.serve(ctx, c, spawn)
+}
+
+func (c *Config) check() error {
+	for _, addr := range []*string{&c.WorkloadAddr, &c.PublicAddr, &c.OpsAddr, &c.OrdersAddr} {
+		if *addr == "" {
+			*addr = "127.0.0.1:0"
+		}
+		host, _, err := net.SplitHostPort(*addr)
+		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+			return fmt.Errorf("the address %q is not allowed: a development broker listens on loopback alone, as on 127.0.0.1:8443", *addr)
+		}
+	}
+	for i, name := range slices.Concat(c.Identities, c.Strangers) {
+		if _, err := spiffeid.FromString("spiffe://" + TrustDomain + "/" + name); err != nil || strings.Contains(name, "/") {
+			return fmt.Errorf("the identity %q is not allowed: use letters, digits, dots, dashes and underscores", name)
+		}
+		if name == BrokerName || name == OrdersName || slices.Contains(c.Identities[:min(i, len(c.Identities))], name) {
+			return fmt.Errorf("the identity %q is there already: choose another name", name)
+		}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+func (l *Local) serveIdentities(c Config, spawn func(func(context.Context) error)) error {
+	ca, err := devmode.NewCA(TrustDomain, devmode.Options{})
+	if err != nil {
+		return err
+	}
+	l.api = devmode.NewWorkloadAPI(ca, c.Dir, time.Hour)
+	l.Sockets = map[string]string{}
+	for _, name := range slices.Concat([]string{BrokerName, OrdersName}, c.Identities, c.Strangers) {
+		if l.Sockets[name], err = l.api.Add(id(name)); err != nil {
+			return err
+		}
+	}
+	spawn(l.api.Run)
+	return nil
+}
+
+// serve starts the resource server's listener first, since the registry names its address.
+func (l *Local) serve(ctx context.Context, c Config, spawn func(func(context.Context) error)) (err error) {
+	ordersListener, err := net.Listen("tcp", c.OrdersAddr)
+	if err != nil {
+		return fmt.Errorf("the orders server: %w; stop what is using the address, or choose another", err)
+	}
+	defer func() {
+		if err != nil {
+			ordersListener.Close()
+		}
+	}()
+	l.OrdersURL = "https://" + ordersListener.Addr().String() + "/orders"
+	inventory, err := registry.Parse([]byte(l.inventory(c.Identities, ordersListener.Addr())))
+	if err != nil {
+		return err
+	}
+	l.source = identity.FromWorkloadAPI(l.Sockets[BrokerName], c.Logger)
+	l.Server, err = server.New(server.Config{
+		WorkloadAddr: c.WorkloadAddr, PublicAddr: c.PublicAddr, OpsAddr: c.OpsAddr, Identity: l.source,
+		Registry: inventory, AuditLog: l.AuditLog, Algorithm: c.Algorithm, Logger: c.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	l.Issuer, l.BrokerURL, l.OpsURL = l.Server.Issuer(), l.Server.BrokerURL(), "http://"+l.Server.OpsAddr()
+	spawn(l.Server.Run)
+	if err := l.source.Wait(ctx); err != nil {
+		return err
+	}
+	l.orders, err = newOrders(ctx, ordersListener, l.Description, c.Logger)
+	if err != nil {
+		return err
+	}
+	spawn(l.orders.Run)
+	return l.describe(c.Dir)
+}
+
+// inventory registers every identity with the least that a first try needs.
+func (l *Local) inventory(identities []string, orders net.Addr) string {
+	var b strings.Builder
+	_, port, _ := net.SplitHostPort(orders.String())
+	fmt.Fprintf(&b, `audiences:
+  - name: %s
+    owner: you
+    purpose: the sample resource server
+    hosts: ["127.0.0.1:%s", "localhost:%s"]
+    scopes: [orders:read, orders:write]
+    servers: [%s]
+workloads:
+`, OrdersName, port, port, id(OrdersName))
+	for _, name := range identities {
+		fmt.Fprintf(&b, `  - id: %s
+    owner: you
+    purpose: local development
+    ceiling:
+      %s: [orders:read]
+`, id(name), OrdersName)
+	}
+	return b.String()
+}
+
+func (l *Local) describe(dir string) error {
+	text, err := json.MarshalIndent(l.Description, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, descriptionFile), text, 0o600)
+}
+
+// ErrNotRunning says that there is no local environment in the folder.
+var ErrNotRunning = errors.New("no development broker is running here")
+
+// Describe reads the description of the environment that runs in dir.
+func Describe(dir string) (Description, error) {
+	var d Description
+	text, err := os.ReadFile(filepath.Join(dir, descriptionFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return d, fmt.Errorf("%w (looked in %s): start one with  errand dev  in another shell", ErrNotRunning, dir)
+	}
+	if err != nil {
+		return d, err
+	}
+	if err := json.Unmarshal(text, &d); err != nil {
+		return d, fmt.Errorf("%s is damaged: stop errand dev and start it again: %w", filepath.Join(dir, descriptionFile), err)
+	}
+	return d, nil
+}
+
+// Socket returns the Workload API address of an identity.
+func (d Description) Socket(name string) (string, error) {
+	addr, ok := d.Sockets[strings.TrimPrefix(name, "spiffe://"+TrustDomain+"/")]
+	if !ok {
+		names := make([]string, 0, len(d.Sockets))
+		for name := range d.Sockets {
+			names = append(names, name)
+		}
+		slices.Sort(names)
+		return "", fmt.Errorf("there is no identity %q; there are %s. Start errand dev with --identity %s for it", name, strings.Join(names, ", "), name)
+	}
+	return addr, nil
+}
+
+// Wait returns when a part of the environment has stopped by itself, or ctx has ended.
+func (l *Local) Wait(ctx context.Context) error {
+	select {
+	case err := <-l.stopped:
+		l.stopped <- err
+		return fmt.Errorf("a part of the local environment stopped: %w", err)
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// Close stops everything and waits for it.
+func (l *Local) Close() error {
+	l.cancel()
+	var errs []error
+	for range cap(l.stopped) {
+		if err := <-l.stopped; err != nil && !errors.Is(err, context.Canceled) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func id(name string) spiffeid.ID {
+	return spiffeid.RequireFromPath(spiffeid.RequireTrustDomainFromString(TrustDomain), "/"+name)
+}

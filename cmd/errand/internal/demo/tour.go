@@ -1,0 +1,294 @@
+package demo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/errandhq/errand/broker/devmode"
+	"github.com/errandhq/errand/sdk"
+)
+
+// The workloads of the tour.
+const (
+	reportName   = "report"
+	strangerName = "stranger"
+)
+
+// Bound is P1's: how soon after the answer to the end a connected verifier must refuse.
+const Bound = 250 * time.Millisecond
+
+// Step is one line of the tour.
+type Step struct {
+	Name   string
+	OK     bool
+	Detail string        // what was seen
+	More   []string      // further lines for people
+	Took   time.Duration // of what the step is about
+}
+
+// MarshalJSON has what a script needs.
+func (s Step) MarshalJSON() ([]byte, error) {
+	return json.Marshal(struct {
+		Step   string  `json:"step"`
+		OK     bool    `json:"ok"`
+		Detail string  `json:"detail"`
+		TookMS float64 `json:"took_ms"`
+	}{s.Name, s.OK, s.Detail, float64(s.Took.Microseconds()) / 1000})
+}
+
+// Tour shows the life and death of a token. It calls show after each step and returns whether all
+// of them held; an error means that it could not be shown at all.
+func Tour(ctx context.Context, dir string, show func(Step)) (ok bool, err error) {
+	local, err := Start(ctx, Config{Dir: dir, Identities: []string{reportName}, Strangers: []string{strangerName}})
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, local.Close()) }()
+	t := &tour{local: local}
+	defer t.close()
+	if err := t.open(ctx); err != nil {
+		return false, err
+	}
+	ok = true
+	for _, step := range []struct {
+		name string
+		run  func(context.Context) (Step, error)
+	}{
+		{"identities", t.identities}, {"task", t.task}, {"token", t.token}, {"use", t.use},
+		{"done", t.done}, {"reuse", t.reuse}, {"theft", t.theft},
+	} {
+		s, err := step.run(ctx)
+		s.Name = step.name
+		if err != nil {
+			s.OK, s.Detail = false, err.Error()
+		}
+		show(s)
+		if ok = ok && s.OK; !ok {
+			return false, nil
+		}
+	}
+	return ok, nil
+}
+
+// tour has what one step leaves for the next.
+type tour struct {
+	local    *Local
+	report   *devmode.Identity
+	stranger *devmode.Identity
+	client   *sdk.Client
+
+	running *sdk.Task
+	live    *sdk.Token
+	ended   time.Time // when the answer to the end was there
+	clients []*http.Client
+}
+
+func (t *tour) open(ctx context.Context) (err error) {
+	if t.report, err = devmode.Open(ctx, t.local.Sockets[reportName]); err != nil {
+		return err
+	}
+	if t.stranger, err = devmode.Open(ctx, t.local.Sockets[strangerName]); err != nil {
+		return err
+	}
+	brokerID := id(BrokerName)
+	t.client, err = sdk.New(ctx, sdk.WithBroker(t.local.BrokerURL), sdk.WithBrokerID(brokerID),
+		sdk.WithIdentity(sdk.FromSource(t.report.Source(), t.report.Source())))
+	return err
+}
+
+func (t *tour) close() {
+	for _, c := range t.clients {
+		c.CloseIdleConnections()
+	}
+	if t.client != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		// The environment goes away next, and with it whatever could not be ended.
+		_ = t.client.Close(ctx)
+	}
+	for _, who := range []*devmode.Identity{t.report, t.stranger} {
+		if who != nil {
+			_ = who.Close()
+		}
+	}
+}
+
+func (t *tour) identities(context.Context) (Step, error) {
+	return Step{
+		OK: true, Took: t.local.Took, Detail: "a dev CA serves a SPIFFE Workload API socket to each",
+		More: []string{
+			fmt.Sprintf("%s   %s   %s", id(reportName), id(OrdersName), id(strangerName)),
+		},
+	}, nil
+}
+
+func (t *tour) task(ctx context.Context) (Step, error) {
+	start := time.Now()
+	task, err := t.begin(ctx)
+	if err != nil {
+		return Step{}, err
+	}
+	t.running = task
+	return Step{
+		OK: true, Took: time.Since(start),
+		Detail: `report begins "monthly-export", purpose "try errand"`,
+		More:   []string{task.ID()},
+	}, nil
+}
+
+func (t *tour) begin(ctx context.Context) (*sdk.Task, error) {
+	return t.client.Begin(ctx, sdk.TaskSpec{
+		Name: "monthly-export", Purpose: "try errand", Audiences: []string{OrdersName}, Scopes: []string{"orders:read"},
+	})
+}
+
+// token gets one that policy allows, and is refused one that it does not.
+func (t *tour) token(ctx context.Context) (Step, error) {
+	start := time.Now()
+	token, err := t.running.Token(ctx, sdk.TokenRequest{Audience: OrdersName, Scopes: []string{"orders:read"}})
+	took := time.Since(start)
+	if err != nil {
+		return Step{}, err
+	}
+	t.live = token
+	_, denied := t.client.Begin(ctx, sdk.TaskSpec{
+		Name: "monthly-export", Purpose: "try to get more", Audiences: []string{OrdersName}, Scopes: []string{"orders:write"},
+	})
+	var problem *sdk.Error
+	if !errors.As(denied, &problem) || !errors.Is(denied, sdk.ErrDenied) {
+		return Step{}, fmt.Errorf("orders:write was not denied: %v", denied)
+	}
+	return Step{
+		OK: true, Took: took,
+		Detail: fmt.Sprintf("orders:read granted for %d s, bound to report's certificate", int(time.Until(token.Expires).Round(time.Second).Seconds())),
+		More:   []string{token.GrantID, fmt.Sprintf("orders:write DENIED by rule %s, %s", problem.Rule, problem.Decision)},
+	}, nil
+}
+
+func (t *tour) use(ctx context.Context) (Step, error) {
+	answer, err := t.call(ctx, t.report, t.live)
+	if err != nil {
+		return Step{}, err
+	}
+	return Step{
+		OK: answer.status == http.StatusOK, Took: answer.took,
+		Detail: fmt.Sprintf("GET %s   %d %s", t.local.OrdersURL, answer.status, http.StatusText(answer.status)),
+		More:   []string{"checked offline: the signature, the certificate, and a live list of what has ended"},
+	}, nil
+}
+
+func (t *tour) done(ctx context.Context) (Step, error) {
+	start := time.Now()
+	receipt, err := t.running.Complete(ctx)
+	t.ended = time.Now()
+	if err != nil {
+		return Step{}, err
+	}
+	return Step{
+		OK: receipt.State == sdk.Completed && receipt.Grants == 1, Took: t.ended.Sub(start),
+		Detail: fmt.Sprintf("the task returns: %s, %d grant dead", receipt.State, receipt.Grants),
+		More:   []string{receipt.Event + " in the audit log"},
+	}, nil
+}
+
+// reuse sends the same token over the same certificate until it is refused, and measures how long
+// after the answer to the end that was.
+func (t *tour) reuse(ctx context.Context) (Step, error) {
+	for {
+		answer, err := t.call(ctx, t.report, t.live)
+		if err != nil {
+			return Step{}, err
+		}
+		after := time.Since(t.ended)
+		if answer.status == http.StatusOK && after < Bound {
+			continue
+		}
+		left := time.Until(t.live.Expires).Round(time.Second)
+		return Step{
+			OK:     answer.status == http.StatusUnauthorized && strings.Contains(answer.reason, "revoked") && after <= Bound,
+			Took:   after,
+			Detail: fmt.Sprintf("same token, %d s before it expires: %d %s", int(left.Seconds()), answer.status, answer.reason),
+			More:   []string{"the time is from the answer to the end until the refusal"},
+		}, nil
+	}
+}
+
+// theft presents a live token from another workload's certificate.
+func (t *tour) theft(ctx context.Context) (Step, error) {
+	task, err := t.begin(ctx)
+	if err != nil {
+		return Step{}, err
+	}
+	defer task.Close()
+	token, err := task.Token(ctx, sdk.TokenRequest{Audience: OrdersName})
+	if err != nil {
+		return Step{}, err
+	}
+	if answer, err := t.call(ctx, t.report, token); err != nil || answer.status != http.StatusOK {
+		return Step{}, fmt.Errorf("the token was refused to its owner: %d %s, %w", answer.status, answer.reason, err)
+	}
+	answer, err := t.call(ctx, t.stranger, token)
+	if err != nil {
+		return Step{}, err
+	}
+	return Step{
+		OK: answer.status == http.StatusUnauthorized && !strings.Contains(answer.reason, "revoked"), Took: answer.took,
+		Detail: fmt.Sprintf("live token, sent by stranger: %d", answer.status),
+		More:   []string{answer.reason},
+	}, nil
+}
+
+// reply is what the orders server answered.
+type reply struct {
+	status int
+	reason string // of a refusal
+	took   time.Duration
+}
+
+// call is a plain HTTP request with a token and a certificate, and nothing of the SDK in between.
+func (t *tour) call(ctx context.Context, who *devmode.Identity, token *sdk.Token) (reply, error) {
+	client := t.clientOf(who)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, t.local.OrdersURL, nil)
+	if err != nil {
+		return reply{}, err
+	}
+	req.Header.Set("Authorization", token.Header())
+	start := time.Now()
+	resp, err := client.Do(req)
+	if err != nil {
+		return reply{}, err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20)); err != nil {
+		return reply{}, err
+	}
+	return reply{status: resp.StatusCode, reason: refusal(resp.Header.Get("WWW-Authenticate")), took: time.Since(start)}, nil
+}
+
+func (t *tour) clientOf(who *devmode.Identity) *http.Client {
+	if len(t.clients) == 0 {
+		for _, each := range []*devmode.Identity{t.report, t.stranger} {
+			t.clients = append(t.clients, &http.Client{Transport: &http.Transport{TLSClientConfig: each.ClientTLS()}, Timeout: 5 * time.Second})
+		}
+	}
+	if who == t.stranger {
+		return t.clients[1]
+	}
+	return t.clients[0]
+}
+
+// refusal takes the description out of a challenge (RFC 6750 §3).
+func refusal(challenge string) string {
+	_, description, ok := strings.Cut(challenge, `error_description="`)
+	if !ok {
+		return challenge
+	}
+	description, _, _ = strings.Cut(description, `"`)
+	return description
+}

@@ -1,0 +1,51 @@
+// Command export is a workload that reads orders inside a task: the program of the README. With
+// errand dev running, and what errand dev env report prints in the environment, run it.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"os"
+
+	"github.com/errandhq/errand/sdk"
+)
+
+func main() {
+	if err := run(context.Background(), os.Stdout); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run(ctx context.Context, out io.Writer) error {
+	client, err := sdk.New(ctx)
+	if err != nil {
+		return err
+	}
+	defer client.Close(context.WithoutCancel(ctx))
+
+	var task *sdk.Task
+	err = client.Do(ctx, sdk.TaskSpec{
+		Name:      "monthly-export",
+		Purpose:   "try errand",
+		Audiences: []string{"orders"},
+		Scopes:    []string{"orders:read"},
+	}, func(ctx context.Context, t *sdk.Task) error {
+		task = t
+		resp, err := t.HTTPClient("orders", "orders:read").Get(os.Getenv("ERRAND_DEV_ORDERS"))
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		fmt.Fprintln(out, "inside the task: ", resp.Status)
+		_, err = io.Copy(out, resp.Body)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	_, err = task.Token(ctx, sdk.TokenRequest{Audience: "orders"})
+	fmt.Fprintln(out, "after the task:  ", err)
+	return nil
+}

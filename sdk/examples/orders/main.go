@@ -1,0 +1,74 @@
+// Command orders is a resource server that takes the broker's tokens. With errand dev running, and
+// what errand dev env orders prints in the environment, run it; it serves on 127.0.0.1:8082.
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log"
+	"net/http"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/errandhq/errand/sdk/verify"
+	"github.com/errandhq/errand/sdk/verify/verifyspiffe"
+	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run(ctx context.Context) error {
+	source, err := workloadapi.NewX509Source(ctx)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	handler, v, err := routes(ctx, source)
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+
+	// The server sees the caller's certificate, which the token is bound to.
+	config := tlsconfig.MTLSServerConfig(source, source, tlsconfig.AuthorizeAny())
+	config.MinVersion = tls.VersionTLS13
+	config.SessionTicketsDisabled = true
+	server := &http.Server{Addr: "127.0.0.1:8082", Handler: handler, TLSConfig: config, ReadHeaderTimeout: 5 * time.Second}
+	go func() {
+		<-ctx.Done()
+		server.Close()
+	}()
+	log.Printf("orders is at https://%s/orders", server.Addr)
+	if err := server.ListenAndServeTLS("", ""); err != http.ErrServerClosed {
+		return err
+	}
+	return nil
+}
+
+func routes(ctx context.Context, source *workloadapi.X509Source) (http.Handler, *verify.Verifier, error) {
+	broker, err := verifyspiffe.TLS(source, os.Getenv("ERRAND_BROKER_ID"))
+	if err != nil {
+		return nil, nil, err
+	}
+	v, err := verify.New(ctx, verify.Config{Issuer: os.Getenv("ERRAND_ISSUER"), Audience: "orders", TLS: broker})
+	if err != nil {
+		return nil, nil, err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /orders", v.Require("orders:read")(http.HandlerFunc(list)))
+	return mux, v, nil
+}
+
+func list(w http.ResponseWriter, r *http.Request) {
+	grant, _ := verify.FromContext(r.Context())
+	fmt.Fprintf(w, "two anvils, for %s in task %s\n", grant.Workload, grant.Task.Name)
+}
