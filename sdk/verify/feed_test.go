@@ -400,16 +400,16 @@ func TestP2_NothingIsAcceptedWithoutTheBroker(t *testing.T) {
 	}
 }
 
-// TestSuspended lets the machine sleep: the view is as old as the wall clock says.
-func TestSuspended(t *testing.T) {
+// TestTimeJumps makes the view old from one moment to the next, with no timer in between.
+func TestTimeJumps(t *testing.T) {
 	b := newBroker(t, 1)
-	var asleep atomic.Int64
+	var ahead atomic.Int64
 	v := b.verifier(func(c *verify.Config) {
-		c.Now = func() time.Time { return time.Now().Add(time.Duration(asleep.Load())) }
+		c.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
 	})
 	token := b.token(nil)
 	b.handle(wire.PathFeedPosition, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
-	asleep.Store(int64(verify.DefaultMaxStale + time.Second))
+	ahead.Store(int64(verify.DefaultMaxStale + time.Second))
 	if err := refused(t, v, b, token); !errors.Is(err, verify.ErrStale) {
 		t.Errorf("got %v", err)
 	}

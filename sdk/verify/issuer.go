@@ -116,7 +116,8 @@ func (i *issuer) discover(ctx context.Context, now time.Time) (*endpoints, error
 	if err != nil {
 		return nil, err
 	}
-	feed, err := parseEndpoint("errand_feed", m.Feed, plain)
+	// The broker knows who reads the feed by a client certificate, so that is never plain.
+	feed, err := parseEndpoint("errand_feed", m.Feed, false)
 	if err != nil {
 		return nil, err
 	}

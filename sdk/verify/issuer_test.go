@@ -220,7 +220,7 @@ func TestClockSetBack(t *testing.T) {
 // error says what was wrong.
 func TestMetadata(t *testing.T) {
 	b := newBroker(t, 1)
-	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed to elsewhere") }))
+	elsewhere := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed to elsewhere") }))
 	t.Cleanup(elsewhere.Close)
 	good := wire.Metadata{Issuer: b.public.URL, JWKSURI: b.public.URL + wire.PathJWKS, Feed: b.private.URL + wire.PathFeed}
 	edit := func(f func(*wire.Metadata)) http.HandlerFunc {
@@ -232,17 +232,20 @@ func TestMetadata(t *testing.T) {
 		answer http.HandlerFunc
 		says   string
 	}{
-		"another issuer":    {edit(func(m *wire.Metadata) { m.Issuer += "/" }), "byte for byte"},
-		"http keys":         {edit(func(m *wire.Metadata) { m.JWKSURI = "http://127.0.0.1/keys" }), "jwks_uri"},
-		"no keys":           {edit(func(m *wire.Metadata) { m.JWKSURI = "" }), "jwks_uri"},
-		"http feed":         {edit(func(m *wire.Metadata) { m.Feed = "http://example.com/v1/feed" }), "errand_feed"},
-		"file feed":         {edit(func(m *wire.Metadata) { m.Feed = "file:///etc/passwd" }), "errand_feed"},
-		"not JSON":          {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }, "RFC 8414"},
-		"500":               {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }, "500"},
-		"304":               {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(304) }, "304"},
-		"too long":          {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 1<<17)) }, "more than 65536 bytes"},
-		"redirect away":     {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere.URL, 302) }, "redirect"},
-		"redirect for ever": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, 302) }, "redirect"},
+		"another issuer": {edit(func(m *wire.Metadata) { m.Issuer += "/" }), "byte for byte"},
+		"http keys":      {edit(func(m *wire.Metadata) { m.JWKSURI = "http://127.0.0.1/keys" }), "jwks_uri"},
+		"no keys":        {edit(func(m *wire.Metadata) { m.JWKSURI = "" }), "jwks_uri"},
+		"http feed":      {edit(func(m *wire.Metadata) { m.Feed = "http://example.com/v1/feed" }), "errand_feed"},
+		"file feed":      {edit(func(m *wire.Metadata) { m.Feed = "file:///etc/passwd" }), "errand_feed"},
+		"not JSON":       {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }, "RFC 8414"},
+		"500":            {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }, "500"},
+		"304":            {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotModified) }, "304"},
+		"too long":       {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 1<<17)) }, "more than 65536 bytes"},
+		"redirect away":  {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere.URL, http.StatusFound) }, "redirect"},
+		"redirect to http": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, strings.Replace(b.public.URL, "https", "http", 1), http.StatusFound)
+		}, "redirect"},
+		"redirect for ever": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) }, "redirect"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b.handle(wire.PathMetadata, c.answer)
@@ -251,6 +254,27 @@ func TestMetadata(t *testing.T) {
 				t.Errorf("the error must say %q: %v", c.says, err)
 			}
 		})
+	}
+}
+
+// TestIssuerOnLoopback may speak plain HTTP, as on a developer's machine; the feed never may.
+func TestIssuerOnLoopback(t *testing.T) {
+	b := newBroker(t, 1)
+	plain := httptest.NewServer(b.public.Config.Handler)
+	t.Cleanup(plain.Close)
+	b.handle(wire.PathMetadata, func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, wire.Metadata{Issuer: plain.URL, JWKSURI: plain.URL + wire.PathJWKS, Feed: b.private.URL + wire.PathFeed})
+	})
+	v := b.verifier(func(c *verify.Config) { c.Issuer = plain.URL })
+	if err := refused(t, v, b, b.token(func(c map[string]any) { c["iss"] = plain.URL })); err != nil {
+		t.Error(err)
+	}
+	b.handle(wire.PathMetadata, func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, wire.Metadata{Issuer: plain.URL, JWKSURI: plain.URL + wire.PathJWKS, Feed: "http://127.0.0.1:1/v1/feed"})
+	})
+	_, err := verify.New(within(t, 300*time.Millisecond), func() verify.Config { c := b.config(); c.Issuer = plain.URL; return c }())
+	if err == nil || !strings.Contains(err.Error(), "errand_feed") {
+		t.Errorf("a feed without TLS: %v", err)
 	}
 }
 

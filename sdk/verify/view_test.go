@@ -313,9 +313,68 @@ func TestStaleAtTheLimit(t *testing.T) {
 	if ok, _ := v.freshness(now.Add(DefaultMaxStale + 1)); ok {
 		t.Error("fresh after MaxStale")
 	}
-	// A suspended machine: the monotonic clock says that no time has passed.
 	if ok, _ := v.freshness(now.Round(0).Add(DefaultMaxStale + time.Second)); ok {
-		t.Error("fresh, although the wall clock says otherwise")
+		t.Error("fresh by a clock that is not monotonic")
+	}
+}
+
+// TestFullIsStaleAtOnce, keeps what it has, and ends with a snapshot that fits.
+func TestFullIsStaleAtOnce(t *testing.T) {
+	v := testView(func(c *Config) { c.MaxEntries = 2 })
+	now := time.Now()
+	p := wire.Position{Epoch: 1, Numbers: []uint64{9}}
+	entry := func(kind, id string) wire.FeedEntry {
+		return wire.FeedEntry{Kind: kind, ID: id, Number: 1, Until: now.Add(time.Minute)}
+	}
+	g := &Grant{ID: "gnt_00a", Workload: "spiffe://td/a", Expires: now.Add(time.Minute), epoch: 1, number: 5}
+	if err := errors.Join(v.snapshot(p, []wire.FeedEntry{entry(wire.KindTask, "tsk_00a"), entry(wire.KindKey, "k")}, now), v.prove(proof{asOf: now, position: p})); err != nil {
+		t.Fatal(err)
+	}
+	// What is known already takes no room.
+	if err := v.event(p, []wire.FeedEntry{entry(wire.KindTask, "tsk_00a"), entry(wire.KindKey, "k")}, now); err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{wire.KindTask, wire.KindKey, wire.KindAll, wire.KindSelector} {
+		if _, err := v.judge(g, now); err != nil {
+			t.Fatalf("before: %v", err)
+		}
+		if err := v.event(p, []wire.FeedEntry{entry(kind, "x")}, now); !errors.Is(err, errResync) {
+			t.Errorf("%s: %v", kind, err)
+		}
+		if _, err := v.judge(g, now); err != ErrStale || v.entries() != 2 {
+			t.Errorf("%s: %v with %d entries", kind, err, v.entries())
+		}
+		if _, ok := v.at(); ok {
+			t.Errorf("%s: no snapshot is asked for", kind)
+		}
+		if err := v.snapshot(p, nil, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestSelectorsAreUnited keeps the higher number and the later end of the same selection.
+func TestSelectorsAreUnited(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	p := wire.Position{Epoch: 1, Numbers: []uint64{9}}
+	entry := func(number uint64, life time.Duration) wire.FeedEntry {
+		return wire.FeedEntry{Kind: wire.KindSelector, Subject: "spiffe://td/*", Number: number, Until: now.Add(life)}
+	}
+	g := &Grant{Workload: "spiffe://td/a", Expires: now.Add(time.Hour), epoch: 1, number: 5}
+	for _, entries := range [][]wire.FeedEntry{
+		{entry(6, 60*time.Second), entry(3, 20*time.Second)},
+		{entry(3, 20*time.Second), entry(6, 60*time.Second)},
+		{entry(3, 60*time.Second), entry(6, 20*time.Second)},
+		{entry(6, 20*time.Second), entry(3, 60*time.Second)},
+	} {
+		v := testView(nil)
+		if err := v.snapshot(p, entries, now); err != nil {
+			t.Fatal(err)
+		}
+		v.sweep(now.Add(50 * time.Second))
+		if !v.dead(g) || v.entries() != 1 {
+			t.Errorf("%v: %d entries, dead is %v", entries, v.entries(), v.dead(g))
+		}
 	}
 }
 
