@@ -226,9 +226,9 @@ func (b *Broker) drafts(ctx context.Context, w Workload, registration WorkloadRe
 // takeBack ends what a failed release has left behind, with a context of its own: the caller's may
 // be the reason for the failure.
 func (b *Broker) takeBack(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, begun bool, why error) {
-	cause := CauseAudit
-	if errors.Is(why, ErrSigning) {
-		cause = CauseSigning
+	cause := CauseSigning
+	if errors.Is(why, ErrAudit) {
+		cause = CauseAudit
 	}
 	var ends []Ending
 	if begun {

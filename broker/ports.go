@@ -22,7 +22,8 @@ type Policy interface {
 // Minter turns grants into tokens in two steps, so that the audit record can name the key before
 // there is a signature.
 type Minter interface {
-	// Draft writes the claims and picks the key. ErrSigning when there is none.
+	// Draft writes the claims and picks the key. ErrSigning when there is none, ErrInvalid when the
+	// token would be too large for verifiers.
 	Draft(context.Context, Task, Grant) (Draft, error)
 }
 

@@ -19,7 +19,7 @@ import (
 const (
 	MaxBody    = 64 << 10 // bytes
 	MaxNesting = 16       // objects and arrays inside each other
-	MaxMembers = 256      // members of all objects together
+	MaxMembers = 256      // members of one object
 )
 
 // decode reads a JSON body into v: one object and nothing after it, valid UTF-8, no member that v
@@ -68,7 +68,6 @@ func wantShape(text []byte) error {
 		}
 		return &malformed{"the body is not a JSON object"}
 	}
-	members := 0
 	for {
 		_, err := d.ReadToken()
 		if errors.Is(err, io.EOF) {
@@ -81,10 +80,9 @@ func wantShape(text []byte) error {
 		if depth > MaxNesting {
 			return &malformed{fmt.Sprintf("the body is nested more than %d deep", MaxNesting)}
 		}
-		if kind, n := d.StackIndex(depth); kind == '{' && n%2 == 1 {
-			if members++; members > MaxMembers {
-				return &malformed{fmt.Sprintf("the body has more than %d members", MaxMembers)}
-			}
+		// The index counts names and values.
+		if kind, n := d.StackIndex(depth); kind == '{' && n > 2*MaxMembers {
+			return &malformed{fmt.Sprintf("an object has more than %d members", MaxMembers)}
 		}
 		if depth == 0 && len(bytes.TrimSpace(text[d.InputOffset():])) > 0 {
 			return &malformed{"there is something after the JSON object"}

@@ -328,6 +328,17 @@ func TestTaskStates(t *testing.T) {
 	t.Run("heartbeats out of bounds", func(t *testing.T) {
 		c.refused(c.post(wire.PathHeartbeats, `{"tasks":[]}`), 422, wire.ProblemInvalid)
 		c.refused(c.post(wire.PathHeartbeats, `{}`), 422, wire.ProblemInvalid)
+		batch := func(n int) string {
+			tasks := make([]string, n)
+			for i := range tasks {
+				tasks[i] = `{"id":"` + string(broker.NewTaskID(0)) + `"}`
+			}
+			return `{"tasks":[` + strings.Join(tasks, ",") + `]}`
+		}
+		if a := c.post(wire.PathHeartbeats, batch(broker.MaxHeartbeat)); a.status != http.StatusOK {
+			t.Errorf("as many as allowed: %d %s", a.status, a.body)
+		}
+		c.refused(c.post(wire.PathHeartbeats, batch(broker.MaxHeartbeat+1)), 422, wire.ProblemInvalid)
 	})
 	t.Run("one key, many at once, one task", func(t *testing.T) {
 		with := func(key string) func(*http.Request) {

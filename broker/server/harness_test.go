@@ -22,6 +22,7 @@ import (
 	"github.com/errandhq/errand/broker/registry"
 	"github.com/errandhq/errand/broker/server"
 	"github.com/errandhq/errand/sdk/wire"
+	"github.com/errandhq/errand/store/memory"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/goleak"
 )
@@ -69,6 +70,7 @@ type replica struct {
 	ca      *devmode.CA
 	dir     string
 	logs    *output
+	store   *memory.Store
 	secrets []string // of every token that was handed out
 	mu      sync.Mutex
 	stop    func() // ends Run, without waiting
@@ -110,8 +112,11 @@ func startWith(t testing.TB, dir string, source *identity.Source) *replica {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if r.store, err = memory.New(memory.Config{}); err != nil {
+		t.Fatal(err)
+	}
 	r.Server, err = server.New(server.Config{
-		WorkloadAddr: "127.0.0.1:0", PublicAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0",
+		Store: r.store, WorkloadAddr: "127.0.0.1:0", PublicAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0",
 		Identity: source, Registry: known, AuditLog: filepath.Join(dir, "audit.jsonl"),
 		Logger: r.logger(),
 	})

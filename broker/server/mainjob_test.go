@@ -172,6 +172,55 @@ func TestASelectorReachesVerifiers(t *testing.T) {
 	}
 }
 
+// TestP14_ManyGrantsDieInOneWrite: 100 000 grants by one selector, dead for look-ups and at a
+// connected verifier within a second, by one entry for the shard.
+func TestP14_ManyGrantsDieInOneWrite(t *testing.T) {
+	r := start(t)
+	v := r.verifier()
+	c, peer := r.bearer(reportID)
+	begun := c.begin()
+	const calls, each = 200, 500
+	var sample []broker.GrantID
+	for range calls {
+		req := broker.GrantRequest{Workload: spiffeid.RequireFromString(reportID), Task: broker.TaskID(begun.Task.ID)}
+		for range each {
+			req.Grants = append(req.Grants, broker.Asked{
+				ID: broker.NewGrantID(0), Audience: "orders", Scopes: broker.Scopes{"orders:read"}, Life: broker.MaxTokenLife,
+			})
+		}
+		if _, err := r.store.Grant(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+		sample = append(sample, req.Grants[0].ID)
+	}
+	var before, after wire.FeedSnapshot
+	orders := r.client(ordersID)
+	orders.get(wire.PathFeedSnapshot+"?aud=orders").into(t, &before)
+	start := time.Now()
+	if _, err := r.Broker().Revoke(t.Context(), broker.Revocation{
+		Selector: broker.Selector{Subject: reportID}, Actor: "ada", Reason: "INC-14",
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("the verifier refuses", func() bool {
+		_, err := v.Verify(t.Context(), begun.Tokens[0].AccessToken, peer)
+		return errors.Is(err, verify.ErrRevoked)
+	})
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("it took %s", took)
+	}
+	for _, id := range sample {
+		var grant wire.Grant
+		if c.get("/v1/grants/"+string(id)).into(t, &grant); grant.Live {
+			t.Fatalf("%s is alive", id)
+		}
+	}
+	orders.get(wire.PathFeedSnapshot+"?aud=orders").into(t, &after)
+	if n := len(after.Entries) - len(before.Entries); n != 1 {
+		t.Errorf("%d entries for one selector", n)
+	}
+}
+
 func TestWhoMayReadTheFeed(t *testing.T) {
 	r := start(t)
 	orders, report := r.client(ordersID), r.client(reportID)

@@ -8,6 +8,7 @@ package token
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,7 +33,12 @@ func NewMinter(issuer string, ring *keys.Ring) (*Minter, error) {
 	return &Minter{issuer: issuer, ring: ring}, nil
 }
 
-// Draft writes the claims of a grant and picks the key. Errors match broker.ErrSigning.
+// overhead bounds what a token has beside its payload: the header, two dots, and the signature, of
+// which RSA's is the longest.
+const overhead = 600
+
+// Draft writes the claims of a grant and picks the key. Errors match broker.ErrSigning, or
+// broker.ErrInvalid when no verifier would look at a token of that size.
 func (m *Minter) Draft(_ context.Context, task broker.Task, grant broker.Grant) (broker.Draft, error) {
 	if task.ID != grant.Task {
 		return nil, fmt.Errorf("%w: grant %s is not of task %s", broker.ErrSigning, grant.ID, task.ID)
@@ -40,6 +46,10 @@ func (m *Minter) Draft(_ context.Context, task broker.Task, grant broker.Grant) 
 	payload, err := json.Marshal(m.claims(task, grant))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", broker.ErrSigning, err)
+	}
+	if size := base64.RawURLEncoding.EncodedLen(len(payload)) + overhead; size > wire.MaxTokenBytes {
+		return nil, &broker.Invalid{Field: "scopes", Detail: fmt.Sprintf(
+			"make a token of %d bytes; at most %d are allowed: ask for fewer scopes at once", size, wire.MaxTokenBytes)}
 	}
 	signer, err := m.ring.Signer()
 	if err != nil {
@@ -85,10 +95,6 @@ func (d *draft) Sign(context.Context) (broker.Token, error) {
 	compact, err := d.signer.Sign(d.payload)
 	if err != nil {
 		return broker.Token{}, fmt.Errorf("%w: %w", broker.ErrSigning, err)
-	}
-	if len(compact) > wire.MaxTokenBytes {
-		return broker.Token{}, fmt.Errorf("%w: the token would have %d bytes; at most %d are allowed: ask for fewer scopes, or use shorter names",
-			broker.ErrSigning, len(compact), wire.MaxTokenBytes)
 	}
 	return broker.NewToken(compact), nil
 }

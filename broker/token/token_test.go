@@ -1,0 +1,132 @@
+package token_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/broker/token"
+	"github.com/errandhq/errand/keys"
+	"github.com/errandhq/errand/sdk/wire"
+	"github.com/go-jose/go-jose/v4"
+	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	report = spiffeid.RequireFromString("spiffe://prod/report")
+	parent = broker.TaskID("tsk_00" + strings.Repeat("a", 26))
+	task   = broker.Task{ID: broker.TaskID("tsk_00" + strings.Repeat("b", 26)), Path: []broker.TaskID{parent, broker.TaskID("tsk_00" + strings.Repeat("b", 26))}, Workload: report, Name: "export"}
+	grant  = broker.Grant{
+		ID: broker.GrantID("gnt_00" + strings.Repeat("c", 26)), Task: task.ID, Workload: report, Audience: "orders",
+		Scopes: broker.Scopes{"orders:read", "orders:write"}, Thumbprint: "thumb",
+		Issued: time.Unix(1795452000, 0), Expires: time.Unix(1795452060, 0), Epoch: 1795451000123, Number: 41,
+	}
+)
+
+func minter(t *testing.T, a keys.Algorithm) (*token.Minter, *keys.Ring) {
+	t.Helper()
+	ring, err := keys.New(keys.Config{Algorithm: a, Type: wire.TokenType, Life: broker.MaxTokenLife})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := token.NewMinter("https://broker.test", ring)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m, ring
+}
+
+// TestProfile has the whole of a token, for each algorithm: what verifiers in other languages see.
+func TestProfile(t *testing.T) {
+	const payload = `{"iss":"https://broker.test","sub":"spiffe://prod/report","client_id":"spiffe://prod/report","aud":"orders",` +
+		`"iat":1795452000,"exp":1795452060,"jti":"gnt_00cccccccccccccccccccccccccc","txn":"tsk_00aaaaaaaaaaaaaaaaaaaaaaaaaa",` +
+		`"scope":"orders:read orders:write","task":{"id":"tsk_00bbbbbbbbbbbbbbbbbbbbbbbbbb",` +
+		`"path":["tsk_00aaaaaaaaaaaaaaaaaaaaaaaaaa","tsk_00bbbbbbbbbbbbbbbbbbbbbbbbbb"],"name":"export"},"ep":[1795451000123,41],"cnf":{"x5t#S256":"thumb"}}`
+	for _, name := range []string{"ES256", "Ed25519", "RS256"} {
+		t.Run(name, func(t *testing.T) {
+			algorithm, err := keys.ParseAlgorithm(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m, ring := minter(t, algorithm)
+			draft, err := m.Draft(context.Background(), task, grant)
+			if err != nil {
+				t.Fatal(err)
+			}
+			signed, err := draft.Sign(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			var set jose.JSONWebKeySet
+			if err := json.Unmarshal(ring.Set().JSON, &set); err != nil {
+				t.Fatal(err)
+			}
+			key := set.Key(draft.Key())[0]
+			jws, err := jose.ParseSigned(signed.Secret(), []jose.SignatureAlgorithm{jose.SignatureAlgorithm(key.Algorithm)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := jws.Verify(key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(payload, string(got)); diff != "" {
+				t.Error(diff)
+			}
+			header := jws.Signatures[0].Protected
+			if header.KeyID != draft.Key() || header.Algorithm != key.Algorithm || header.ExtraHeaders[jose.HeaderType] != "at+jwt" {
+				t.Errorf("header %+v", header)
+			}
+		})
+	}
+}
+
+func TestUnboundTokensHaveNoConfirmation(t *testing.T) {
+	m, _ := minter(t, "")
+	for binding, want := range map[broker.Binding]bool{broker.BindCertificate: true, broker.BindIdentity: false, broker.BindNone: false} {
+		g := grant
+		g.Binding = binding
+		draft, err := m.Draft(context.Background(), task, g)
+		if err != nil {
+			t.Fatal(err)
+		}
+		signed, err := draft.Sign(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		jws, err := jose.ParseSigned(signed.Secret(), []jose.SignatureAlgorithm{jose.ES256})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Contains(string(jws.UnsafePayloadWithoutVerification()), "cnf"); got != want {
+			t.Errorf("%s: cnf is there: %v", binding, got)
+		}
+	}
+}
+
+func TestWhatIsNotSigned(t *testing.T) {
+	m, _ := minter(t, "")
+	foreign := grant
+	foreign.Task = parent
+	if _, err := m.Draft(context.Background(), task, foreign); !errors.Is(err, broker.ErrSigning) {
+		t.Errorf("a grant of another task: %v", err)
+	}
+	huge := grant
+	for range broker.MaxScopes {
+		huge.Scopes = append(huge.Scopes, strings.Repeat("s", broker.MaxScopeBytes))
+	}
+	if _, err := m.Draft(context.Background(), task, huge); !errors.Is(err, broker.ErrInvalid) {
+		t.Errorf("a token that no verifier would look at: %v", err)
+	}
+	if _, err := token.NewMinter("", nil); err == nil {
+		t.Error("a minter of nobody")
+	}
+}
