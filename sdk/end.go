@@ -92,8 +92,8 @@ func (t *Task) end(ctx context.Context, s State, reason string) (Receipt, error)
 	}
 	t.mu.Unlock()
 	if first {
-		t.over(s, ErrTaskEnded, false)
 		t.client.settling(t, e)
+		t.over(s, ErrTaskEnded, false)
 		if !t.client.start(func() { t.settle(e) }) {
 			e.err = fmt.Errorf("sdk: %w", ErrClosed)
 			t.client.settled(t)

@@ -14,7 +14,7 @@ const (
 	beatsPerLease = 3
 	// maxBatch is how many tasks go into one request: the broker takes no more than 256 members.
 	maxBatch = 250
-	// beatAgain is the pause after a heartbeat that failed.
+	// beatAgain is the pause after a heartbeat that failed, and the least that one is waited for.
 	beatAgain = time.Second
 )
 
@@ -52,7 +52,7 @@ func (c *Client) beatAll() {
 	var err error
 	for len(tasks) > 0 && err == nil {
 		n := min(len(tasks), maxBatch)
-		err = c.beat(c.life, tasks[:n], min(patience, interval))
+		err = c.beat(c.life, tasks[:n], min(patience, max(beatAgain, interval/beatsPerLease)))
 		tasks = tasks[n:]
 	}
 	c.mu.Lock()

@@ -201,7 +201,7 @@ func (t *Task) feel(pulse wire.Pulse, sent instant) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if sent.steady.After(t.renewed.steady) {
+	if !sent.steady.Before(t.renewed.steady) {
 		t.renewed = sent
 	}
 }
