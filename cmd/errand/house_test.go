@@ -6,6 +6,7 @@ import (
 	"go/token"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -160,6 +161,34 @@ func within(pkg string, allowed []string) bool {
 		tree, ok := strings.CutSuffix(a, "/...")
 		return a == pkg || ok && (pkg == tree || strings.HasPrefix(pkg, tree+"/"))
 	})
+}
+
+// TestVerifierStaysSmall: a program that imports the verifier gets no gRPC, no go-spiffe and no Redis
+// client with it, through whomever.
+func TestVerifierStaysSmall(t *testing.T) {
+	sources(t) // what go list reads counts for the test cache as well
+	for _, name := range []string{"go.mod", "go.sum"} {
+		if _, err := os.ReadFile(filepath.Join(root, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list := exec.Command("go", "list", "-deps", "./sdk/verify")
+	list.Dir = root
+	out, err := list.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	packages := strings.Fields(string(out))
+	if !slices.Contains(packages, module+"sdk/verify") {
+		t.Fatalf("go list printed %q", out)
+	}
+	for _, path := range packages {
+		for _, heavy := range []string{"google.golang.org/", "github.com/spiffe/", "github.com/redis/", "github.com/labstack/", "github.com/prometheus/"} {
+			if strings.HasPrefix(path, heavy) {
+				t.Errorf("sdk/verify brings %s", path)
+			}
+		}
+	}
 }
 
 // TestPackageDocs wants exactly one package comment in each package.
