@@ -176,6 +176,7 @@ const shortPeriod = 2 * keys.DefaultPublish
 // source makes keys, or not, as a test tells it.
 type source struct {
 	broken atomic.Bool
+	made   atomic.Int64
 	hold   chan struct{} // when not nil, a key is made as soon as it is closed
 }
 
@@ -188,6 +189,7 @@ func (s *source) generate() (crypto.Signer, error) {
 	if s.hold != nil {
 		<-s.hold
 	}
+	s.made.Add(1)
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	return private, err
 }
@@ -199,6 +201,26 @@ func newRingFrom(t *testing.T, s *source) *keys.Ring {
 		t.Fatal(err)
 	}
 	return ring
+}
+
+// Run keeps the schedule by itself, although nobody signs and nobody fetches the set: each rotation
+// shows in the key that is made for the one after it.
+func TestRunIsInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		keySource := &source{}
+		ring := newRingFrom(t, keySource)
+		defer run(t, ring)()
+		for rotation := range int64(10) {
+			sleep(shortPeriod - time.Nanosecond)
+			if made := keySource.made.Load(); made != rotation+2 {
+				t.Fatalf("%d keys were made before rotation %d", made, rotation)
+			}
+			sleep(time.Nanosecond)
+			if made := keySource.made.Load(); made != rotation+3 {
+				t.Fatalf("%d keys were made at rotation %d; want one more than before", made, rotation)
+			}
+		}
+	})
 }
 
 // When no key can be made the active one stays, and Run goes on trying.
