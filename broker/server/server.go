@@ -180,7 +180,7 @@ func (s *Server) assemble() error {
 	}
 	api, err := httpapi.New(httpapi.Config{
 		Broker: s.broker, Registry: c.Registry, Feed: s.feed, Keys: s.ring.Set, Identify: c.Identity.Workload,
-		Issuer: c.Issuer, BrokerURL: c.BrokerURL, Algorithm: string(signer.Algorithm()), Ready: s.Ready,
+		Issuer: c.Issuer, BrokerURL: c.BrokerURL, Algorithm: signer.Algorithm().Header(), Ready: s.Ready,
 		Logger: c.Logger, Metrics: metrics.handler(), Observe: metrics.observe,
 	})
 	if err != nil {

@@ -133,7 +133,8 @@ func (b *broker) newEpoch() {
 	b.entries = nil
 }
 
-func TestNewEpochKillsEverythingOlder(t *testing.T) {
+// TestP9_NewEpochKillsEverythingOlder: a data set that was lost and made again brings no old token back.
+func TestP9_NewEpochKillsEverythingOlder(t *testing.T) {
 	b := newBroker(t, 1)
 	v := b.verifier(nil)
 	b.deny(wire.FeedEntry{Kind: wire.KindTask, ID: "tsk_00zzz"})
