@@ -122,7 +122,9 @@ func TestUnconfirmedEnd(t *testing.T) {
 				f := newFake(t)
 				var reported []error
 				client, _ := inBubble(t, f, sdk.WithHooks(sdk.Hooks{
-					OnEnd: func(_ context.Context, _ string, _ sdk.State, _ sdk.Receipt, err error) { reported = append(reported, err) },
+					OnEnd: func(_ context.Context, _ string, _ sdk.State, _ sdk.Receipt, err error) {
+						reported = append(reported, err)
+					},
 				}))
 				var task *sdk.Task
 				var lastBeat, ended time.Time

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -138,7 +139,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.TLS != nil:
 		c.leaf = sha256.Sum256(r.TLS.PeerCertificates[0].Raw)
 	case f.svid != nil:
-		c.leaf = sha256.Sum256(f.svid.Certificates[0].Raw)
+		c.leaf = leafOf(f.svid)
 	}
 	f.calls = append(f.calls, c)
 	scripted := f.script[c.route]
@@ -149,6 +150,8 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	f.answer(w, r)
 }
+
+func leafOf(svid *x509svid.SVID) [sha256.Size]byte { return sha256.Sum256(svid.Certificates[0].Raw) }
 
 // answer is what a broker says that is well.
 func (f *fake) answer(w http.ResponseWriter, r *http.Request) {
@@ -363,9 +366,17 @@ func closeClient(c *sdk.Client) {
 // serve runs a handler over mutual TLS, as the workload with the SVID.
 func serve(tb testing.TB, h http.Handler, svid *x509svid.SVID, trust *x509bundle.Bundle) *url.URL {
 	tb.Helper()
+	return serveTLS(tb, h, svid, trust, tls.VersionTLS13)
+}
+
+func serveTLS(tb testing.TB, h http.Handler, svid *x509svid.SVID, trust *x509bundle.Bundle, version uint16) *url.URL {
+	tb.Helper()
 	server := httptest.NewUnstartedServer(h)
 	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
 	server.TLS = tlsconfig.MTLSServerConfig(svid, trust, tlsconfig.AuthorizeAny())
+	server.TLS.MaxVersion = version
+	// Or httptest would use its own where a client names no server.
+	server.TLS.Certificates = []tls.Certificate{*must(server.TLS.GetCertificate(nil))(tb)}
 	server.StartTLS()
 	tb.Cleanup(server.Close)
 	return must(url.Parse(server.URL))(tb)

@@ -100,8 +100,8 @@ func (c *carrier) send(req *http.Request, body io.ReadCloser, token *Token) (*ht
 	out.Header.Del("Authorization")
 	if token != nil {
 		out.Header.Set("Authorization", token.Header())
-		if token.Bound {
-			g = token.from
+		if token.Bound && token.from.leaf != g.leaf {
+			g = token.from // the SVID was replaced a moment ago
 		}
 	}
 	out.Close = out.Close || g.retired.Load()

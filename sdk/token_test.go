@@ -150,7 +150,7 @@ func TestTokenInItsLastTenth(t *testing.T) {
 		if got := must(task.Token(t.Context(), ordersRead))(t); got != first {
 			t.Error("it is another one before the last tenth")
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		if _, err := task.Token(t.Context(), ordersRead); !errors.Is(err, sdk.ErrUnavailable) {
 			t.Errorf("in the last tenth, without a broker: %v", err)
 		}
@@ -205,14 +205,16 @@ func TestTokenErrors(t *testing.T) {
 		tries  int
 		over   bool
 	}{
-		"denied":     {func(w http.ResponseWriter, _ *http.Request) { refuse(w, 403, wire.Problem{Type: "x/denied"}) }, sdk.ErrDenied, 1, false},
-		"ended":      {func(w http.ResponseWriter, _ *http.Request) { refuse(w, 410, wire.Problem{Type: "x/task-ended", State: "revoked"}) }, sdk.ErrRevoked, 1, true},
+		"denied": {func(w http.ResponseWriter, _ *http.Request) { refuse(w, 403, wire.Problem{Type: "x/denied"}) }, sdk.ErrDenied, 1, false},
+		"ended": {func(w http.ResponseWriter, _ *http.Request) {
+			refuse(w, 410, wire.Problem{Type: "x/task-ended", State: "revoked"})
+		}, sdk.ErrRevoked, 1, true},
 		"unknown":    {func(w http.ResponseWriter, _ *http.Request) { refuse(w, 404, wire.Problem{Type: "x/not-found"}) }, sdk.ErrTaskEnded, 1, true},
 		"away":       {away, sdk.ErrUnavailable, 3, false},
 		"down":       {down, sdk.ErrUnavailable, 3, false},
 		"hang":       {hang, sdk.ErrUnavailable, 2, false},
 		"not JSON":   {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }, sdk.ErrUnavailable, 3, false},
-		"a redirect": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://elsewhere/", 302) }, nil, 1, false},
+		"a redirect": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://elsewhere/", http.StatusFound) }, nil, 1, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

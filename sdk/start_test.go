@@ -1,0 +1,228 @@
+package sdk_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/errandhq/errand/broker/devmode"
+	"github.com/errandhq/errand/sdk"
+	"github.com/errandhq/errand/sdk/wire"
+)
+
+func TestStart(t *testing.T) {
+	w := newWorld(t)
+	client := w.client(t)
+	if client.ID() != reportID || client.Healthy() != nil {
+		t.Errorf("the client is %s, %v", client.ID(), client.Healthy())
+	}
+	if n := len(w.got(whoami)); n != 1 {
+		t.Errorf("%d requests", n)
+	}
+	err := client.Do(t.Context(), spec, func(ctx context.Context, task *sdk.Task) error {
+		_, err := task.Token(ctx, ordersRead)
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// Who is not the pinned broker is nobody, also with an SVID of the same trust domain.
+func TestBrokerIsPinned(t *testing.T) {
+	w := newWorld(t)
+	for name, svid := range map[string]*x509svid.SVID{
+		"another workload": must(w.ca.Issue(ordersID, 0))(t),
+		"another CA":       must(must(devmode.NewCA("example.org", devmode.Options{}))(t).Issue(brokerID, 0))(t),
+	} {
+		t.Run(name, func(t *testing.T) {
+			impostor := newFake(t)
+			at := serve(t, impostor, svid, w.ca.Bundle())
+			_, err := sdk.New(t.Context(), append(w.options(), sdk.WithBroker(at.String()), sdk.WithStartupTimeout(500*time.Millisecond))...)
+			if !errors.Is(err, sdk.ErrUnavailable) || !strings.Contains(err.Error(), at.Host) || !strings.Contains(err.Error(), brokerID.String()) {
+				t.Errorf("got %v", err)
+			}
+			if len(impostor.calls) != 0 {
+				t.Error("the impostor got a request")
+			}
+		})
+	}
+}
+
+// The error of New names each source and replica, what it answered, and what to do.
+func TestStartupErrors(t *testing.T) {
+	w := newWorld(t)
+	dead := serve(t, http.NotFoundHandler(), must(w.ca.Issue(brokerID, 0))(t), w.ca.Bundle())
+	dead.Host = "127.0.0.1:1"
+	socket := "unix://" + filepath.Join(t.TempDir(), "agent.sock")
+	short := sdk.WithStartupTimeout(300 * time.Millisecond)
+	for name, c := range map[string]struct {
+		opts []sdk.Option
+		want error
+		says []string
+	}{
+		"nothing set":      {[]sdk.Option{sdk.WithIdentity(nil)}, sdk.ErrNoIdentity, []string{"SPIFFE_ENDPOINT_SOCKET: not set", "ERRAND_IDENTITY_DIR: not set", "WithIdentity"}},
+		"no agent":         {[]sdk.Option{sdk.WithIdentity(nil), sdk.WithEnv(map[string]string{"SPIFFE_ENDPOINT_SOCKET": socket}), short}, sdk.ErrNoIdentity, []string{socket, "no such file", "is the agent running", "ERRAND_IDENTITY_DIR: not set"}},
+		"no agent, no dir": {[]sdk.Option{sdk.WithIdentity(nil), sdk.WithEnv(map[string]string{"SPIFFE_ENDPOINT_SOCKET": socket, "ERRAND_IDENTITY_DIR": "/nowhere"}), short}, sdk.ErrNoIdentity, []string{socket, "/nowhere/svid.pem"}},
+		"nil sources":      {[]sdk.Option{sdk.WithIdentity(sdk.FromSource(nil, nil))}, sdk.ErrNoIdentity, []string{"the program's own source"}},
+		"no broker":        {[]sdk.Option{sdk.WithBroker()}, nil, []string{"ERRAND_BROKER_URL"}},
+		"a plain broker":   {[]sdk.Option{sdk.WithBroker("http://broker:8443")}, nil, []string{"https://"}},
+		"a password":       {[]sdk.Option{sdk.WithBroker("https://u:hunter2@broker:8443")}, nil, []string{"u:xxxxx@"}},
+		"too many":         {[]sdk.Option{sdk.WithBroker(make([]string, sdk.MaxBrokers+1)...)}, nil, []string{"17 broker URLs"}},
+		"no broker ID":     {[]sdk.Option{sdk.WithBrokerID(spiffeid.ID{})}, nil, []string{"ERRAND_BROKER_ID"}},
+		"no time":          {[]sdk.Option{sdk.WithStartupTimeout(0)}, nil, []string{"startup timeout"}},
+		"nobody there":     {[]sdk.Option{sdk.WithBroker(dead.String(), "https://127.0.0.1:2"), short}, sdk.ErrUnavailable, []string{"127.0.0.1:1", "127.0.0.1:2", "refused", reportID.String()}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			client, err := sdk.New(t.Context(), append(w.options(), c.opts...)...)
+			if err == nil || client != nil || c.want != nil && !errors.Is(err, c.want) {
+				t.Fatalf("got %v", err)
+			}
+			for _, text := range append(c.says, "sdk: ") {
+				if !strings.Contains(err.Error(), text) {
+					t.Errorf("%q does not say %q", err, text)
+				}
+			}
+			if strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("%q has the password", err)
+			}
+		})
+	}
+}
+
+func TestRefusalAtStartIsFinal(t *testing.T) {
+	w := newWorld(t)
+	for name, c := range map[string]struct {
+		answer http.HandlerFunc
+		want   error
+	}{
+		"unregistered": {func(rw http.ResponseWriter, _ *http.Request) {
+			refuse(rw, 403, wire.Problem{Type: "x/unregistered", Title: "Workload not registered"})
+		}, sdk.ErrUnregistered},
+		"taken for another": {func(rw http.ResponseWriter, _ *http.Request) {
+			reply(rw, 200, wire.Whoami{Workload: "spiffe://example.org/proxy"})
+		}, sdk.ErrUnauthenticated},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w.on(whoami, c.answer)
+			before := len(w.got(whoami))
+			if _, err := sdk.New(t.Context(), w.options()...); !errors.Is(err, c.want) {
+				t.Errorf("got %v", err)
+			}
+			if n := len(w.got(whoami)) - before; n != 1 {
+				t.Errorf("%d tries", n)
+			}
+		})
+	}
+}
+
+func TestStartWaitsForTheBroker(t *testing.T) {
+	w := newWorld(t)
+	tries := 0
+	w.on(whoami, func(rw http.ResponseWriter, r *http.Request) {
+		if tries++; tries < 3 {
+			refuse(rw, 503, wire.Problem{Type: "x/not-ready"})
+			return
+		}
+		w.answer(rw, r)
+	})
+	w.client(t)
+}
+
+// The replicas are tried in order, and the one that answers is kept.
+func TestReplicas(t *testing.T) {
+	w := newWorld(t)
+	second := newFake(t)
+	at := serve(t, second, must(w.ca.Issue(brokerID, 0))(t), w.ca.Bundle())
+	w.on(whoami, down)
+	client := w.client(t, sdk.WithBroker(w.broker.String(), at.String()))
+	if len(w.got(whoami)) == 0 || len(second.got(whoami)) != 1 {
+		t.Errorf("%d and %d requests at the start", len(w.got(whoami)), len(second.got(whoami)))
+	}
+	task := begin(t, client, spec)
+	if len(w.got(tasks)) != 0 || len(second.got(tasks)) != 1 {
+		t.Error("the client went back to the replica that did not answer")
+	}
+	second.on(tokens, away)
+	w.set(task.ID(), wire.StateActive)
+	must(task.Token(t.Context(), ordersRead))(t)
+	if len(w.got(tokens)) != 1 {
+		t.Error("the client did not go on to the next replica")
+	}
+}
+
+func TestAnswerAtItsLimit(t *testing.T) {
+	w := newWorld(t)
+	client := w.client(t)
+	task := begin(t, client, spec)
+	for size, want := range map[int]error{sdk.MaxAnswer: nil, sdk.MaxAnswer + 1: sdk.ErrUnavailable} {
+		w.on(tokens, func(rw http.ResponseWriter, r *http.Request) {
+			text := fmt.Sprintf(`{"access_token":"x","token_type":"bearer","expires_in":60,"grant_id":"gnt_1"}%s`, strings.Repeat(" ", size))
+			_, _ = rw.Write([]byte(text[:size]))
+		})
+		if _, err := task.Token(t.Context(), sdk.TokenRequest{Audience: "orders", Fresh: true}); !errors.Is(err, want) {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+}
+
+func TestTLS12IsRefused(t *testing.T) {
+	w := newWorld(t)
+	server := serveTLS(t, w.fake, must(w.ca.Issue(brokerID, 0))(t), w.ca.Bundle(), tls.VersionTLS12)
+	_, err := sdk.New(t.Context(), append(w.options(), sdk.WithBroker(server.String()), sdk.WithStartupTimeout(300*time.Millisecond))...)
+	if err == nil || !strings.Contains(err.Error(), "protocol version") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A workload with a real Workload API, and nothing but the environment.
+func TestStartFromTheEnvironment(t *testing.T) {
+	w := newWorld(t)
+	api := devmode.NewWorkloadAPI(w.ca, t.TempDir(), 0)
+	addr := must(api.Add(reportID))(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- api.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	client, err := sdk.New(t.Context(), sdk.WithLogger(slog.New(slog.DiscardHandler)), sdk.WithEnv(map[string]string{
+		"ERRAND_BROKER_URL":      "https://127.0.0.1:1, " + w.broker.String(),
+		"ERRAND_BROKER_ID":       brokerID.String(),
+		"SPIFFE_ENDPOINT_SOCKET": addr,
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeClient(client)
+	task := begin(t, client, spec)
+	first := must(task.Token(t.Context(), ordersRead))(t)
+	if err := api.Rotate(reportID); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the token is asked for again after the rotation", func() bool {
+		return must(task.Token(t.Context(), ordersRead))(t).GrantID != first.GrantID
+	})
+}
+
+// The directory is the second choice.
+func TestStartFallsBackToTheDirectory(t *testing.T) {
+	w := newWorld(t)
+	dir := t.TempDir()
+	writeSVID(t, dir, w.who.svid, w.ca.Bundle())
+	client, err := sdk.New(t.Context(), append(w.options(), sdk.WithIdentity(nil), sdk.WithStartupTimeout(3*time.Second), sdk.WithEnv(map[string]string{
+		"SPIFFE_ENDPOINT_SOCKET": "unix://" + filepath.Join(t.TempDir(), "agent.sock"), "ERRAND_IDENTITY_DIR": dir,
+	}))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeClient(client)
+}
