@@ -43,7 +43,7 @@ func (b *Broker) Begin(ctx context.Context, w Workload, req BeginRequest) (Begun
 	}
 	registration, err := b.Registry.Workload(w.ID)
 	if err != nil {
-		return Begun{}, b.refuse(ctx, w, registration, req.Name, Decision{Rule: "registry/unregistered"}, err)
+		return Begun{}, b.refuse(ctx, w, registration, req.Name, Decision{Rule: "registry/unregistered"}, unregistered(w, err))
 	}
 	shard, err := b.beginShard(ctx, w, &req)
 	if err != nil {
@@ -62,6 +62,10 @@ func (b *Broker) Begin(ctx context.Context, w Workload, req BeginRequest) (Begun
 		}
 		task.Ceiling = ceiling
 		for _, token := range req.Tokens {
+			// What the request left open is the policy's to refuse, in its own words.
+			if err := b.withinCeiling(ctx, w, registration, task, req.Ceiling, token); err != nil {
+				return GrantRequest{}, err
+			}
 			ask, err := b.decideIssue(ctx, w, registration, task, token, control, now)
 			if err != nil {
 				return GrantRequest{}, err

@@ -649,6 +649,8 @@ func TestAPolicyErrorIsADenialAndAYesIsBounded(t *testing.T) {
 		if issued.Grant.Scopes.String() != "orders:read" || issued.Life > broker.MaxTokenLife {
 			t.Errorf("got %v for %s", issued.Grant.Scopes, issued.Life)
 		}
+		_, err = lavish.tryBegin(report, func(r *broker.BeginRequest) { r.Tokens = []broker.TokenRequest{{Audience: "files"}} })
+		want(t, err, broker.ErrScopeExceeded)
 	})
 }
 

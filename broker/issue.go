@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -39,7 +41,7 @@ func (b *Broker) Issue(ctx context.Context, w Workload, id TaskID, req TokenRequ
 	}
 	registration, err := b.Registry.Workload(w.ID)
 	if err != nil {
-		return Issued{}, b.refuse(ctx, w, registration, "", Decision{Rule: "registry/unregistered"}, err)
+		return Issued{}, b.refuse(ctx, w, registration, "", Decision{Rule: "registry/unregistered"}, unregistered(w, err))
 	}
 	task, err := b.Task(ctx, w, id)
 	if err != nil {
@@ -47,6 +49,9 @@ func (b *Broker) Issue(ctx context.Context, w Workload, id TaskID, req TokenRequ
 	}
 	if task.State.Final() {
 		return Issued{}, ended(task)
+	}
+	if err := b.withinCeiling(ctx, w, registration, task, task.Ceiling, req); err != nil {
+		return Issued{}, err
 	}
 	var ask approved
 	reply, err := b.commit(ctx, id.Shard(), func(control Control, now time.Time) (GrantRequest, error) {
@@ -94,17 +99,27 @@ func (b *Broker) commit(ctx context.Context, shard int, decide func(Control, tim
 	return GrantReply{}, &wrapped{ErrUnavailable, "the control list keeps changing; try again"}
 }
 
+// withinCeiling refuses what is outside a ceiling that the workload has set itself. An empty part of
+// it sets nothing.
+func (b *Broker) withinCeiling(ctx context.Context, w Workload, registration WorkloadRegistration, task Task, ceiling Ceiling, req TokenRequest) error {
+	var err error
+	beyond := req.Scopes.Minus(ceiling.Scopes)
+	switch {
+	case len(ceiling.Audiences) > 0 && !ceiling.Audiences.Contains(req.Audience):
+		err = exceeded("audience", req.Audience, nil)
+	case len(ceiling.Scopes) > 0 && len(beyond) > 0:
+		err = exceeded("scope", beyond.String(), req.Scopes.Intersect(ceiling.Scopes))
+	default:
+		return nil
+	}
+	return b.refuse(ctx, w, registration, task.Name, Decision{Rule: "task/ceiling"}, err)
+}
+
 func (b *Broker) decideIssue(ctx context.Context, w Workload, registration WorkloadRegistration, task Task, req TokenRequest, control Control, now time.Time) (approved, error) {
-	if !task.Ceiling.Audiences.Contains(req.Audience) {
-		return approved{}, b.refuse(ctx, w, registration, task.Name, Decision{Rule: "task/ceiling"}, exceeded("audience", req.Audience, nil))
-	}
-	if beyond := req.Scopes.Minus(task.Ceiling.Scopes); len(beyond) > 0 {
-		err := exceeded("scope", beyond.String(), req.Scopes.Intersect(task.Ceiling.Scopes))
-		return approved{}, b.refuse(ctx, w, registration, task.Name, Decision{Rule: "task/ceiling"}, err)
-	}
 	audience, err := b.Registry.Audience(req.Audience)
 	if err != nil {
-		d := Decision{ID: NewDecisionID(), Rule: "registry/audience-gone", Detail: fmt.Sprintf("audience %q is not registered any more", req.Audience)}
+		d := Decision{ID: NewDecisionID(), Rule: "registry/audience", Detail: fmt.Sprintf("there is no audience %q that %s may ask for; there are %s",
+			req.Audience, w.ID, strings.Join(slices.Sorted(maps.Keys(registration.Ceiling)), ", "))}
 		return approved{}, b.refuse(ctx, w, registration, task.Name, d, &Denied{Reason: ErrDenied, Decision: d})
 	}
 	decision, err := b.decide(ctx, w, Ask{
@@ -144,6 +159,10 @@ func (b *Broker) decide(ctx context.Context, w Workload, ask Ask) (Decision, err
 		return decision, b.refuse(ctx, w, ask.Workload, ask.Task.Name, decision, &Denied{Reason: ErrDenied, Decision: decision})
 	}
 	if ask.Action == ActionIssue {
+		if !ask.Task.Ceiling.Audiences.Contains(ask.Audience.Name) {
+			// A policy may be wrong; the ceiling is not its to widen.
+			return Decision{}, b.refuse(ctx, w, ask.Workload, ask.Task.Name, Decision{Rule: "task/ceiling"}, exceeded("audience", ask.Audience.Name, nil))
+		}
 		if len(ask.Scopes) > 0 {
 			decision.Scopes = decision.Scopes.Intersect(ask.Scopes)
 		}
@@ -294,6 +313,10 @@ func exceeded(kind, what string, instead Scopes) error {
 		Detail:  fmt.Sprintf("%s %q is outside the task's ceiling", kind, what),
 		Missing: map[string]string{kind: "name it when the task begins, or begin a task for it"},
 	}}
+}
+
+func unregistered(w Workload, err error) error {
+	return fmt.Errorf("%w: %s is not in the inventory", err, w.ID)
 }
 
 func ended(task Task) error {

@@ -94,6 +94,7 @@ func (a *API) Public() http.Handler {
 	r.raw(wire.PathJWKS, a.jwks)
 	r.raw(wire.PathMetadata, a.metadata)
 	r.raw(wire.PathProblem, a.problemPage)
+	r.raw(wire.PathProblems, a.problemIndex)
 	r.raw("/healthz", a.healthz)
 	return r
 }

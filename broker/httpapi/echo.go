@@ -219,7 +219,7 @@ func fromEcho(err error) error {
 	}
 	switch he.Code {
 	case http.StatusNotFound:
-		return broker.ErrNotFound
+		return errRoute
 	case http.StatusMethodNotAllowed:
 		return errMethod
 	}

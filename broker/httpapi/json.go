@@ -8,6 +8,8 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"reflect"
+	"strconv"
 	"strings"
 
 	"github.com/errandhq/errand/sdk/wire"
@@ -94,18 +96,16 @@ func wantShape(text []byte) error {
 func explain(err error) string {
 	var semantic *strict.SemanticError
 	var syntactic *jsontext.SyntacticError
+	errors.As(err, &semantic)
+	errors.As(err, &syntactic)
 	switch {
-	case errors.Is(err, strict.ErrUnknownName):
-		where := "the body"
-		if errors.As(err, &semantic) && semantic.JSONPointer.Parent() != "" {
-			where = string(semantic.JSONPointer.Parent())
-		}
-		return where + " has a member that is not known; check its spelling, and that it is in lower case"
-	case errors.Is(err, jsontext.ErrDuplicateName):
-		return "a member is there twice"
-	case errors.As(err, &semantic):
-		return fmt.Sprintf("%s: a JSON %s does not fit here", pointer(semantic.JSONPointer), semantic.JSONKind)
-	case errors.As(err, &syntactic):
+	case errors.Is(err, strict.ErrUnknownName) && semantic != nil:
+		return place(semantic.JSONPointer) + " is not known; check its spelling, and that it is in lower case"
+	case errors.Is(err, jsontext.ErrDuplicateName) && syntactic != nil:
+		return place(syntactic.JSONPointer) + " is there twice"
+	case semantic != nil && semantic.GoType != nil:
+		return fmt.Sprintf("%s must be %s, and is a JSON %s", place(semantic.JSONPointer), wanted(semantic.GoType), kindName(semantic.JSONKind))
+	case syntactic != nil:
 		return fmt.Sprintf("not valid JSON at byte %d", syntactic.ByteOffset)
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return "the JSON ends too early"
@@ -113,11 +113,61 @@ func explain(err error) string {
 	return "not valid JSON"
 }
 
-func pointer(p jsontext.Pointer) string {
-	if p == "" {
+// maxPlace bounds what is repeated of a member's name.
+const maxPlace = 64
+
+// place writes a JSON Pointer as field names are written everywhere: tokens[0].audience. A name that
+// is more than a plain word is quoted, and cut.
+func place(p jsontext.Pointer) string {
+	out := ""
+	for token := range p.Tokens() {
+		_, err := strconv.Atoi(token)
+		switch {
+		case err == nil:
+			out += "[" + token + "]"
+		case len(token) > maxPlace:
+			out += fmt.Sprintf(".%q…", strings.ToValidUTF8(token[:maxPlace], ""))
+		case strings.ContainsFunc(token, notWord):
+			out += fmt.Sprintf(".%q", token)
+		default:
+			out += "." + token
+		}
+	}
+	if out == "" {
 		return "the body"
 	}
-	return string(p)
+	return strings.TrimPrefix(out, ".")
+}
+
+func notWord(r rune) bool {
+	return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '_')
+}
+
+func wanted(t reflect.Type) string {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	switch t.Kind() {
+	case reflect.String:
+		return "a string"
+	case reflect.Int64:
+		return "a whole number"
+	case reflect.Slice:
+		return "a list"
+	}
+	return "an object"
+}
+
+func kindName(k jsontext.Kind) string {
+	switch k {
+	case 't', 'f':
+		return "boolean"
+	case '{':
+		return "object"
+	case '[':
+		return "list"
+	}
+	return k.String()
 }
 
 func writeJSON(w io.Writer, v any) {

@@ -11,6 +11,7 @@ import (
 
 // Errors of the HTTP layer itself.
 var (
+	errRoute     = errors.New("there is no such path here")
 	errMethod    = errors.New("this path does not have that method")
 	errTooLarge  = errors.New("the body is too large")
 	errMediaType = errors.New("the body must be application/json in UTF-8, without content coding")
@@ -56,18 +57,18 @@ func as[T error](err error) bool {
 
 // problemTypes is the one table. The first row that matches an error answers it.
 var problemTypes = []problemType{
-	{wire.ProblemMalformed, 400, "Malformed request", "", "The body or a header cannot be read. Send one JSON object with the members that the API documents, each once, in lower case.", as[*malformed]},
+	{wire.ProblemMalformed, 400, "Malformed request", "", "The body or a header cannot be read; \"detail\" says where. Send one JSON object with the members that the API documents, each once, in lower case.", as[*malformed]},
 	{wire.ProblemUnauthenticated, 401, "No good SVID", "", "Present an X.509-SVID of a trust domain that the broker knows, over TLS 1.3. If it did work before, the SVID has expired or its trust bundle was withdrawn: get a new one and connect again.", as[*unauthenticated]},
-	{wire.ProblemMethodNotAllowed, 405, "Method not allowed", "", "Use the method that the API documents for this path.", matches(errMethod)},
+	{wire.ProblemMethodNotAllowed, 405, "Method not allowed", "", "Use one of the methods that the Allow header names.", matches(errMethod)},
 	{wire.ProblemTooLarge, 413, "Body too large", "", "Send at most 64 KiB.", matches(errTooLarge)},
 	{wire.ProblemMediaType, 415, "Unsupported media type", "", "Send Content-Type: application/json, in UTF-8, without a content coding.", matches(errMediaType)},
-	{wire.ProblemInvalid, 422, "Invalid request", "", "The member named in \"field\" has a value that is not allowed; \"detail\" says which are.", matches(broker.ErrInvalid)},
+	{wire.ProblemInvalid, 422, "Invalid request", "", "The member named in \"field\" has a value that is not allowed. Give it one that is: \"detail\" says which.", matches(broker.ErrInvalid)},
 	{wire.ProblemTooShort, 422, "Too little life left", "", "A token would have lived for less than two seconds, since the task's deadline or the SVID's end is near. Begin a new task, or wait for the next SVID.", matches(broker.ErrTooShort)},
 	{wire.ProblemUnregistered, 403, "Workload not registered", "", "Add the workload's SPIFFE ID to the registry with an owner, a purpose and a ceiling.", matches(broker.ErrUnregistered)},
 	{wire.ProblemScopeExceeded, 403, "Outside the task's ceiling", "", "A token can only narrow what the task asked for when it began. Name the audience and scope there, or begin a task for it.", matches(broker.ErrScopeExceeded)},
-	{wire.ProblemDenied, 403, "Denied by policy", "", "\"rule\" says what decided and \"missing\" what would have changed the answer.", matches(broker.ErrDenied, errNotServer)},
-	{wire.ProblemQuarantined, 403, "Quarantined", "", "An operator has locked this workload, audience or scope; \"detail\" has the reason and the end.", matches(broker.ErrQuarantined)},
-	{wire.ProblemNotFound, 404, "Not found", "", "There is no such thing, or it belongs to somebody else.", matches(broker.ErrNotFound)},
+	{wire.ProblemDenied, 403, "Denied by policy", "", "\"rule\" says what decided, and \"missing\" what would have changed the answer: ask the owner named there to widen the workload's ceiling in the inventory, or ask for no more than \"granted_instead\".", matches(broker.ErrDenied, errNotServer)},
+	{wire.ProblemQuarantined, 403, "Quarantined", "", "An operator has locked this workload, audience or scope; \"detail\" has the reason and the end. Ask the operators; trying again does not help before then.", matches(broker.ErrQuarantined)},
+	{wire.ProblemNotFound, 404, "Not found", "", "There is no such path, or no task or grant with that ID that is yours. Check the path and the ID; a task that has ended is forgotten half a minute after its last token.", matches(broker.ErrNotFound, errRoute)},
 	{wire.ProblemIdempotencyMismatch, 409, "Idempotency key reused", "", "This Idempotency-Key stands for another request. Make a new random key for each new task.", matches(broker.ErrMismatch)},
 	{wire.ProblemTaskEnded, 410, "Task has ended", "", "A task that has ended stays ended; \"state\" and \"cause\" say how. Begin a new one.", matches(broker.ErrEnded)},
 	{wire.ProblemCursorExpired, 410, "Position of another epoch", "", "Take a snapshot and follow from its position.", matches(feed.ErrCursor, broker.ErrEpoch)},
@@ -75,6 +76,7 @@ var problemTypes = []problemType{
 	{wire.ProblemAuditUnavailable, 503, "Audit log unavailable", "1", "No token is issued that cannot be recorded. Tell the operators of the broker; try again.", matches(broker.ErrAudit)},
 	{wire.ProblemStoreUnavailable, 503, "Store unavailable", "1", "The broker cannot reach its store. Try again with the same Idempotency-Key; ending is safe to repeat.", matches(broker.ErrUnavailable, broker.ErrUnconfirmed)},
 	{wire.ProblemNotReady, 503, "Not ready", "1", "This replica cannot answer now. Try again, or ask another.", matches(broker.ErrNotReady, broker.ErrSigning, feed.ErrFull, feed.ErrReset)},
+	{wire.ProblemVerifierStale, 503, "Revocation view too old", "1", "The answer of a resource server that has not heard from the broker for too long to know what has ended. The token may be good: try again. If it lasts, its operators should look at its connection to the broker.", func(error) bool { return false }},
 	{wire.ProblemInternal, 500, "Internal error", "", "This is a mistake of the broker. Give its operators the request ID.", func(error) bool { return true }},
 }
 

@@ -53,17 +53,57 @@ func (a *API) metadata(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
+const style = `body{font:1rem/1.5 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem}code{font-family:ui-monospace,monospace}@media(prefers-color-scheme:dark){body{background:#111;color:#eee}a{color:#8cf}}`
+
 var problemTemplate = template.Must(template.New("problem").Parse(`<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
 <title>{{.Title}} · Errand</title>
-<style>body{font:1rem/1.5 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem}code{font-family:ui-monospace,monospace}@media(prefers-color-scheme:dark){body{background:#111;color:#eee}}</style>
+<style>` + style + `</style>
 <h1>{{.Title}}</h1>
 <p><code>{{.Name}}</code>, HTTP status {{.Status}}</p>
 <p>{{.Mend}}</p>
+<p><a href="/problems">All problems</a></p>
 </html>
 `))
+
+var indexTemplate = template.Must(template.New("index").Parse(`<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Problems · Errand</title>
+<style>` + style + `</style>
+<h1>Problems</h1>
+<p>What the broker and its verifiers answer when they refuse, and how to mend it.</p>
+<ul>{{range .}}<li><a href="/problems/{{.Name}}">{{.Title}}</a> <code>{{.Name}}</code>, {{.Status}}</li>{{end}}</ul>
+</html>
+`))
+
+// page is what the templates show of a problem type.
+type page struct {
+	Title, Name, Mend string
+	Status            int
+}
+
+func html(w http.ResponseWriter) {
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Cache-Control", "public, max-age=3600")
+	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
+}
+
+// problemIndex lists all problem types.
+func (a *API) problemIndex(w http.ResponseWriter, r *http.Request) {
+	var pages []page
+	for _, row := range problemTypes {
+		pages = append(pages, page{row.title, row.name, row.mend, row.status})
+	}
+	html(w)
+	if r.Method != http.MethodHead {
+		_ = indexTemplate.Execute(w, pages)
+	}
+}
 
 // problemPage says what a problem type means and how to mend it.
 func (a *API) problemPage(w http.ResponseWriter, r *http.Request) {
@@ -71,17 +111,10 @@ func (a *API) problemPage(w http.ResponseWriter, r *http.Request) {
 		if row.name != r.PathValue("name") {
 			continue
 		}
-		h := w.Header()
-		h.Set("Content-Type", "text/html; charset=utf-8")
-		h.Set("Cache-Control", "public, max-age=3600")
-		h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
-		if r.Method == http.MethodHead {
-			return
+		html(w)
+		if r.Method != http.MethodHead {
+			_ = problemTemplate.Execute(w, page{row.title, row.name, row.mend, row.status})
 		}
-		_ = problemTemplate.Execute(w, struct {
-			Title, Name, Mend string
-			Status            int
-		}{row.title, row.name, row.mend, row.status})
 		return
 	}
 	http.Error(w, "there is no such problem type", http.StatusNotFound)

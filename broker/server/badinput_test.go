@@ -82,6 +82,22 @@ func TestBadJSON(t *testing.T) {
 			c.refused(c.post(wire.PathTasks, body), http.StatusBadRequest, wire.ProblemMalformed)
 		})
 	}
+	t.Run("what is wrong is named", func(t *testing.T) {
+		for body, say := range map[string]string{
+			`{"name":"n","porpose":"p"}`:                            "porpose is not known",
+			`{"name":"n","name":"m"}`:                               "name is there twice",
+			`{"name":"n","tokens":[{"audience":"a"},"b"]}`:          "tokens[1] must be an object, and is a JSON string",
+			`{"name":"n","tokens":[{"audience":"a","scopes":"b"}]}`: "tokens[0].scopes must be a list, and is a JSON string",
+			`{"name":"n","lease_seconds":"30s"}`:                    "lease_seconds must be a whole number, and is a JSON string",
+			`{"name":true}`:                                         "name must be a string, and is a JSON boolean",
+			`{"a\nb<script>":1}`:                                    `"a\nb<script>" is not known`,
+			`{"` + strings.Repeat("x", 1000) + `":1}`:               strings.Repeat("x", 64) + `"… is not known`,
+		} {
+			if a := c.post(wire.PathTasks, body); !strings.Contains(a.problem.Detail, say) || len(a.problem.Detail) > 300 {
+				t.Errorf("%.60s: %s", body, a.problem.Detail)
+			}
+		}
+	})
 	t.Run("at the limits", func(t *testing.T) {
 		// Unknown members are what is wrong with these, not their number or depth.
 		for _, body := range []string{nested(httpapi.MaxNesting), members(httpapi.MaxMembers)} {

@@ -5,9 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -380,9 +384,39 @@ func TestEveryProblemHasItsPage(t *testing.T) {
 	if got := r.public(page.Path, nil); got.status != 200 || !strings.Contains(string(got.body), a.problem.Title) || !strings.HasPrefix(got.header.Get("Content-Type"), "text/html") {
 		t.Errorf("%d %s", got.status, got.body)
 	}
+	index := r.public("/problems", nil)
+	for _, name := range problemNames(t) {
+		if got := r.public("/problems/"+name, nil); got.status != 200 || !strings.Contains(string(index.body), `href="/problems/`+name+`"`) {
+			t.Errorf("%s has no page, or is not in the index", name)
+		}
+	}
 	if got := r.public("/problems/unheard-of", nil); got.status != http.StatusNotFound {
 		t.Errorf("an unknown one: %d", got.status)
 	}
+}
+
+// problemNames reads the names that package wire declares.
+func problemNames(t *testing.T) []string {
+	t.Helper()
+	file, err := parser.ParseFile(token.NewFileSet(), "../../sdk/wire/task.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	ast.Inspect(file, func(n ast.Node) bool {
+		if spec, ok := n.(*ast.ValueSpec); ok && strings.HasPrefix(spec.Names[0].Name, "Problem") {
+			name, err := strconv.Unquote(spec.Values[0].(*ast.BasicLit).Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			names = append(names, name)
+		}
+		return true
+	})
+	if len(names) < 15 {
+		t.Fatalf("only %v", names)
+	}
+	return names
 }
 
 func TestOpsListener(t *testing.T) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -28,7 +29,7 @@ nothing behind. The exit code is 0 only if every step held.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "text" && output != "json" {
-				return usageError{fmt.Errorf("the output %q is not known: use -o text or -o json", output)}
+				return usage(cmd, "the output %q is not known: use -o text or -o json", output)
 			}
 			return runDemo(cmd, fast, output)
 		},
@@ -41,16 +42,19 @@ nothing behind. The exit code is 0 only if every step held.`,
 func runDemo(cmd *cobra.Command, fast bool, output string) error {
 	dir, err := os.MkdirTemp("", "errand-demo-")
 	if err != nil {
-		return err
+		return fmt.Errorf("no folder for the sockets: %w; set TMPDIR to a short folder that you can write to", err)
 	}
 	defer os.RemoveAll(dir)
 	out := cmd.OutOrStdout()
 	show := showJSON(out)
 	if output == "text" {
 		fmt.Fprintf(out, "errand %s demo: one process, loopback and memory only; it leaves nothing behind\n\n", Version)
-		show = showText(out, fast)
+		show = showText(cmd.Context(), out, fast)
 	}
 	ok, err := demo.Tour(cmd.Context(), dir, show)
+	if cmd.Context().Err() != nil {
+		return errInterrupted
+	}
 	if err != nil {
 		return err
 	}
@@ -59,7 +63,7 @@ func runDemo(cmd *cobra.Command, fast bool, output string) error {
 		return errFailed
 	}
 	if output == "text" {
-		fmt.Fprintln(out, "\nNext:  errand dev   runs the same until Ctrl-C, for your own code and curl")
+		fmt.Fprintln(out, "\nNext, until Ctrl-C, for curl and your own code:  go build -o errand ./cmd/errand && ./errand dev")
 	}
 	return nil
 }
@@ -69,11 +73,17 @@ func showJSON(out io.Writer) func(demo.Step) {
 	return func(s demo.Step) { _ = encoder.Encode(s) }
 }
 
-func showText(out io.Writer, fast bool) func(demo.Step) {
+func showText(ctx context.Context, out io.Writer, fast bool) func(demo.Step) {
 	n := 0
 	return func(s demo.Step) {
 		if n++; n > 1 && !fast {
-			time.Sleep(pause)
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+			}
+		}
+		if ctx.Err() != nil {
+			return
 		}
 		mark := ""
 		if !s.OK {

@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/errandhq/errand/broker/devmode"
@@ -46,7 +46,8 @@ server. What errand dev env prints lets a program in another shell find all of i
 	}
 	cmd.PersistentFlags().StringVar(&dir, "dir", "", "folder for sockets and the audit log (default "+devDir()+")")
 	flags := cmd.Flags()
-	flags.StringSliceVar(&config.Identities, "identity", []string{"report"}, "a workload to register and serve; repeat for more")
+	flags.StringSliceVar(&config.Identities, "identity", []string{"report"}, "a workload to serve, and to register; repeat for more")
+	flags.StringVar(&config.Inventory, "inventory", "", "an inventory file to use instead of the sample one")
 	flags.StringVar(&config.WorkloadAddr, "workload-address", "127.0.0.1:8443", "the broker's workload listener")
 	flags.StringVar(&config.PublicAddr, "public-address", "127.0.0.1:8444", "the broker's public listener")
 	flags.StringVar(&config.OpsAddr, "ops-address", "127.0.0.1:9090", "metrics and readiness")
@@ -67,6 +68,9 @@ func runDev(cmd *cobra.Command, dir string, config demo.Config) (err error) {
 	starting, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	local, err := demo.Start(starting, config)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%w, with --workload-address, --public-address, --ops-address or --orders-address; 127.0.0.1:0 takes a free port", err)
+	}
 	if err != nil {
 		return err
 	}
@@ -81,13 +85,12 @@ func prepareDir(dir string) (string, error) {
 		dir = devDir()
 	}
 	if d, err := demo.Describe(dir); err == nil {
-		if conn, err := net.DialTimeout("tcp", strings.TrimPrefix(d.BrokerURL, "https://"), time.Second); err == nil {
-			conn.Close()
-			return "", fmt.Errorf("errand dev is running already, at %s: stop it first, or give this one another --dir and other addresses", d.BrokerURL)
+		if d.Alive() {
+			return "", fmt.Errorf("errand dev is running already, at %s: stop it first, or give this one a --dir of its own, and --workload-address, --public-address, --ops-address and --orders-address 127.0.0.1:0", d.BrokerURL)
 		}
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", err
+		return "", fmt.Errorf("no folder for the sockets: %w; choose one that you can write to with --dir, or set TMPDIR", err)
 	}
 	info, err := os.Stat(dir)
 	if err != nil {
@@ -100,9 +103,9 @@ func prepareDir(dir string) (string, error) {
 }
 
 func printDev(out io.Writer, config demo.Config, d demo.Description, dir string) {
-	flag := ""
+	flag, kept := "", "goes with it"
 	if dir != "" {
-		flag = " --dir " + dir
+		flag, kept = " --dir "+dir, "stays"
 	}
 	first := "ID"
 	if len(config.Identities) > 0 {
@@ -114,14 +117,23 @@ func printDev(out io.Writer, config demo.Config, d demo.Description, dir string)
   issuer      %s   keys, metadata, problem pages
   orders      %s   the sample resource server
   operations  %s/readyz   /metrics
-  audit log   %s
+  audit log   %s   %s
   workloads   %s
 
 In another shell:
-  eval "$(errand dev%s env %s)"             be that workload, for programs that use the SDK
-  errand dev%s svid %s --out DIR            its certificate as files, for curl
-`, Version, d.BrokerURL, d.BrokerID, d.Issuer, d.OrdersURL, d.OpsURL, d.AuditLog,
-		strings.Join(config.Identities, " "), flag, first, flag, first)
+  eval "$(%s dev%s env %s)"     be that workload, for programs that use the SDK
+  %s dev%s svid %s --out DIR    its certificate as files, for curl
+`, Version, d.BrokerURL, d.BrokerID, d.Issuer, d.OrdersURL, d.OpsURL, d.AuditLog, kept,
+		strings.Join(config.Identities, " "), program(), flag, first, program(), flag, first)
+}
+
+// program is how this program was called, so that what is printed can be pasted. What go run has
+// built is gone as soon as it ends.
+func program() string {
+	if strings.Contains(os.Args[0], "go-build") {
+		return "go run ./cmd/errand"
+	}
+	return os.Args[0]
 }
 
 func newDevEnv(dir *string) *cobra.Command {
@@ -129,10 +141,11 @@ func newDevEnv(dir *string) *cobra.Command {
 		Use:   "env ID",
 		Short: "Print the exports that make a shell the workload ID",
 		Long: `env prints export lines for a shell. With them a program that uses the SDK is the workload,
-and a resource server that uses the verifier finds the broker.
+and a resource server that uses the verifier finds the broker. ID is the last part of a SPIFFE ID
+or the whole of it: report, or spiffe://dev.errand/report.
 
   eval "$(errand dev env report)"`,
-		Args: exactArgs(1),
+		Args: oneWorkload,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d, socket, err := describe(*dir, args[0])
 			if err != nil {
@@ -158,13 +171,14 @@ func newDevSVID(dir *string) *cobra.Command {
 		Use:   "svid ID --out DIR",
 		Short: "Write the workload's certificate, key and trust bundle as PEM files",
 		Long: `svid writes svid.pem, svid_key.pem and svid_bundle.pem into a folder, for programs that take
-files. They are good for about half an hour; run it again for fresh ones.
+files. They are good for half an hour to an hour, and as long as this errand dev runs: each one has
+a CA of its own. Run it again for fresh ones.
 
   errand dev svid report --out .`,
-		Args: exactArgs(1),
+		Args: oneWorkload,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if out == "" {
-				return usageError{errors.New("--out is missing: name the folder for the files")}
+				return usage(cmd, "--out is missing: name the folder for the files")
 			}
 			_, socket, err := describe(*dir, args[0])
 			if err != nil {
@@ -193,6 +207,9 @@ func describe(dir, id string) (demo.Description, string, error) {
 		dir = devDir()
 	}
 	d, err := demo.Describe(dir)
+	if err == nil && !d.Alive() {
+		err = fmt.Errorf("%w (the one of %s has ended): start one with  errand dev  in another shell", demo.ErrNotRunning, dir)
+	}
 	if err != nil {
 		return d, "", err
 	}

@@ -25,13 +25,21 @@ const (
 	exitUsage    = 2
 	exitNotFound = 3
 	exitPanic    = 4
+
+	exitInterrupted = 130 // as a shell reports Ctrl-C
 )
+
+// errInterrupted is Ctrl-C before the end.
+var errInterrupted = errors.New("interrupted")
 
 // errFailed is a failure that has been shown already.
 var errFailed = errors.New("failed")
 
 // usageError is a command line that makes no sense.
-type usageError struct{ err error }
+type usageError struct {
+	command string // whose help to read
+	err     error
+}
 
 func (e usageError) Error() string { return e.err.Error() }
 func (e usageError) Unwrap() error { return e.err }
@@ -59,8 +67,10 @@ func run(args []string, stdout, stderr io.Writer) (code int) {
 	case err == nil:
 		return exitOK
 	case errors.As(err, &usage):
-		fmt.Fprintln(stderr, "Run  errand --help  for what there is.")
+		fmt.Fprintf(stderr, "Run  %s --help  for what there is.\n", usage.command)
 		return exitUsage
+	case errors.Is(err, errInterrupted):
+		return exitInterrupted
 	case errors.Is(err, demo.ErrNotRunning):
 		return exitNotFound
 	}
@@ -79,10 +89,12 @@ First look:         errand demo     the life and death of a token, in ten second
 Then try it:        errand dev      a local broker with a sample resource server`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          noCommand,
+		Version:       Version + revision(),
+		Args:          noArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%w", err) })
+	root.SetVersionTemplate("errand {{.Version}}\n")
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(newDemo(), newDev(), newVersion())
 	return root
@@ -115,29 +127,30 @@ func revision() string {
 	return out
 }
 
-// noCommand is for what is not the name of a command.
-func noCommand(cmd *cobra.Command, args []string) error {
-	if len(args) == 0 {
+// usage is a mistake in the command line of cmd.
+func usage(cmd *cobra.Command, format string, args ...any) error {
+	return usageError{cmd.CommandPath(), fmt.Errorf(format, args...)}
+}
+
+// noArgs is for commands that take none. What is there instead is perhaps a command misspelt.
+func noArgs(cmd *cobra.Command, args []string) error {
+	switch {
+	case len(args) == 0:
 		return nil
+	case !cmd.HasSubCommands():
+		return usage(cmd, "%s takes no argument, and got %q", cmd.CommandPath(), args[0])
 	}
-	text := fmt.Sprintf("unknown command %q", args[0])
 	cmd.SuggestionsMinimumDistance = 2
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-		text += fmt.Sprintf("; did you mean %s?", strings.Join(near, " or "))
+		return usage(cmd, "unknown command %q; did you mean %s?", args[0], strings.Join(near, " or "))
 	}
-	return usageError{errors.New(text)}
+	return usage(cmd, "unknown command %q", args[0])
 }
 
-// noArgs and exactArgs make a wrong number of arguments a usage error.
-func noArgs(cmd *cobra.Command, args []string) error { return wrapUsage(cobra.NoArgs(cmd, args)) }
-
-func exactArgs(n int) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error { return wrapUsage(cobra.ExactArgs(n)(cmd, args)) }
-}
-
-func wrapUsage(err error) error {
-	if err != nil {
-		return usageError{err}
+// oneWorkload is for commands that are about one.
+func oneWorkload(cmd *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return usage(cmd, "name one workload, as in  %s report", cmd.CommandPath())
 	}
 	return nil
 }

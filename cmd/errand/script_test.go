@@ -41,7 +41,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("SHORT", dir)
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "exitcode": exitCode},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "busy": busy, "pause": pauseShort, "exitcode": exitCode},
 	})
 }
 
@@ -72,6 +72,19 @@ func ready(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	ts.Fatalf("not ready within 20 seconds")
+}
+
+// pauseShort lets a program in the background get under way.
+func pauseShort(*testscript.TestScript, bool, []string) { time.Sleep(time.Second) }
+
+// busy sets BUSY to an address that the development broker of a description is using.
+func busy(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: busy FILE")
+	}
+	_, rest, _ := strings.Cut(ts.ReadFile(args[0]), `"broker_url": "https://`)
+	address, _, _ := strings.Cut(rest, `"`)
+	ts.Setenv("BUSY", address)
 }
 
 // exitCode runs a command line and compares its exit code.

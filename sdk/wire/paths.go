@@ -20,6 +20,7 @@ const (
 	PathMetadata = "/.well-known/oauth-authorization-server"
 	PathJWKS     = "/.well-known/jwks.json"
 	PathProblem  = "/problems/{name}"
+	PathProblems = "/problems"
 )
 
 // Header names.

@@ -13,6 +13,9 @@ import (
 )
 
 func main() {
+	if os.Getenv("ERRAND_DEV_ORDERS") == "" {
+		log.Fatal(`ERRAND_DEV_ORDERS is not set: start errand dev, and run  eval "$(./errand dev env report)"`)
+	}
 	if err := run(context.Background(), os.Stdout); err != nil {
 		log.Fatal(err)
 	}

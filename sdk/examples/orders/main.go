@@ -27,12 +27,19 @@ func main() {
 }
 
 func run(ctx context.Context) error {
-	source, err := workloadapi.NewX509Source(ctx)
+	for _, name := range []string{"SPIFFE_ENDPOINT_SOCKET", "ERRAND_BROKER_ID", "ERRAND_ISSUER"} {
+		if os.Getenv(name) == "" {
+			return fmt.Errorf(`%s is not set: start errand dev, and run  eval "$(./errand dev env orders)"`, name)
+		}
+	}
+	starting, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	source, err := workloadapi.NewX509Source(starting) // a context with a timeout: the error says what was tried
 	if err != nil {
 		return err
 	}
 	defer source.Close()
-	handler, v, err := routes(ctx, source)
+	handler, v, err := routes(starting, source)
 	if err != nil {
 		return err
 	}

@@ -25,13 +25,15 @@ func shortDir(t *testing.T) string {
 	return dir
 }
 
-// TestTour: every step holds, in order, and nothing is left running.
+// TestTour: every step holds, in order, also for somebody who reads slowly, and nothing is left
+// running.
 func TestTour(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var names []string
 	ok, err := demo.Tour(ctx, shortDir(t), func(s demo.Step) {
 		names = append(names, s.Name)
+		time.Sleep(demo.Bound + demo.Bound/10)
 		if !s.OK || s.Detail == "" || s.Took <= 0 {
 			t.Errorf("%+v", s)
 		}

@@ -38,6 +38,7 @@ type Config struct {
 	Dir          string   // for sockets, the audit log and the description; private to the user. Required.
 	Identities   []string // workloads that are registered and get a Workload API socket each
 	Strangers    []string // identities that get a socket and are not registered
+	Inventory    string   // a registry file to use instead of the sample one. Optional.
 	WorkloadAddr string
 	PublicAddr   string
 	OpsAddr      string
@@ -52,6 +53,7 @@ type Local struct {
 	Server *server.Server
 	Took   time.Duration // to serve all identities
 
+	dir     string
 	api     *devmode.WorkloadAPI
 	source  *identity.Source
 	orders  *orders
@@ -78,7 +80,7 @@ func Start(ctx context.Context, c Config) (_ *Local, err error) {
 		return nil, err
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	l := &Local{cancel: cancel, stopped: make(chan error, 3)}
+	l := &Local{dir: c.Dir, cancel: cancel, stopped: make(chan error, 3)}
 	l.BrokerID = id(BrokerName).String()
 	l.AuditLog = filepath.Join(c.Dir, "audit.jsonl")
 	running := 0
@@ -154,7 +156,7 @@ func (l *Local) serve(ctx context.Context, c Config, spawn func(func(context.Con
 		}
 	}()
 	l.OrdersURL = "https://" + ordersListener.Addr().String() + "/orders"
-	inventory, err := registry.Parse([]byte(l.inventory(c.Identities, ordersListener.Addr())))
+	inventory, err := c.inventory(ordersListener.Addr())
 	if err != nil {
 		return err
 	}
@@ -179,20 +181,24 @@ func (l *Local) serve(ctx context.Context, c Config, spawn func(func(context.Con
 	return l.describe(c.Dir)
 }
 
-// inventory registers every identity with the least that a first try needs.
-func (l *Local) inventory(identities []string, orders net.Addr) string {
+// inventory is the one that was named, or a sample that registers every identity with the least
+// that a first try needs. The second port is that of the example in sdk/examples/orders.
+func (c *Config) inventory(orders net.Addr) (*registry.Registry, error) {
+	if c.Inventory != "" {
+		return registry.Load(c.Inventory)
+	}
 	var b strings.Builder
 	_, port, _ := net.SplitHostPort(orders.String())
 	fmt.Fprintf(&b, `audiences:
   - name: %s
     owner: you
     purpose: the sample resource server
-    hosts: ["127.0.0.1:%s", "localhost:%s"]
+    hosts: ["127.0.0.1:%s", "localhost:%s", "127.0.0.1:8082"]
     scopes: [orders:read, orders:write]
     servers: [%s]
 workloads:
 `, OrdersName, port, port, id(OrdersName))
-	for _, name := range identities {
+	for _, name := range c.Identities {
 		fmt.Fprintf(&b, `  - id: %s
     owner: you
     purpose: local development
@@ -200,7 +206,7 @@ workloads:
       %s: [orders:read]
 `, id(name), OrdersName)
 	}
-	return b.String()
+	return registry.Parse([]byte(b.String()))
 }
 
 func (l *Local) describe(dir string) error {
@@ -219,7 +225,7 @@ func Describe(dir string) (Description, error) {
 	var d Description
 	text, err := os.ReadFile(filepath.Join(dir, descriptionFile))
 	if errors.Is(err, os.ErrNotExist) {
-		return d, fmt.Errorf("%w (looked in %s): start one with  errand dev  in another shell", ErrNotRunning, dir)
+		return d, fmt.Errorf("%w (looked in %s): start one with  errand dev  in another shell; if it runs with another TMPDIR or --dir, name its folder with --dir", ErrNotRunning, dir)
 	}
 	if err != nil {
 		return d, err
@@ -239,9 +245,19 @@ func (d Description) Socket(name string) (string, error) {
 			names = append(names, name)
 		}
 		slices.Sort(names)
-		return "", fmt.Errorf("there is no identity %q; there are %s. Start errand dev with --identity %s for it", name, strings.Join(names, ", "), name)
+		return "", fmt.Errorf("there is no identity %q; there are %s. Start errand dev with one more --identity %s for it", name, strings.Join(names, ", "), name)
 	}
 	return addr, nil
+}
+
+// Alive reports whether the environment still runs.
+func (d Description) Alive() bool {
+	conn, err := net.DialTimeout("tcp", strings.TrimPrefix(d.BrokerURL, "https://"), time.Second)
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
 }
 
 // Wait returns when a part of the environment has stopped by itself, or ctx has ended.
@@ -258,7 +274,7 @@ func (l *Local) Wait(ctx context.Context) error {
 // Close stops everything and waits for it.
 func (l *Local) Close() error {
 	l.cancel()
-	var errs []error
+	errs := []error{os.Remove(filepath.Join(l.dir, descriptionFile))}
 	for range cap(l.stopped) {
 		if err := <-l.stopped; err != nil && !errors.Is(err, context.Canceled) {
 			errs = append(errs, err)
