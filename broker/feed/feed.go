@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,8 +24,12 @@ import (
 
 // Bounds of a feed.
 const (
-	DefaultBuffer  = 256  // deliveries that wait for one reader
-	DefaultReaders = 2000 // at once
+	DefaultBuffer    = 256  // deliveries that wait for one reader
+	DefaultReaders   = 2000 // at once
+	DefaultPerServer = 32   // at once, of one server: a broken one must not take the others' places
+
+	// MaxEntries is how many entries one delivery has at most.
+	MaxEntries = 2000
 
 	trimInterval = time.Second
 )
@@ -45,6 +50,7 @@ var (
 type Config struct {
 	Buffer     int
 	MaxReaders int
+	PerServer  int
 	Now        func() time.Time // nil is time.Now; for ages alone
 }
 
@@ -69,6 +75,9 @@ func New(c Config) *Feed {
 	if c.MaxReaders == 0 {
 		c.MaxReaders = DefaultReaders
 	}
+	if c.PerServer == 0 {
+		c.PerServer = DefaultPerServer
+	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -77,37 +86,47 @@ func New(c Config) *Feed {
 
 // Announce takes in one delivery of the store's feed and passes it on to the readers.
 func (f *Feed) Announce(u broker.Update) {
+	readAt := f.Now().Add(-u.Age) // before waiting for mu: the wait is part of the age
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if u.Position.Epoch != f.position.Epoch || len(u.Position.Numbers) != len(f.entries) {
+	if !wire.Position(u.Position).Covers(wire.Position(f.position)) {
+		// Another data set, or one that has lost its end: nothing of before can be built on.
 		f.entries = make([][]broker.Entry, len(u.Position.Numbers))
+		f.position = broker.Position{Epoch: u.Position.Epoch, Numbers: make([]uint64, len(u.Position.Numbers))}
 		f.dropAll(ErrReset)
 	}
-	f.position = u.Position.Clone()
-	f.readAt = f.Now().Add(-u.Age)
-	for _, e := range u.Entries {
+	fresh := f.unknown(u.Entries)
+	f.position, f.readAt = u.Position.Clone(), readAt
+	for _, e := range fresh {
 		f.entries[e.Shard] = append(f.entries[e.Shard], e)
 	}
 	if u.Now.Sub(f.trimmed) >= trimInterval {
 		f.trim(u.Now)
 	}
-	if len(u.Entries) > 0 {
-		f.deliver(u.Entries)
+	if len(fresh) > 0 {
+		f.deliver(fresh)
 	}
 }
 
-// trim drops what can kill no token any more.
+// unknown leaves out what is there already, as when the store's feed was read again from its
+// beginning.
+func (f *Feed) unknown(entries []broker.Entry) []broker.Entry {
+	known := func(e broker.Entry) bool { return e.Number <= f.position.Numbers[e.Shard] }
+	if !slices.ContainsFunc(entries, known) {
+		return entries
+	}
+	return slices.DeleteFunc(slices.Clone(entries), known)
+}
+
+// trim drops what can kill no token any more. It makes new lists, since readers that are joining
+// still encode the old ones.
 func (f *Feed) trim(now time.Time) {
 	f.trimmed = now
+	passed := func(e broker.Entry) bool { return !now.Before(e.Until) }
 	for shard, entries := range f.entries {
-		kept := entries[:0]
-		for _, e := range entries {
-			if now.Before(e.Until) {
-				kept = append(kept, e)
-			}
+		if slices.ContainsFunc(entries, passed) {
+			f.entries[shard] = slices.DeleteFunc(slices.Clone(entries), passed)
 		}
-		clear(entries[len(kept):])
-		f.entries[shard] = kept
 	}
 }
 
@@ -144,12 +163,13 @@ func (f *Feed) delivery(audience string, entries []broker.Entry) *Delivery {
 // Snapshot returns everything that is denied for an audience, and the position that it reflects.
 func (f *Feed) Snapshot(audience string) (wire.FeedSnapshot, error) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.position.IsZero() {
+	position, lists := f.position, slices.Clone(f.entries)
+	f.mu.Unlock()
+	if position.IsZero() {
 		return wire.FeedSnapshot{}, broker.ErrNotReady
 	}
-	snapshot := wire.FeedSnapshot{Position: text(f.position), Entries: []wire.FeedEntry{}}
-	for _, entries := range f.entries {
+	snapshot := wire.FeedSnapshot{Position: text(position), Entries: []wire.FeedEntry{}}
+	for _, entries := range lists {
 		snapshot.Entries = append(snapshot.Entries, filter(audience, entries)...)
 	}
 	return snapshot, nil
@@ -162,7 +182,7 @@ func (f *Feed) Position(nonce string) (wire.FeedPosition, error) {
 	if f.position.IsZero() {
 		return wire.FeedPosition{}, broker.ErrNotReady
 	}
-	age := f.Now().Sub(f.readAt)
+	age := max(0, f.Now().Sub(f.readAt))
 	return wire.FeedPosition{Nonce: nonce, Position: text(f.position), AgeMS: (age + time.Millisecond - 1).Milliseconds()}, nil
 }
 

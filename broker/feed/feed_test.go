@@ -47,7 +47,7 @@ func follow(ctx context.Context, f *feed.Feed, audience, from string) *follower 
 	}
 	out := &follower{got: make(chan feed.Delivery, 1000), done: make(chan error, 1)}
 	go func() {
-		out.done <- f.Follow(ctx, audience, at, func(d feed.Delivery) error { out.got <- d; return nil })
+		out.done <- f.Follow(ctx, "spiffe://prod/orders", audience, at, func(d feed.Delivery) error { out.got <- d; return nil })
 	}()
 	return out
 }
@@ -73,7 +73,7 @@ func TestNothingBeforeTheFirstUpdate(t *testing.T) {
 	if _, err := f.Position("n"); !errors.Is(err, broker.ErrNotReady) {
 		t.Error(err)
 	}
-	if err := f.Follow(t.Context(), "orders", wire.Position{Epoch: epoch, Numbers: []uint64{0}}, nil); !errors.Is(err, broker.ErrNotReady) {
+	if err := f.Follow(t.Context(), "spiffe://prod/orders", "orders", wire.Position{Epoch: epoch, Numbers: []uint64{0}}, nil); !errors.Is(err, broker.ErrNotReady) {
 		t.Error(err)
 	}
 }
@@ -148,7 +148,7 @@ func TestForeignPositionsAreRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := f.Follow(t.Context(), "orders", at, nil); !errors.Is(err, want) {
+		if err := f.Follow(t.Context(), "spiffe://prod/orders", "orders", at, nil); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", from, err, want)
 		}
 	}
@@ -180,7 +180,7 @@ func TestASlowReaderIsDroppedAndTheOthersAreNotDisturbed(t *testing.T) {
 		slow := make(chan error, 1)
 		at, _ := wire.ParsePosition("7.0")
 		go func() {
-			slow <- f.Follow(ctx, "orders", at, func(feed.Delivery) error { <-stuck; return nil })
+			slow <- f.Follow(ctx, "spiffe://prod/orders", "orders", at, func(feed.Delivery) error { <-stuck; return nil })
 		}()
 		quick := follow(ctx, f, "orders", "7.0")
 		quick.next(t)
@@ -235,7 +235,7 @@ func TestCloseSendsReadersElsewhere(t *testing.T) {
 		if err := <-r.done; !errors.Is(err, feed.ErrReset) {
 			t.Error(err)
 		}
-		if err := f.Follow(t.Context(), "orders", wire.Position{Epoch: epoch, Numbers: []uint64{0}}, nil); !errors.Is(err, feed.ErrReset) {
+		if err := f.Follow(t.Context(), "spiffe://prod/orders", "orders", wire.Position{Epoch: epoch, Numbers: []uint64{0}}, nil); !errors.Is(err, feed.ErrReset) {
 			t.Error(err)
 		}
 	})
@@ -266,6 +266,96 @@ func TestPositionTellsItsAge(t *testing.T) {
 		p, err := f.Position("abc")
 		if err != nil || p.Nonce != "abc" || p.Position != "7.3" || p.AgeMS != 50 {
 			t.Errorf("got %+v, %v", p, err)
+		}
+	})
+}
+
+// TestADroppedReaderIsToldNoPositionAnyMore: it lacks what came after, and would resume behind it.
+func TestADroppedReaderIsToldNoPositionAnyMore(t *testing.T) {
+	for range 50 {
+		synctest.Test(t, func(t *testing.T) {
+			f := feed.New(feed.Config{Buffer: 1})
+			announce(f, position(0))
+			at, _ := wire.ParsePosition("7.0")
+			var last wire.Position
+			err := f.Follow(t.Context(), "s", "orders", at, func(d feed.Delivery) error {
+				last, _ = wire.ParsePosition(d.ID)
+				if d.ID == "7.0" {
+					// While this one is slow, more happens than its queue holds, and then beats are due.
+					for n := uint64(1); n <= 3; n++ {
+						announce(f, position(n), entry(0, n, "orders"))
+					}
+				}
+				time.Sleep(2 * feed.BeatInterval)
+				return nil
+			})
+			if !errors.Is(err, feed.ErrSlow) || last.Numbers[0] > 1 {
+				t.Fatalf("told %s, and then %v", last, err)
+			}
+		})
+	}
+}
+
+func TestOneServerCannotTakeAllPlaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		f := feed.New(feed.Config{PerServer: 1})
+		announce(f, position(0))
+		first := follow(ctx, f, "orders", "7.0")
+		first.next(t)
+		if second := follow(ctx, f, "orders", "7.0"); !errors.Is(<-second.done, feed.ErrFull) {
+			t.Error("a second place for the same server")
+		}
+		at, _ := wire.ParsePosition("7.0")
+		stop := errors.New("stop")
+		if err := f.Follow(ctx, "another", "orders", at, func(feed.Delivery) error { return stop }); !errors.Is(err, stop) {
+			t.Errorf("no place for another: %v", err)
+		}
+	})
+}
+
+// TestALongAbsenceComesInPieces, and only the last of them moves the reader.
+func TestALongAbsenceComesInPieces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		f := feed.New(feed.Config{})
+		const n = 2*feed.MaxEntries + 1
+		entries := make([]broker.Entry, n)
+		for i := range entries {
+			entries[i] = entry(0, uint64(i+1), "orders")
+		}
+		announce(f, position(n), entries...)
+		r := follow(ctx, f, "orders", "7.0")
+		got := 0
+		for _, want := range []string{"7.0", "7.0", fmt.Sprintf("7.%d", n)} {
+			d, e := r.next(t)
+			if got += len(e.Entries); d.ID != want || len(e.Entries) > feed.MaxEntries {
+				t.Errorf("%d entries at %s, want %s", len(e.Entries), d.ID, want)
+			}
+		}
+		if got != n {
+			t.Errorf("%d entries of %d", got, n)
+		}
+	})
+}
+
+// TestAStepBackIsAReset: a data set that lost its end is not the one that the readers know.
+func TestAStepBackIsAReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := feed.New(feed.Config{})
+		announce(f, position(3), entry(0, 1, "orders"), entry(0, 3, "orders"))
+		r := follow(t.Context(), f, "orders", "7.3")
+		r.next(t)
+		announce(f, position(2), entry(0, 1, "orders"), entry(0, 2, "orders"))
+		if err := <-r.done; !errors.Is(err, feed.ErrReset) {
+			t.Error(err)
+		}
+		// The same again, as when the feed is read from its beginning, changes nothing.
+		announce(f, position(2), entry(0, 1, "orders"), entry(0, 2, "orders"))
+		if s, _ := f.Snapshot("orders"); s.Position != "7.2" || len(s.Entries) != 2 {
+			t.Errorf("got %+v", s)
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package feed
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -18,6 +19,7 @@ const (
 
 // reader is one running Follow.
 type reader struct {
+	server   string
 	audience string
 	queue    chan Delivery
 	gone     chan struct{} // closed when the feed has dropped the reader; err says why
@@ -25,20 +27,23 @@ type reader struct {
 }
 
 // Follow calls emit with everything for the audience after the position, from then on as it
-// happens, and with beats. It returns ctx's error, what emit returned, ErrCursor, ErrSlow, ErrReset,
-// ErrFull, or broker.ErrNotReady.
-func (f *Feed) Follow(ctx context.Context, audience string, from wire.Position, emit func(Delivery) error) error {
-	r, first, err := f.join(audience, from)
+// happens, and with beats. server is who reads. It returns ctx's error, what emit returned,
+// ErrCursor, ErrSlow, ErrReset, ErrFull, or broker.ErrNotReady.
+func (f *Feed) Follow(ctx context.Context, server, audience string, from wire.Position, emit func(Delivery) error) error {
+	r := &reader{server: server, audience: audience, queue: make(chan Delivery, f.Buffer), gone: make(chan struct{})}
+	position, lists, err := f.join(r, from)
 	if err != nil {
 		return err
 	}
 	defer f.leave(r)
-	if err := emit(first); err != nil {
-		return err
+	for _, d := range missed(audience, from, position, lists) {
+		if err := emit(d); err != nil {
+			return err
+		}
 	}
 	tick := time.NewTicker(PositionInterval)
 	defer tick.Stop()
-	told, toldAt := first.ID, f.Now()
+	told, toldAt := text(position), f.Now()
 	for {
 		var d Delivery
 		select {
@@ -60,53 +65,77 @@ func (f *Feed) Follow(ctx context.Context, audience string, from wire.Position, 
 	}
 }
 
-// join registers a reader and returns what it has missed, in one step: nothing is lost in between.
-func (f *Feed) join(audience string, from wire.Position) (*reader, Delivery, error) {
+// join registers a reader and returns what there was until then, in one step: nothing is lost in
+// between. What it returns is not changed any more.
+func (f *Feed) join(r *reader, from wire.Position) (broker.Position, [][]broker.Entry, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
 	case f.closed:
-		return nil, Delivery{}, ErrReset
+		return broker.Position{}, nil, ErrReset
 	case f.position.IsZero():
-		return nil, Delivery{}, broker.ErrNotReady
+		return broker.Position{}, nil, broker.ErrNotReady
 	case !wire.Position(f.position).Covers(from):
-		return f.ahead(from)
-	case len(f.readers) >= f.MaxReaders:
-		return nil, Delivery{}, ErrFull
+		return broker.Position{}, nil, f.ahead(from)
+	case len(f.readers) >= f.MaxReaders || f.of(r.server) >= f.PerServer:
+		return broker.Position{}, nil, ErrFull
 	}
-	missed := []wire.FeedEntry{}
-	for shard, entries := range f.entries {
-		after, _ := slices.BinarySearchFunc(entries, from.Numbers[shard]+1, func(e broker.Entry, n uint64) int {
-			return int(int64(e.Number) - int64(n))
+	f.readers[r] = struct{}{}
+	return f.position, slices.Clone(f.entries), nil
+}
+
+// of counts the readers of one server.
+func (f *Feed) of(server string) (n int) {
+	for r := range f.readers {
+		if r.server == server {
+			n++
+		}
+	}
+	return n
+}
+
+// missed encodes what a reader has missed, a bounded number of entries at a time. Only the last
+// delivery brings it to the position: one that loses its connection before starts over from where
+// it was.
+func missed(audience string, from wire.Position, position broker.Position, lists [][]broker.Entry) []Delivery {
+	var entries []wire.FeedEntry
+	for shard, list := range lists {
+		after, _ := slices.BinarySearchFunc(list, from.Numbers[shard]+1, func(e broker.Entry, n uint64) int {
+			return cmp.Compare(e.Number, n)
 		})
-		missed = append(missed, filter(audience, entries[after:])...)
+		entries = append(entries, filter(audience, list[after:])...)
+	}
+	var out []Delivery
+	for len(entries) > MaxEntries {
+		out = append(out, newDelivery(wire.EventDenials, wire.FeedEvent{Position: from.String(), Entries: entries[:MaxEntries]}))
+		entries = entries[MaxEntries:]
 	}
 	event := wire.EventBeat
-	if len(missed) > 0 {
+	if len(entries) > 0 {
 		event = wire.EventDenials
 	}
-	r := &reader{audience: audience, queue: make(chan Delivery, f.Buffer), gone: make(chan struct{})}
-	f.readers[r] = struct{}{}
-	return r, newDelivery(event, wire.FeedEvent{Position: text(f.position), Entries: missed}), nil
+	return append(out, newDelivery(event, wire.FeedEvent{Position: text(position), Entries: entries}))
 }
 
 // ahead tells a reader of another data set from one that another replica has brought further than
 // this one is: that one need only wait.
-func (f *Feed) ahead(from wire.Position) (*reader, Delivery, error) {
+func (f *Feed) ahead(from wire.Position) error {
 	if from.Epoch == f.position.Epoch && len(from.Numbers) == len(f.position.Numbers) {
-		return nil, Delivery{}, broker.ErrNotReady
+		return broker.ErrNotReady
 	}
-	return nil, Delivery{}, ErrCursor
+	return ErrCursor
 }
 
 // beat returns a beat if one is due: a position that the reader does not know yet, or any after
 // BeatInterval. While deliveries wait for the reader there is none, since a beat must not name a
-// position that those have not brought it to.
+// position that those have not brought it to; and none for a reader that was dropped, since it lacks
+// what came after.
 func (f *Feed) beat(r *reader, told string, toldAt time.Time) (Delivery, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	position := text(f.position)
-	if len(r.queue) > 0 || position == told && f.Now().Sub(toldAt) < BeatInterval-PositionInterval/2 {
+	_, stays := f.readers[r]
+	if !stays || len(r.queue) > 0 || position == told && f.Now().Sub(toldAt) < BeatInterval-PositionInterval/2 {
 		return Delivery{}, false
 	}
 	return newDelivery(wire.EventBeat, wire.FeedEvent{Position: position}), true

@@ -44,8 +44,11 @@ func (a *API) follow(w http.ResponseWriter, r *http.Request, workload broker.Wor
 	if err != nil {
 		return &malformed{wire.HeaderLastEventID + " must have the position of a snapshot, or of the last event"}
 	}
+	if r.ContentLength != 0 {
+		return &malformed{"a body does not belong here"} // it would have to be waited for
+	}
 	s := &stream{w: w, control: http.NewResponseController(w)}
-	err = a.Feed.Follow(r.Context(), audience, from, func(d feed.Delivery) error {
+	err = a.Feed.Follow(r.Context(), workload.ID.String(), audience, from, func(d feed.Delivery) error {
 		// The verdict on the peer is looked at for every delivery: a stream outlives an SVID.
 		if _, err := a.Identify(r); err != nil {
 			return &unauthenticated{err}
