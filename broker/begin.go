@@ -85,7 +85,7 @@ func (b *Broker) Begin(ctx context.Context, w Workload, req BeginRequest) (Begun
 // the parent's ceiling.
 func (b *Broker) beginShard(ctx context.Context, w Workload, req *BeginRequest) (int, error) {
 	if req.Parent == "" {
-		return b.rootShard(w.ID), nil
+		return b.rootShard(w.ID)
 	}
 	parent, err := b.Task(ctx, w, req.Parent)
 	if err != nil {
@@ -97,13 +97,16 @@ func (b *Broker) beginShard(ctx context.Context, w Workload, req *BeginRequest) 
 	if len(req.Ceiling.Scopes) == 0 {
 		req.Ceiling.Scopes = parent.Ceiling.Scopes
 	}
+	refused := func(err error) (int, error) {
+		return 0, b.refuse(ctx, w, b.registration(parent), req.Name, Decision{Rule: "task/ceiling"}, err)
+	}
 	for _, audience := range req.Ceiling.Audiences {
 		if !parent.Ceiling.Audiences.Contains(audience) {
-			return 0, exceeded("audience", audience, nil)
+			return refused(exceeded("audience", audience, nil))
 		}
 	}
 	if beyond := req.Ceiling.Scopes.Minus(parent.Ceiling.Scopes); len(beyond) > 0 {
-		return 0, exceeded("scope", beyond.String(), req.Ceiling.Scopes.Intersect(parent.Ceiling.Scopes))
+		return refused(exceeded("scope", beyond.String(), req.Ceiling.Scopes.Intersect(parent.Ceiling.Scopes)))
 	}
 	return req.Parent.Shard(), nil
 }

@@ -31,6 +31,9 @@ type Config struct {
 // DefaultSweep announces a lapse well within a second.
 const DefaultSweep = 250 * time.Millisecond
 
+// staleAudit is how long an event may wait for the audit log before the broker is not ready.
+const staleAudit = 2 * time.Second
+
 // staleView is how old the view of the store's feed may be before the broker is not ready.
 const staleView = 2 * time.Second
 
@@ -61,29 +64,33 @@ func New(c Config) (*Broker, error) {
 	if c.SweepInterval == 0 {
 		c.SweepInterval = DefaultSweep
 	}
-	return &Broker{Config: c, view: newView(), backlog: backlog{max: maxBacklog}}, nil
+	return &Broker{Config: c, view: newView(), backlog: backlog{max: maxBacklog, wake: make(chan struct{})}}, nil
 }
 
-// Run follows the store's feed, sweeps, and writes the audit backlog, until ctx ends. It returns
-// the context's error.
+// Run follows the store's feed, sweeps, and records what has happened, until ctx ends. It returns
+// the context's error, after a last try to record what is left.
 func (b *Broker) Run(ctx context.Context) error {
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return b.watch(ctx) })
-	tasks.Go(func() error { return b.every(ctx, b.SweepInterval, b.Sweep) })
-	tasks.Go(func() error { return b.every(ctx, backlogInterval, b.flushBacklog) })
-	return tasks.Wait()
+	tasks.Go(func() error { return b.sweepEvery(ctx, b.SweepInterval) })
+	tasks.Go(func() error { return b.writeBacklog(ctx) })
+	err := tasks.Wait()
+	b.flushBacklog(ctx)
+	return err
 }
 
 // Ready returns nil while the broker can issue, and otherwise an error that says what is missing
 // and matches ErrNotReady.
 func (b *Broker) Ready() error {
-	age, ok := b.view.age(b.Now())
+	age, skew, ok := b.view.age(b.Now())
 	switch {
 	case !ok:
 		return notReady("the store's feed has not been read yet")
 	case age > staleView:
 		return notReady("the store's feed has not been heard for " + age.Round(time.Millisecond).String())
-	case b.backlog.len() > 0:
+	case skew > MaxSkew:
+		return notReady("this machine's clock and the store's differ by " + skew.Round(time.Millisecond).String() + "; set them right")
+	case b.backlog.age(b.Now()) > staleAudit:
 		return notReady("the audit log cannot be written; see the broker's log")
 	}
 	return nil
@@ -100,8 +107,8 @@ type wrapped struct {
 func (w *wrapped) Error() string { return w.err.Error() + ": " + w.why }
 func (w *wrapped) Unwrap() error { return w.err }
 
-// every calls f until ctx ends. An error is logged and the next round tries again.
-func (b *Broker) every(ctx context.Context, interval time.Duration, f func(context.Context) error) error {
+// sweepEvery sweeps until ctx ends. An error is logged and the next round tries again.
+func (b *Broker) sweepEvery(ctx context.Context, interval time.Duration) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
@@ -110,16 +117,20 @@ func (b *Broker) every(ctx context.Context, interval time.Duration, f func(conte
 			return ctx.Err()
 		case <-tick.C:
 		}
-		if err := f(ctx); err != nil && ctx.Err() == nil {
-			b.Logger.Error("background work failed; it is tried again", "error", err)
+		if err := b.Sweep(ctx); err != nil && ctx.Err() == nil {
+			b.Logger.Error("sweeping failed; it is tried again", "error", err)
 		}
 	}
 }
 
 // rootShard is where the trees of a workload live: it depends on the ID and the number of shards
 // alone, so all replicas agree.
-func (b *Broker) rootShard(id spiffeid.ID) int {
+func (b *Broker) rootShard(id spiffeid.ID) (int, error) {
+	shards := b.view.shards()
+	if shards == 0 {
+		return 0, notReady("the store's feed has not been read yet")
+	}
 	hash := fnv.New32a()
 	hash.Write([]byte(id.String()))
-	return int(hash.Sum32() % uint32(b.view.shards()))
+	return int(hash.Sum32() % uint32(shards)), nil
 }

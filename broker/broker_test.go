@@ -245,6 +245,7 @@ func TestP12_NoTokenWithoutARecord(t *testing.T) {
 		if !receipt.First || h.live(report, begun.Tokens[0].Grant.ID) {
 			h.t.Errorf("the end did not happen: %+v", receipt)
 		}
+		time.Sleep(3 * time.Second)
 		want(h.t, h.Ready(), broker.ErrNotReady)
 		h.audit.break_(nil)
 		time.Sleep(2 * time.Second)
@@ -406,8 +407,8 @@ func TestLifeIsTheLeastOfAllCaps(t *testing.T) {
 		if got, err := life(w, "orders", time.Minute); err != nil || got != 7*time.Second {
 			h.t.Errorf("SVID's end: %s, %v", got, err)
 		}
-		if got, err := life(w, "mesh", 15*time.Second); err != nil || got != 15*time.Second {
-			h.t.Errorf("a token that is not bound to the certificate: %s, %v", got, err)
+		if got, err := life(w, "mesh", 15*time.Second); err != nil || got != 7*time.Second {
+			h.t.Errorf("SVID's end, of a token that is not bound to the certificate: %s, %v", got, err)
 		}
 		w.NotAfter = time.Now().Add(1900 * time.Millisecond)
 		_, err := life(w, "orders", time.Minute)
@@ -607,6 +608,8 @@ type failingMinter struct{}
 func (failingMinter) Draft(context.Context, broker.Task, broker.Grant) (broker.Draft, error) {
 	return nil, broker.ErrSigning
 }
+
+func (failingMinter) Retire(string) error { return broker.ErrNotFound }
 
 func TestWhatCannotBeSignedIsTakenBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -41,13 +41,12 @@ func (b *Broker) endOne(ctx context.Context, actor, address string, req Ending) 
 	if replies[0].Err != nil {
 		return Receipt{}, replies[0].Err
 	}
-	b.recordEnds(ctx, replies, actor, address)
+	b.record(ctx, b.endEvents(replies, actor, address))
 	return replies[0].Receipt, nil
 }
 
-// recordEnds writes the audit events of the ends that these replies report first. It never fails:
-// an end is a fact already, and what cannot be written now waits in the backlog.
-func (b *Broker) recordEnds(ctx context.Context, replies []EndReply, actor, address string) {
+// endEvents are the audit events of the ends that these replies report first.
+func (b *Broker) endEvents(replies []EndReply, actor, address string) []Event {
 	var events []Event
 	for _, r := range replies {
 		if r.Err != nil || !r.Receipt.First {
@@ -62,5 +61,5 @@ func (b *Broker) recordEnds(ctx context.Context, replies []EndReply, actor, addr
 		e.Grants, e.SubTasks = r.Receipt.Grants, r.Receipt.SubTasks
 		events = append(events, e)
 	}
-	b.record(ctx, events)
+	return events
 }

@@ -68,6 +68,7 @@ func (r *recorder) break_(err error) {
 
 // of returns the events of a kind.
 func (r *recorder) of(kind broker.EventKind) []broker.Event {
+	synctest.Wait() // some are recorded behind the answer
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var out []broker.Event

@@ -137,10 +137,10 @@ func (b *Broker) decideIssue(ctx context.Context, w Workload, registration Workl
 func (b *Broker) ask(w Workload, task Task, audience AudienceRegistration, decision Decision) Asked {
 	asked := Asked{
 		ID: NewGrantID(task.ID.Shard()), Audience: audience.Name, Scopes: decision.Scopes,
-		Binding: audience.Binding, Decision: decision.ID, Life: decision.Life,
+		Binding: audience.Binding, Decision: decision.ID, Life: decision.Life, NotAfter: w.NotAfter,
 	}
 	if audience.Binding == BindCertificate {
-		asked.Thumbprint, asked.NotAfter = w.Thumbprint, w.NotAfter
+		asked.Thumbprint = w.Thumbprint
 	}
 	return asked
 }
@@ -190,11 +190,12 @@ func tokenLife(ask Ask, allowed time.Duration) time.Duration {
 // grants, or the task when it was begun with them, are taken back: nothing that could not be
 // recorded stays alive. A replay was released before and is left alone.
 func (b *Broker) release(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, asks []approved, begun bool) ([]Issued, error) {
-	// A replay has the grants of the first time; those that were revoked since stay dead.
-	reply.Grants = slices.DeleteFunc(reply.Grants, func(g Grant) bool { return g.Revoked })
+	if err := b.stillGood(ctx, w, &reply); err != nil {
+		return nil, err
+	}
 	drafts, events, err := b.drafts(ctx, w, registration, reply, asks, begun)
 	if err == nil {
-		if err = b.Auditor.Record(ctx, events...); err != nil {
+		if err = b.recordFirst(ctx, events); err != nil {
 			b.Logger.Error("the audit log failed; nothing is issued", "error", err)
 			err = &wrapped{ErrAudit, "no token is issued that cannot be recorded"}
 		}
@@ -216,6 +217,29 @@ func (b *Broker) release(ctx context.Context, w Workload, registration WorkloadR
 		b.takeBack(ctx, w, registration, reply, begun, err)
 	}
 	return nil, err
+}
+
+// stillGood drops the grants of a replay that were revoked since, or whose token the workload could
+// not present any more since its certificate is another one.
+func (b *Broker) stillGood(ctx context.Context, w Workload, reply *GrantReply) error {
+	if !reply.Replayed {
+		return nil
+	}
+	control, err := b.controlAt(ctx, reply.Task.ID.Shard(), reply.Control)
+	if err != nil {
+		return err
+	}
+	reply.Grants = slices.DeleteFunc(reply.Grants, func(g Grant) bool {
+		return g.Revoked || control.Denies(g) || g.Binding == BindCertificate && g.Thumbprint != w.Thumbprint
+	})
+	return nil
+}
+
+// recordFirst records what must be durable before a token leaves.
+func (b *Broker) recordFirst(ctx context.Context, events []Event) error {
+	ctx, cancel := context.WithTimeout(ctx, recordWait)
+	defer cancel()
+	return b.Auditor.Record(ctx, events...)
 }
 
 func (b *Broker) drafts(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, asks []approved, begun bool) ([]Draft, []Event, error) {
@@ -265,7 +289,7 @@ func (b *Broker) takeBack(ctx context.Context, w Workload, registration Workload
 		b.Logger.Error("a grant that was never handed out could not be taken back; it expires unused", "error", err, "task", string(reply.Task.ID))
 		return
 	}
-	b.recordEnds(ctx, replies, w.ID.String(), w.Address)
+	b.handOver(b.endEvents(replies, w.ID.String(), w.Address))
 }
 
 const takeBackTimeout = time.Second

@@ -65,9 +65,13 @@ type Self struct {
 func (b *Broker) Whoami(_ context.Context, w Workload) (Self, error) {
 	registration, err := b.Registry.Workload(w.ID)
 	if err != nil {
+		return Self{}, unregistered(w, err)
+	}
+	shard, err := b.rootShard(w.ID)
+	if err != nil {
 		return Self{}, err
 	}
-	control, now, err := b.view.control(b.rootShard(w.ID))
+	control, now, err := b.view.control(shard)
 	if err != nil {
 		return Self{}, err
 	}
@@ -80,7 +84,7 @@ func (b *Broker) Whoami(_ context.Context, w Workload) (Self, error) {
 	return self, nil
 }
 
-// owner is the inventory's word, and "" for a workload that has left it.
+// registration is the inventory's word, and an empty one for a workload that has left it.
 func (b *Broker) registration(w Task) WorkloadRegistration {
 	registration, err := b.Registry.Workload(w.Workload)
 	if errors.Is(err, ErrUnregistered) {

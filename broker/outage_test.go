@@ -127,3 +127,150 @@ func TestAnUnknownOutcomeIsNeverSigned(t *testing.T) {
 		}
 	})
 }
+
+// stuckAuditor hangs until it is let go, or the caller gives up.
+type stuckAuditor struct {
+	*recorder
+	stuck *atomic.Bool
+}
+
+func (a stuckAuditor) Record(ctx context.Context, events ...broker.Event) error {
+	for a.stuck.Load() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return a.recorder.Record(ctx, events...)
+}
+
+// TestAStuckAuditLogHoldsUpNoEnd: lapses are announced, ends are answered, issuing is refused in
+// time, the replica says that it is not ready, and in the end everything is in the log, in order.
+func TestAStuckAuditLogHoldsUpNoEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, err := memory.New(memory.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stuck := &atomic.Bool{}
+		log := &recorder{}
+		h := newHarness(t, store, func(c *broker.Config) { c.Auditor = stuckAuditor{log, stuck} })
+		var lapsing []broker.TaskID
+		for i := range 3 {
+			begun := h.begin(report, func(r *broker.BeginRequest) { withToken(r); r.Lease = time.Duration(5+3*i) * time.Second })
+			lapsing = append(lapsing, begun.Task.ID)
+		}
+		ending := h.begin(report, withToken)
+		stuck.Store(true)
+		start := time.Now()
+		h.end(report, ending.Task.ID)
+		_, err = h.tryBegin(report, withToken)
+		want(t, err, broker.ErrAudit)
+		if took := time.Since(start); took > 3*time.Second {
+			t.Errorf("an end and a begin took %s", took)
+		}
+		time.Sleep(12 * time.Second)
+		for _, id := range append(lapsing, ending.Task.ID) {
+			if !h.names("orders", string(id)) {
+				t.Errorf("%s is not on the feed", id)
+			}
+		}
+		want(t, h.Ready(), broker.ErrNotReady)
+		stuck.Store(false)
+		time.Sleep(3 * time.Second)
+		if err := h.Ready(); err != nil {
+			t.Error(err)
+		}
+		if n := len(log.of(broker.EventTaskEnded)); n != 5 { // three lapses, the end, and the begin that was taken back
+			t.Errorf("%d ends are in the audit log", n)
+		}
+	})
+}
+
+// TestWhatIsLeftIsRecordedWhenTheBrokerStops.
+func TestWhatIsLeftIsRecordedWhenTheBrokerStops(t *testing.T) {
+	log := &recorder{}
+	synctest.Test(t, func(t *testing.T) {
+		store, err := memory.New(memory.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := newHarness(t, store, func(c *broker.Config) { c.Auditor = log })
+		begun := h.begin(report, nil)
+		log.break_(broker.ErrAudit)
+		h.end(report, begun.Task.ID)
+		log.break_(nil)
+	})
+	n := 0
+	for _, e := range log.events {
+		if e.Kind == broker.EventTaskEnded {
+			n++
+		}
+	}
+	if n != 1 {
+		t.Errorf("%d ends are in the audit log", n)
+	}
+}
+
+// TestP13_SkewBeyondTheBoundIsNotReady, and less changes nothing.
+func TestP13_SkewBeyondTheBoundIsNotReady(t *testing.T) {
+	for skew, ready := range map[time.Duration]bool{
+		broker.MaxSkew: true, -broker.MaxSkew: true, broker.MaxSkew + time.Second: false, -broker.MaxSkew - time.Second: false,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			store, err := memory.New(memory.Config{Now: func() time.Time { return time.Now().Add(skew) }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := newHarness(t, store, nil)
+			if err := h.Ready(); ready != (err == nil) {
+				t.Errorf("skew %s: %v", skew, err)
+			}
+			begun := h.begin(report, withToken)
+			if life := begun.Tokens[0].Life; life != broker.DefaultTokenLife {
+				t.Errorf("skew %s: a life of %s", skew, life)
+			}
+			h.end(report, begun.Task.ID)
+			if h.live(report, begun.Tokens[0].Grant.ID) {
+				t.Errorf("skew %s: alive after its end", skew)
+			}
+		})
+	}
+}
+
+// TestABeginThatCouldNotBeRecordedCanBeRepeated with the same key.
+func TestABeginThatCouldNotBeRecordedCanBeRepeated(t *testing.T) {
+	inBubble(t, func(h *harness) {
+		with := func(r *broker.BeginRequest) { withToken(r); r.Key = "k" }
+		h.audit.break_(broker.ErrAudit)
+		_, err := h.tryBegin(report, with)
+		want(h.t, err, broker.ErrAudit)
+		h.audit.break_(nil)
+		time.Sleep(2 * time.Second)
+		if again := h.begin(report, with); again.Replayed || len(again.Tokens) != 1 {
+			h.t.Errorf("got %+v", again)
+		}
+	})
+}
+
+// TestAReplayHandsOutNothingDead: what a selector has killed, and what is bound to a certificate that
+// the workload does not have any more.
+func TestAReplayHandsOutNothingDead(t *testing.T) {
+	inBubble(t, func(h *harness) {
+		with := func(r *broker.BeginRequest) { withToken(r); r.Key = "k" }
+		h.begin(report, with)
+		rotated := workload(report)
+		rotated.Thumbprint = "thumb-of-the-next-svid"
+		again, err := h.Begin(ctx, rotated, broker.BeginRequest{Name: "export", Purpose: "FIN-212", Key: "k", Tokens: []broker.TokenRequest{{Audience: "orders"}}})
+		if err != nil || !again.Replayed || len(again.Tokens) != 0 {
+			h.t.Errorf("after a rotation: %+v, %v", again, err)
+		}
+		if _, err := h.Revoke(ctx, broker.Revocation{Selector: broker.Selector{Subject: "spiffe://prod/report"}, Actor: "ada", Reason: "INC"}); err != nil {
+			h.t.Fatal(err)
+		}
+		if again := h.begin(report, with); !again.Replayed || len(again.Tokens) != 0 {
+			h.t.Errorf("after a selector: %+v", again)
+		}
+	})
+}

@@ -25,6 +25,9 @@ type Minter interface {
 	// Draft writes the claims and picks the key. ErrSigning when there is none, ErrInvalid when the
 	// token would be too large for verifiers.
 	Draft(context.Context, Task, Grant) (Draft, error)
+	// Retire takes a key out of use at once and stops publishing it. ErrNotFound when there is no
+	// such key.
+	Retire(kid string) error
 }
 
 // Draft is a token that lacks its signature.

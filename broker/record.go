@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"time"
 )
@@ -23,75 +24,203 @@ func grantEvent(kind EventKind, registration WorkloadRegistration, task Task, gr
 }
 
 // refuse records a refusal and returns its error. The answer is no whether or not it can be
-// recorded.
-func (b *Broker) refuse(ctx context.Context, w Workload, registration WorkloadRegistration, task string, d Decision, why error) error {
-	e := Event{
+// recorded, and does not wait for it.
+func (b *Broker) refuse(_ context.Context, w Workload, registration WorkloadRegistration, task string, d Decision, why error) error {
+	b.backlog.addMinor(Event{
 		ID: NewEventID(), Kind: EventDenied, Time: b.Now(), Workload: w.ID.String(), Owner: registration.Owner,
 		Address: w.Address, Actor: w.ID.String(), TaskName: task, Thumbprint: w.Thumbprint,
-		Decision: d.ID, Rule: d.Rule, Revision: d.Revision, Reason: why.Error(),
-	}
-	if err := b.Auditor.Record(ctx, e); err != nil {
-		b.Logger.Error("a refusal could not be recorded", "error", err, "rule", d.Rule)
-	}
+		Decision: d.ID, Rule: d.Rule, Revision: d.Revision, Reason: cut(why.Error(), MaxPurpose),
+	}, b.Now())
 	return why
 }
 
-// record writes events about what has happened already. What cannot be written waits.
+// recordWait is how long an answer waits for the audit log.
+const recordWait = time.Second
+
+// record hands over events about what has happened already, and waits a moment for them to be
+// durable. What is not by then stays in the backlog: the facts stand.
 func (b *Broker) record(ctx context.Context, events []Event) {
 	if len(events) == 0 {
 		return
 	}
-	if err := b.Auditor.Record(context.WithoutCancel(ctx), events...); err != nil {
-		b.Logger.Error("the audit log failed; the end stands, and its record waits", "error", err, "events", len(events))
-		if lost := b.backlog.add(events); lost > 0 {
-			b.Logger.Error("the audit backlog is full; records are lost that only the store's receipts have", "events", lost)
+	done := b.handOver(events)
+	wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordWait)
+	defer cancel()
+	select {
+	case <-done:
+	case <-wait.Done():
+	}
+}
+
+// handOver puts events into the backlog, and returns a channel that is closed when they are durable.
+func (b *Broker) handOver(events []Event) (done <-chan struct{}) {
+	done, lost := b.backlog.add(events, b.Now())
+	if lost > 0 {
+		b.Logger.Error("the audit backlog is full; records are lost that only the store's receipts have", "events", lost)
+	}
+	return done
+}
+
+const (
+	maxBacklog   = 10_000 // events
+	maxRecord    = 200    // events in one record of the backlog, unless they belong together
+	retryRecord  = time.Second
+	flushTimeout = 3 * time.Second // of the last try, when the broker stops
+)
+
+// writeBacklog records what is handed over, in its order, until ctx ends.
+func (b *Broker) writeBacklog(ctx context.Context) error {
+	for {
+		pause := time.Duration(0)
+		if err := b.recordNext(ctx); err != nil && ctx.Err() == nil {
+			b.Logger.Error("the audit log failed; records wait", "error", err, "events", b.backlog.len())
+			pause = retryRecord
+		}
+		if err := b.backlog.wait(ctx, pause); err != nil {
+			return err
 		}
 	}
 }
 
-const (
-	maxBacklog      = 10_000
-	backlogInterval = time.Second
-)
+// flushBacklog is the last try before the broker stops.
+func (b *Broker) flushBacklog(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+	defer cancel()
+	for b.backlog.len() > 0 && ctx.Err() == nil {
+		if err := b.recordNext(ctx); err != nil {
+			b.Logger.Error("the broker stops, and the audit log does not have everything; the store's receipts do", "error", err, "events", b.backlog.len())
+			return
+		}
+	}
+}
 
-// backlog has the events that are still to be recorded.
+// recordNext records the oldest entries of the backlog, which leave it only then.
+func (b *Broker) recordNext(ctx context.Context) error {
+	next, events := b.backlog.next()
+	if len(events) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, recordWait)
+	defer cancel()
+	if err := b.Auditor.Record(ctx, events...); err != nil {
+		return err
+	}
+	b.backlog.remove(next)
+	return nil
+}
+
+// backlog has the events that are still to be recorded, the oldest first.
 type backlog struct {
 	max    int
-	mu     sync.Mutex // guards events
+	mu     sync.Mutex // guards what follows
+	queue  []handed
+	events int           // in the queue
+	wake   chan struct{} // closed and replaced when something is added
+}
+
+// handed is what one caller has handed over.
+type handed struct {
 	events []Event
+	at     time.Time
+	done   chan struct{} // closed when it is durable
 }
 
-func (q *backlog) add(events []Event) (lost int) {
+// add returns a channel that is closed when the events are durable, and how many found no room.
+func (q *backlog) add(events []Event, now time.Time) (done <-chan struct{}, lost int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	room := min(len(events), q.max-len(q.events))
-	q.events = append(q.events, events[:room]...)
-	return len(events) - room
+	room := min(len(events), q.max-q.events)
+	return q.append(events[:room], now), len(events) - room
 }
 
-func (q *backlog) take() []Event {
+// addMinor drops the event when half of the room is taken: what nobody waits for must not crowd out
+// what somebody has to answer for.
+func (q *backlog) addMinor(e Event, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	events := q.events
-	q.events = nil
-	return events
+	if q.events < q.max/2 {
+		q.append([]Event{e}, now)
+	}
+}
+
+// append is called with mu held.
+func (q *backlog) append(events []Event, now time.Time) <-chan struct{} {
+	h := handed{events: events, at: now, done: make(chan struct{})}
+	q.queue = append(q.queue, h)
+	q.events += len(events)
+	close(q.wake)
+	q.wake = make(chan struct{})
+	return h.done
+}
+
+// next returns how many of the oldest entries can be recorded at once, and their events.
+func (q *backlog) next() (n int, events []Event) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, h := range q.queue {
+		if n > 0 && len(events)+len(h.events) > maxRecord {
+			break
+		}
+		n++
+		events = append(events, h.events...)
+	}
+	return n, events
+}
+
+func (q *backlog) remove(n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, h := range q.queue[:n] {
+		q.events -= len(h.events)
+		close(h.done)
+	}
+	clear(q.queue[:n])
+	q.queue = q.queue[n:]
 }
 
 func (q *backlog) len() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.events)
+	return q.events
 }
 
-// flushBacklog tries again to record what could not be recorded before.
-func (b *Broker) flushBacklog(ctx context.Context) error {
-	events := b.backlog.take()
-	if len(events) == 0 {
+// age is how long the oldest entry has been waiting.
+func (q *backlog) age(now time.Time) time.Duration {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.queue) == 0 {
+		return 0
+	}
+	return now.Sub(q.queue[0].at)
+}
+
+// wait returns after the pause, once there is something to record, or with ctx's error.
+func (q *backlog) wait(ctx context.Context, pause time.Duration) error {
+	if pause > 0 {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	q.mu.Lock()
+	wake, there := q.wake, q.events > 0
+	q.mu.Unlock()
+	if there {
+		return ctx.Err()
+	}
+	select {
+	case <-wake:
 		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	err := b.Auditor.Record(ctx, events...)
-	if err != nil {
-		b.backlog.add(events)
+}
+
+// cut shortens a text to so many bytes of valid UTF-8.
+func cut(s string, limit int) string {
+	if len(s) <= limit {
+		return s
 	}
-	return err
+	return strings.ToValidUTF8(s[:limit], "")
 }

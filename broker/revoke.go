@@ -20,7 +20,8 @@ type Revocation struct {
 
 // Revoke makes tokens dead: a task's with everything below it, one grant's, or those that a selector
 // matches and that were issued before this moment. When it returns nil they are dead for every
-// look-up. Errors: ErrInvalid, ErrNotFound and those of the store.
+// look-up; those of a key are dead at every verifier, and the key signs nothing any more. Errors:
+// ErrInvalid, ErrNotFound and those of the store.
 func (b *Broker) Revoke(ctx context.Context, r Revocation) (Receipt, error) {
 	end := Ending{Cause: CauseOperator, State: Revoked, Reason: r.Reason}
 	targets := 0
@@ -53,6 +54,10 @@ func (b *Broker) Revoke(ctx context.Context, r Revocation) (Receipt, error) {
 	kind := EventRevoked
 	if end.Kind == TargetKey {
 		kind = EventKeyRevoked
+		// First out of use, so that nothing is signed with it after the denial.
+		if err := b.Minter.Retire(r.Key); err != nil {
+			return Receipt{}, err
+		}
 	}
 	return b.control(ctx, end, Event{Kind: kind, Actor: r.Actor, Reason: r.Reason, Selector: r.Selector, Key: r.Key})
 }

@@ -56,6 +56,8 @@ type Store interface {
 	//
 	// The first end wins. A task that is already past its lease or deadline, or below a task that
 	// has ended, gets the state and the moment of that; whichever call writes it has First true.
+	// A task that ends with CauseAudit or CauseSigning was never handed out: it gives its idempotency
+	// key up, so that the request can be repeated.
 	// Repeating an end returns the receipt of the first with First false. A target that is unknown
 	// or another workload's has ErrNotFound in its reply.
 	//
@@ -140,6 +142,7 @@ type GrantReply struct {
 	Task     Task
 	Grants   []Grant
 	Now      time.Time // the store's
+	Control  uint64    // the version of the shard's control list
 	Replayed bool
 }
 

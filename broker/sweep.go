@@ -22,7 +22,7 @@ func (b *Broker) Sweep(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		b.recordEnds(ctx, replies, sweeper, "")
+		b.handOver(b.endEvents(replies, sweeper, ""))
 		if !page.More {
 			return nil
 		}

@@ -30,8 +30,9 @@ func (b *Broker) watch(ctx context.Context) error {
 	for {
 		err := b.Store.Watch(ctx, from, func(u Update) error {
 			from = u.Position
-			b.view.apply(u, b.Now())
+			at := b.Now().Add(-u.Age)
 			b.Announcer.Announce(u)
+			b.view.apply(u, at)
 			return nil
 		})
 		if ctx.Err() != nil {
@@ -49,28 +50,30 @@ func (b *Broker) watch(ctx context.Context) error {
 	}
 }
 
-func (v *view) apply(u Update, now time.Time) {
+func (v *view) apply(u Update, at time.Time) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.position = u.Position.Clone()
 	if u.Controls != nil {
 		v.controls = u.Controls
 	}
-	v.now, v.at = u.Now, now.Add(-u.Age)
+	v.now, v.at = u.Now, at
 	close(v.changed)
 	v.changed = make(chan struct{})
 }
 
-func (v *view) age(now time.Time) (time.Duration, bool) {
+// age is how old the view is, and how far the store's clock was from ours when it was read.
+func (v *view) age(now time.Time) (age, skew time.Duration, ok bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return now.Sub(v.at), !v.position.IsZero()
+	return now.Sub(v.at), v.at.Round(0).Sub(v.now.Round(0)).Abs(), !v.position.IsZero()
 }
 
+// shards is 0 before the first reading.
 func (v *view) shards() int {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return max(1, len(v.position.Numbers))
+	return len(v.position.Numbers)
 }
 
 // control returns the control list of a shard, and the store's time as of its reading.
@@ -86,8 +89,13 @@ func (v *view) control(shard int) (Control, time.Time, error) {
 	return v.controls[shard], v.now, nil
 }
 
+// catchUpTimeout bounds how long an answer waits for the store's feed.
+const catchUpTimeout = time.Second
+
 // catchUp waits until the control list of a shard has reached a version.
 func (v *view) catchUp(ctx context.Context, behind *Behind) error {
+	ctx, cancel := context.WithTimeout(ctx, catchUpTimeout)
+	defer cancel()
 	for {
 		v.mu.Lock()
 		changed := v.changed

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/errandhq/errand/broker"
@@ -29,10 +30,10 @@ type File struct {
 	disk disk
 
 	mu      sync.Mutex // guards all below but what the writer owns
-	free    *sync.Cond // on mu: the disk is free again
 	open    *batch     // collects lines while another batch is being written
-	writing bool       // somebody writes, and owns size and torn
+	writing bool       // a writer runs, and owns size and torn
 	closed  bool
+	writer  sync.WaitGroup
 
 	size int64 // bytes known to be whole lines
 	torn bool  // a write failed half-way: cut back to size first
@@ -49,33 +50,55 @@ type disk interface {
 // batch is the lines of the callers that share one fsync.
 type batch struct {
 	lines bytes.Buffer
-	done  bool
+	done  chan struct{} // closed when err is final
 	err   error
 }
 
-// Open opens or creates the log at path and cuts off a last line that a crash has left unfinished:
-// nobody was told that it is durable.
+func newBatch() *batch { return &batch{done: make(chan struct{})} }
+
+// Open opens or creates the log at path for this process alone, and cuts off a last line that a
+// crash has left unfinished: nobody was told that it is durable.
 func Open(path string) (*File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("audit: open the log: %w", err)
 	}
-	size, err := wholeLines(f)
-	if err == nil {
-		err = f.Truncate(size)
-	}
+	size, err := own(f)
 	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("audit: read the end of %s: %w", path, err)
+		return nil, fmt.Errorf("audit: %s: %w", path, err)
 	}
 	return newFile(f, size), nil
 }
 
-func newFile(d disk, size int64) *File {
-	f := &File{disk: d, open: &batch{}, size: size}
-	f.free = sync.NewCond(&f.mu)
-	return f
+// own takes the log for this process and returns the size of its whole lines.
+func own(f *os.File) (int64, error) {
+	if err := lock(f); err != nil {
+		return 0, fmt.Errorf("another process writes this log: %w; give each broker a log of its own", err)
+	}
+	if err := f.Chmod(0o600); err != nil {
+		return 0, err
+	}
+	size, err := wholeLines(f)
+	if err != nil {
+		return 0, err
+	}
+	if err := f.Truncate(size); err != nil {
+		return 0, err
+	}
+	return size, syncDir(filepath.Dir(f.Name()))
 }
+
+// syncDir makes the file's name durable.
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+func newFile(d disk, size int64) *File { return &File{disk: d, open: newBatch(), size: size} }
 
 // wholeLines returns the offset after the last newline.
 func wholeLines(f *os.File) (int64, error) {
@@ -98,42 +121,62 @@ func wholeLines(f *os.File) (int64, error) {
 }
 
 // Record appends the events and returns when they are on the disk. An error means that perhaps none
-// is. The context is not waited for: once the lines are queued, only the disk decides.
-func (f *File) Record(_ context.Context, events ...broker.Event) error {
+// is; when the context ends first they may still get there. An event that is recorded again has the
+// same ID.
+func (f *File) Record(ctx context.Context, events ...broker.Event) error {
+	if len(events) == 0 {
+		return nil
+	}
 	lines, err := encode(events)
 	if err != nil {
 		return err
 	}
+	mine, err := f.queue(lines)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-mine.done:
+		return mine.err
+	case <-ctx.Done():
+		return fmt.Errorf("audit: the disk did not answer in time: %w", context.Cause(ctx))
+	}
+}
+
+// queue adds lines to the open batch and sees to it that somebody writes it.
+func (f *File) queue(lines []byte) (*batch, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
-		return ErrClosed
+		return nil, ErrClosed
 	}
-	if f.open.lines.Len()+len(lines) > MaxPending {
-		return fmt.Errorf("audit: %d bytes are waiting for the disk already; it is too slow or hangs", f.open.lines.Len())
+	if pending := f.open.lines.Len(); pending > 0 && pending+len(lines) > MaxPending {
+		return nil, fmt.Errorf("audit: %d bytes are waiting for the disk already; it is too slow or hangs", pending)
 	}
-	mine := f.open
-	mine.lines.Write(lines)
-	for !mine.done {
-		if f.writing {
-			f.free.Wait()
-		} else {
-			f.flush()
-		}
+	f.open.lines.Write(lines)
+	if !f.writing {
+		f.writing = true
+		f.writer.Go(f.drain)
 	}
-	return mine.err
+	return f.open, nil
 }
 
-// flush writes the open batch. It is called with mu held, and lets go of it meanwhile, so that the
-// next batch can fill.
-func (f *File) flush() {
-	b := f.open
-	f.open, f.writing = &batch{}, true
-	f.mu.Unlock()
-	err := f.write(b.lines.Bytes())
-	f.mu.Lock()
-	b.done, b.err, f.writing = true, err, false
-	f.free.Broadcast()
+// drain writes batches until none is waiting. Those who come meanwhile share the next one. It runs
+// on its own, so that a disk that hangs holds up nobody for longer than they want to wait.
+func (f *File) drain() {
+	for {
+		f.mu.Lock()
+		b := f.open
+		if b.lines.Len() == 0 {
+			f.writing = false
+			f.mu.Unlock()
+			return
+		}
+		f.open = newBatch()
+		f.mu.Unlock()
+		b.err = f.write(b.lines.Bytes())
+		close(b.done)
+	}
 }
 
 // write is called by one flusher at a time.
@@ -159,14 +202,13 @@ func (f *File) write(lines []byte) error {
 // Close refuses further events, waits for those that are being written, and closes the file.
 func (f *File) Close() error {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.closed {
+	closed := f.closed
+	f.closed = true
+	f.mu.Unlock()
+	if closed {
 		return nil
 	}
-	f.closed = true
-	for f.writing || f.open.lines.Len() > 0 {
-		f.free.Wait()
-	}
+	f.writer.Wait()
 	return f.disk.Close()
 }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -129,8 +130,16 @@ type fakeDisk struct {
 	mu    sync.Mutex
 	text  []byte
 	syncs int
-	short bool  // the next write stops half-way
-	fail  error // of Sync
+	short bool          // the next write stops half-way
+	fail  error         // of Sync
+	hang  chan struct{} // Sync waits for it
+	waits bool
+}
+
+func (d *fakeDisk) hanging() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.waits
 }
 
 func (d *fakeDisk) Write(p []byte) (int, error) {
@@ -149,6 +158,12 @@ func (d *fakeDisk) Sync() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.syncs++
+	if hang := d.hang; hang != nil {
+		d.waits = true
+		d.mu.Unlock()
+		<-hang
+		d.mu.Lock()
+	}
 	return d.fail
 }
 
@@ -219,11 +234,55 @@ func TestConcurrentCallersShareSyncs(t *testing.T) {
 func TestPendingIsBounded(t *testing.T) {
 	d := &fakeDisk{}
 	f := newFile(d, 0)
-	big := event(strings.Repeat("x", MaxPending))
-	if err := f.Record(ctx, big); err == nil {
+	if err := f.Record(ctx, event(strings.Repeat("x", MaxPending))); err != nil {
+		t.Errorf("a lot at once, with nothing waiting: %v", err)
+	}
+	d.hang = make(chan struct{})
+	first := make(chan error, 1)
+	go func() { first <- f.Record(ctx, event("hangs")) }()
+	for !d.hanging() {
+		runtime.Gosched()
+	}
+	short, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+	defer cancel()
+	if err := f.Record(short, event(strings.Repeat("x", MaxPending/2))); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a disk that hangs: %v", err)
+	}
+	if err := f.Record(ctx, event(strings.Repeat("x", MaxPending/2))); err == nil {
 		t.Error("more than MaxPending was accepted")
 	}
-	if err := f.Record(ctx, event("small")); err != nil {
-		t.Errorf("after a refusal: %v", err)
+	close(d.hang)
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	if n := strings.Count(string(d.text), "\n"); n != 3 {
+		t.Errorf("%d lines", n)
+	}
+}
+
+// TestOneProcessAtATime: a second one would cut off what the first is writing.
+func TestOneProcessAtATime(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	f, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(path); err == nil || !strings.Contains(err.Error(), "another process writes this log") {
+		t.Errorf("a second one: %v", err)
+	}
+	if err := f.Record(ctx, event("kept")); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	again, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Close()
+	if got := lines(t, path); len(got) != 1 {
+		t.Errorf("got %+v", got)
 	}
 }

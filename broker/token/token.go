@@ -58,6 +58,15 @@ func (m *Minter) Draft(_ context.Context, task broker.Task, grant broker.Grant) 
 	return &draft{payload: payload, signer: signer}, nil
 }
 
+// Retire takes a key out of use at once. ErrNotFound when the ring does not have it.
+func (m *Minter) Retire(kid string) error {
+	err := m.ring.Remove(kid)
+	if errors.Is(err, keys.ErrUnknownKey) {
+		return fmt.Errorf("%w: key %s", broker.ErrNotFound, kid)
+	}
+	return err
+}
+
 func (m *Minter) claims(task broker.Task, grant broker.Grant) wire.Claims {
 	c := wire.Claims{
 		Issuer:      m.issuer,

@@ -27,6 +27,9 @@ func (s *Store) addLock(e broker.Ending, now time.Time) broker.EndReply {
 	if l := s.lock(e.Lock.ID, now); l != nil {
 		return broker.EndReply{Receipt: again(&l.locked)}
 	}
+	if !now.Before(e.Lock.Expires) {
+		return broker.EndReply{Err: &broker.Invalid{Field: "expires", Detail: "is over already by the store's clock; choose a later moment"}}
+	}
 	s.changeControl()
 	l := &lock{Lock: e.Lock, locked: s.receipt(e, now)}
 	l.Since = now

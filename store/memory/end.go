@@ -64,6 +64,9 @@ func (s *Store) endTask(e broker.Ending, now time.Time) broker.EndReply {
 		was.State, was.Cause, was.Ended = e.State, e.Cause, now
 	}
 	s.closeTask(sh, p, was, now)
+	if (t.Cause == broker.CauseAudit || t.Cause == broker.CauseSigning) && sh.keys[t.key] == t {
+		delete(sh.keys, t.key)
+	}
 	receipt := s.receipt(e, t.Ended)
 	receipt.Task, receipt.State, receipt.Cause = t.ID, t.State, t.Cause
 	receipt.Grants, receipt.SubTasks = t.grants, t.subTasks

@@ -40,7 +40,7 @@ func (s *Store) Grant(_ context.Context, req broker.GrantRequest) (broker.GrantR
 		s.begin(sh, p, grants)
 	}
 	s.issue(sh, p, grants)
-	return reply(p, grants, now), nil
+	return reply(sh, p, grants, now), nil
 }
 
 // repetition is the call that another one repeats: its task and the grants that it issued.
@@ -94,13 +94,13 @@ func (sh *shard) replay(first *repetition, now time.Time) (broker.GrantReply, er
 			grants = append(grants, g)
 		}
 	}
-	out := reply(p, grants, now)
+	out := reply(sh, p, grants, now)
 	out.Replayed = true
 	return out, nil
 }
 
-func reply(p path, grants []*grant, now time.Time) broker.GrantReply {
-	out := broker.GrantReply{Task: p.asOf(now), Now: now}
+func reply(sh *shard, p path, grants []*grant, now time.Time) broker.GrantReply {
+	out := broker.GrantReply{Task: p.asOf(now), Now: now, Control: sh.version}
 	for _, g := range grants {
 		out.Grants = append(out.Grants, g.Clone())
 	}

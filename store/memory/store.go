@@ -25,8 +25,8 @@ type Config struct {
 	// for tests of what sharded stores do; here all of them are behind the same mutex.
 	Shards int
 
-	// Now is the clock that decides every life; nil is time.Now. When it goes backwards the store's
-	// time stands still.
+	// Now is the clock that decides every life; nil is the time at New and what has passed since.
+	// When it goes backwards the store's time stands still.
 	Now func() time.Time
 }
 
@@ -69,7 +69,9 @@ func New(c Config) (*Store, error) {
 		return nil, fmt.Errorf("memory: Config.Shards is %d; it must be 1 to %d, or 0 for 1", c.Shards, broker.MaxShards)
 	}
 	if c.Now == nil {
-		c.Now = time.Now
+		// The monotonic clock carries it: a step of the wall clock must not stretch a life.
+		start := time.Now()
+		c.Now = func() time.Time { return start.Add(time.Since(start)) }
 	}
 	s := &Store{clock: c.Now, changed: make(chan struct{})}
 	for i := range max(1, c.Shards) {

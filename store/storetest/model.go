@@ -213,7 +213,7 @@ func (m *model) Grant(req broker.GrantRequest, now time.Time) (broker.GrantReply
 	for _, g := range grants {
 		m.grants = append(m.grants, modelGrant{Grant: g})
 	}
-	return broker.GrantReply{Task: m.view(m.task(req.Task), now), Grants: grants, Now: now}, nil
+	return broker.GrantReply{Task: m.view(m.task(req.Task), now), Grants: grants, Now: now, Control: m.version(req.Task.Shard())}, nil
 }
 
 // madeBefore finds the task and the grants of a call that this one repeats.
@@ -245,7 +245,8 @@ func (m *model) replay(t *modelTask, asks []broker.Asked, now time.Time, err err
 	if err := m.ended(t, now); err != nil {
 		return broker.GrantReply{}, err
 	}
-	reply := broker.GrantReply{Task: m.view(t, now), Now: now, Replayed: true}
+	task := m.view(t, now)
+	reply := broker.GrantReply{Task: task, Now: now, Control: m.version(task.ID.Shard()), Replayed: true}
 	for _, ask := range asks {
 		if g := m.grant(ask.ID); now.Before(g.Expires) {
 			reply.Grants = append(reply.Grants, g.Grant)
