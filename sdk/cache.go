@@ -243,7 +243,9 @@ func (t *Task) issue(key slotKey) (*Token, error) {
 		if err != nil {
 			return err
 		}
-		token, err = newToken(answer, from, sent)
+		if token, err = newToken(answer, from, sent); err == nil && token.old(t.client.clock()) {
+			err = fmt.Errorf("%w: its token was too old when it came", ErrUnavailable)
+		}
 		return err
 	})
 	var e *Error
@@ -253,5 +255,8 @@ func (t *Task) issue(key slotKey) (*Token, error) {
 	case errors.Is(err, ErrTaskEnded) && errors.As(err, &e):
 		t.over(e.State, causeOf(e.State), true)
 	}
-	return token, err
+	if err != nil {
+		return nil, err
+	}
+	return token, nil
 }

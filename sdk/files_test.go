@@ -82,6 +82,9 @@ func TestFilesAreFollowed(t *testing.T) {
 		is("no bundle", second)
 		write(t, dir, "svid_bundle.pem", append(bytes.Clone(roots), wrong...))
 		is("two authorities", second)
+		// Cut after the first authority: the other must not be dropped for that.
+		write(t, dir, "svid_bundle.pem", append(bytes.Clone(roots), wrong[:len(wrong)/2]...))
+		is("two authorities, cut", second)
 		if got := must(bundles.GetX509BundleForTrustDomain(reportID.TrustDomain()))(t); len(got.X509Authorities()) != 2 {
 			t.Errorf("%d authorities", len(got.X509Authorities()))
 		}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -377,6 +378,11 @@ func serveTLS(tb testing.TB, h http.Handler, svid *x509svid.SVID, trust *x509bun
 	server.TLS.MaxVersion = version
 	// Or httptest would use its own where a client names no server.
 	server.TLS.Certificates = []tls.Certificate{*must(server.TLS.GetCertificate(nil))(tb)}
+	if watcher, ok := h.(interface {
+		watch(net.Conn, http.ConnState)
+	}); ok {
+		server.Config.ConnState = watcher.watch
+	}
 	server.StartTLS()
 	tb.Cleanup(server.Close)
 	return must(url.Parse(server.URL))(tb)

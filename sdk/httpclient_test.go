@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/errandhq/errand/broker/devmode"
@@ -25,6 +27,24 @@ type orders struct {
 	mu     sync.Mutex
 	seen   []seen
 	answer http.HandlerFunc
+	conns  int // that are open
+}
+
+func (o *orders) watch(_ net.Conn, s http.ConnState) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch s {
+	case http.StateNew:
+		o.conns++
+	case http.StateClosed, http.StateHijacked:
+		o.conns--
+	}
+}
+
+func (o *orders) open() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.conns
 }
 
 type seen struct {
@@ -343,6 +363,7 @@ func TestRotationMakesNewConnections(t *testing.T) {
 	if string(body) != "whole" {
 		t.Errorf("the request that was running got %q", body)
 	}
+	eventually(t, "the old connections are closed", func() bool { return s.orders.open() == 1 })
 	got := s.orders.got()
 	if len(got) != 4 {
 		t.Fatalf("%d requests", len(got))
@@ -369,5 +390,21 @@ func TestRemovedAuthorityEndsConnections(t *testing.T) {
 	s.who.change(func(i *identity) { i.bundle = other.Bundle() })
 	if _, err := s.get(t, s.at.String()); err == nil || len(s.orders.got()) != 1 {
 		t.Errorf("got %v; the server got %d requests", err, len(s.orders.got()))
+	}
+}
+
+// The broker may be of a federated trust domain. That makes nobody else of it a server.
+func TestFederatedBroker(t *testing.T) {
+	w := newWorld(t)
+	foreign := must(devmode.NewCA(foreignDomain.Name(), devmode.Options{}))(t)
+	id := spiffeid.RequireFromPath(foreignDomain, "/errand")
+	trust := x509bundle.NewSet(w.ca.Bundle(), foreign.Bundle())
+	at := serve(t, w.fake, must(foreign.Issue(id, 0))(t), w.ca.Bundle())
+	client := w.client(t, sdk.WithBroker(at.String()), sdk.WithBrokerID(id), sdk.WithIdentity(sdk.FromSource(w.who, trust)))
+	server := &orders{}
+	orders := serve(t, server, must(foreign.Issue(spiffeid.RequireFromPath(foreignDomain, "/orders"), 0))(t), w.ca.Bundle())
+	w.hosts = []string{orders.Host}
+	if _, err := begin(t, client, spec).HTTPClient("orders").Get(orders.String()); err == nil || len(server.got()) != 0 {
+		t.Errorf("got %v", err)
 	}
 }

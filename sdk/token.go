@@ -105,5 +105,8 @@ func (t *Token) presentable(now instant, with *generation) bool {
 	if t.Bound && t.from.leaf != with.leaf {
 		return false
 	}
-	return t.age(now) < t.life-t.life/10
+	return !t.old(now)
 }
+
+// old reports whether the token is in the last tenth of its life.
+func (t *Token) old(now instant) bool { return t.age(now) >= t.life-t.life/10 }

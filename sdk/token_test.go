@@ -209,12 +209,14 @@ func TestTokenErrors(t *testing.T) {
 		"ended": {func(w http.ResponseWriter, _ *http.Request) {
 			refuse(w, 410, wire.Problem{Type: "x/task-ended", State: "revoked"})
 		}, sdk.ErrRevoked, 1, true},
-		"unknown":    {func(w http.ResponseWriter, _ *http.Request) { refuse(w, 404, wire.Problem{Type: "x/not-found"}) }, sdk.ErrTaskEnded, 1, true},
-		"away":       {away, sdk.ErrUnavailable, 3, false},
-		"down":       {down, sdk.ErrUnavailable, 3, false},
-		"hang":       {hang, sdk.ErrUnavailable, 2, false},
-		"not JSON":   {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }, sdk.ErrUnavailable, 3, false},
-		"a redirect": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://elsewhere/", http.StatusFound) }, nil, 1, false},
+		"unknown":  {func(w http.ResponseWriter, _ *http.Request) { refuse(w, 404, wire.Problem{Type: "x/not-found"}) }, sdk.ErrTaskEnded, 1, true},
+		"away":     {away, sdk.ErrUnavailable, 3, false},
+		"down":     {down, sdk.ErrUnavailable, 3, false},
+		"hang":     {hang, sdk.ErrUnavailable, 2, false},
+		"not JSON": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }, sdk.ErrUnavailable, 3, false},
+		"a redirect": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "https://elsewhere/", http.StatusFound)
+		}, nil, 1, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
