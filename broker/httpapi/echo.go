@@ -189,8 +189,9 @@ func (r *router) recover(next echo.HandlerFunc) echo.HandlerFunc {
 // fail answers an error, once.
 func (r *router) fail(err error, c echo.Context) {
 	if c.Response().Committed {
-		r.api.Logger.Debug("an answer broke off", "listener", r.listener, "error", err)
-		return
+		// Part of an answer is out: cut the connection, so that nobody takes it for the whole.
+		r.api.Logger.Error("an answer broke off", "listener", r.listener, "route", c.Path(), "error", err)
+		panic(http.ErrAbortHandler)
 	}
 	problem, header := r.api.problem(fromEcho(err))
 	problem.RequestID = c.Response().Header().Get(wire.HeaderRequestID)

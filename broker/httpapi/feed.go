@@ -59,7 +59,8 @@ func (a *API) follow(w http.ResponseWriter, r *http.Request, workload broker.Wor
 		return err
 	}
 	if errors.Is(err, feed.ErrReset) {
-		return s.send(feed.Delivery{Event: wire.EventReset, Data: []byte("{}")})
+		// Nobody may be there any more to be told.
+		_ = s.send(feed.Delivery{Event: wire.EventReset, Data: []byte("{}")})
 	}
 	return nil
 }

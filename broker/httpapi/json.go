@@ -55,8 +55,10 @@ func wantJSON(h http.Header) error {
 	if charset, ok := params["charset"]; ok && !strings.EqualFold(charset, "utf-8") {
 		return errMediaType
 	}
-	if encoding := h.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
-		return errMediaType
+	for _, encoding := range h.Values("Content-Encoding") {
+		if encoding != "identity" {
+			return errMediaType
+		}
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"errors"
 	"net/http"
+	"strings"
 
 	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/broker/feed"
@@ -80,6 +81,9 @@ var problemTypes = []problemType{
 	{wire.ProblemInternal, 500, "Internal error", "", "This is a mistake of the broker. Give its operators the request ID.", func(error) bool { return true }},
 }
 
+// maxDetail bounds what is repeated of a request, in bytes.
+const maxDetail = 1024
+
 // problem turns an error into its answer, with the headers that go with it.
 func (a *API) problem(err error) (wire.Problem, map[string]string) {
 	row := problemTypes[len(problemTypes)-1]
@@ -97,11 +101,19 @@ func (a *API) problem(err error) (wire.Problem, map[string]string) {
 		header["Retry-After"] = row.retry
 	}
 	a.fill(&p, err)
+	p.Detail = short(p.Detail)
 	if row.status >= http.StatusInternalServerError {
 		// What went wrong inside is for the log; the page says what the caller can do.
 		p.Detail = row.mend
 	}
 	return p, header
+}
+
+func short(s string) string {
+	if len(s) <= maxDetail {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxDetail], "") + "…"
 }
 
 // fill adds what the typed errors know.
@@ -119,7 +131,11 @@ func (a *API) fill(p *wire.Problem, err error) {
 		p.Field, p.Detail = field.Field, field.Field+" "+field.Detail
 	case errors.As(err, &denied):
 		d := denied.Decision
-		p.Detail, p.DecisionID, p.Rule, p.Missing, p.Instead = d.Detail, string(d.ID), d.Rule, d.Missing, d.Instead
+		p.Detail, p.DecisionID, p.Rule, p.Instead = d.Detail, string(d.ID), d.Rule, d.Instead
+		p.Missing = map[string]string{}
+		for what, how := range d.Missing {
+			p.Missing[what] = short(how)
+		}
 	case errors.As(err, &ended):
 		p.State, p.Cause = string(ended.State), string(ended.Cause)
 	}

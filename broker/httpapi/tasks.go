@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -166,6 +167,10 @@ func beginRequest(body wire.BeginRequest) (req broker.BeginRequest, err error) {
 func tokenRequest(field string, body wire.TokenRequest) (req broker.TokenRequest, err error) {
 	req.Audience = body.Audience
 	if req.Scopes, err = broker.ParseScopes(body.Scopes); err != nil {
+		var bad *broker.Invalid
+		if errors.As(err, &bad) {
+			bad.Field = field + bad.Field
+		}
 		return req, err
 	}
 	req.Life, err = seconds(field+"ttl_seconds", body.TTLSeconds)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"strconv"
@@ -62,8 +63,14 @@ type Audience struct {
 func decode(text []byte) (File, error) {
 	var file File
 	decoder := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict(), yaml.DisallowUnknownField())
-	if err := decoder.Decode(&file); err != nil {
+	switch err := decoder.Decode(&file); {
+	case errors.Is(err, io.EOF):
+		return File{}, errors.New("registry: the file is empty; register audiences and workloads")
+	case err != nil:
 		return File{}, fmt.Errorf("registry: %s", yaml.FormatError(err, false, true))
+	}
+	if err := decoder.Decode(&File{}); !errors.Is(err, io.EOF) {
+		return File{}, errors.New("registry: there is a second document after ---; put everything into one")
 	}
 	return file, nil
 }

@@ -111,6 +111,18 @@ func TestRefused(t *testing.T) {
 			}
 		})
 	}
+	for name, c := range map[string]struct{ text, say string }{
+		"empty":             {"", "the file is empty"},
+		"only a comment":    {"# nothing\n", "the file is empty"},
+		"a second document": {good + "\n---\nworkloads: []\n", "second document"},
+		"nonsense behind":   {good + "\n---\n: [", "registry: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := registry.Parse([]byte(c.text)); err == nil || !strings.Contains(err.Error(), c.say) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
 	for name, twice := range map[string]string{
 		"audience twice": "audiences: [{name: a, owner: o, scopes: [s]}, {name: a, owner: o, scopes: [s]}]",
 		"workload twice": "workloads: [{id: 'spiffe://p/a', owner: o, purpose: p}, {id: 'spiffe://p/a', owner: o, purpose: p}]",

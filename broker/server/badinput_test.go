@@ -137,6 +137,9 @@ func TestBadHeaders(t *testing.T) {
 		c.refused(send("Content-Type", media), http.StatusUnsupportedMediaType, wire.ProblemMediaType)
 	}
 	c.refused(send("Content-Encoding", "gzip"), http.StatusUnsupportedMediaType, wire.ProblemMediaType)
+	c.refused(c.send("POST", wire.PathTasks, good, func(req *http.Request) {
+		req.Header["Content-Encoding"] = []string{"identity", "gzip"}
+	}), http.StatusUnsupportedMediaType, wire.ProblemMediaType)
 	if a := send("Content-Type", "application/json; charset=UTF-8"); a.status != http.StatusCreated {
 		t.Errorf("UTF-8 by name: %d", a.status)
 	}
@@ -259,6 +262,22 @@ func TestBadRequests(t *testing.T) {
 			}
 		})
 	}
+	t.Run("the wrong field is named", func(t *testing.T) {
+		a := c.post(wire.PathTasks, `{"name":"n","purpose":"p","tokens":[{"audience":"orders"},{"audience":"orders","scopes":["a","b "]}]}`)
+		if a.problem.Field != "tokens[1].scopes[1]" {
+			t.Errorf("%s", a.body)
+		}
+	})
+	t.Run("a refusal does not repeat everything", func(t *testing.T) {
+		scopes := make([]string, broker.MaxScopes)
+		for i := range scopes {
+			scopes[i] = strconv.Quote(strings.Repeat("s", broker.MaxScopeBytes-3) + strconv.Itoa(100+i))
+		}
+		a := c.post(wire.PathTasks, `{"name":"n","purpose":"p","scopes":[`+strings.Join(scopes, ",")+`]}`)
+		if a.status != http.StatusForbidden || len(a.body) > 4096 {
+			t.Errorf("%d with %d bytes", a.status, len(a.body))
+		}
+	})
 	t.Run("not registered", func(t *testing.T) {
 		a := r.client(nobodyID).post(wire.PathTasks, beginBody)
 		if a.status != http.StatusForbidden || a.name() != wire.ProblemUnregistered {

@@ -70,7 +70,7 @@ func TestProfile(t *testing.T) {
 				t.Fatal(err)
 			}
 			key := set.Key(draft.Key())[0]
-			jws, err := jose.ParseSigned(signed.Secret(), []jose.SignatureAlgorithm{jose.SignatureAlgorithm(key.Algorithm)})
+			jws, err := jose.ParseSignedCompact(signed.Secret(), []jose.SignatureAlgorithm{jose.SignatureAlgorithm(key.Algorithm)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -102,7 +102,7 @@ func TestUnboundTokensHaveNoConfirmation(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		jws, err := jose.ParseSigned(signed.Secret(), []jose.SignatureAlgorithm{jose.ES256})
+		jws, err := jose.ParseSignedCompact(signed.Secret(), []jose.SignatureAlgorithm{jose.ES256})
 		if err != nil {
 			t.Fatal(err)
 		}

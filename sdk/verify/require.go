@@ -106,5 +106,5 @@ func (v *Verifier) writeProblem(w http.ResponseWriter, status int, name string, 
 	w.Header().Set("Content-Type", wire.TypeProblem)
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_, _ = w.Write(body)
+	_, _ = w.Write(append(body, '\n'))
 }

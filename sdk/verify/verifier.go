@@ -91,6 +91,9 @@ func New(ctx context.Context, c Config) (*Verifier, error) {
 	}
 }
 
+// sayWhy is after how many tries of the start the log says what it is waiting for: some seconds.
+const sayWhy = 4
+
 // start gets the first metadata, keys and snapshot.
 func (v *Verifier) start(ctx context.Context) error {
 	for try := 0; ; try++ {
@@ -100,6 +103,9 @@ func (v *Verifier) start(ctx context.Context) error {
 		}
 		if ctx.Err() == nil || v.error() == nil {
 			v.failed(err)
+		}
+		if try == sayWhy {
+			v.config.Logger.Warn("errand: still waiting for the broker", "audience", v.config.Audience, "issuer", v.config.Issuer, "error", err)
 		}
 		if !sleep(ctx, backoff(try)) {
 			return v.notReady(ctx)

@@ -1,10 +1,10 @@
 package memory
 
 import (
+	"container/heap"
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -61,9 +61,39 @@ func (s *Store) List(_ context.Context, q broker.Query) (broker.Page, error) {
 	return page, nil
 }
 
-// selected returns the paths to all tasks that a query means, in order.
+// lowest keeps the lowest IDs that it is given, the highest of them on top of its heap.
+type lowest []broker.TaskID
+
+func (l lowest) Len() int           { return len(l) }
+func (l lowest) Less(i, j int) bool { return l[i] > l[j] }
+func (l lowest) Swap(i, j int)      { l[i], l[j] = l[j], l[i] }
+
+// Push is called by container/heap alone.
+func (l *lowest) Push(x any) { *l = append(*l, x.(broker.TaskID)) }
+
+// Pop is called by container/heap alone.
+func (l *lowest) Pop() any {
+	last := len(*l) - 1
+	id := (*l)[last]
+	*l = (*l)[:last]
+	return id
+}
+
+// keep takes an ID in if it is among the lowest n so far.
+func (l *lowest) keep(id broker.TaskID, n int) {
+	switch {
+	case len(*l) < n:
+		heap.Push(l, id)
+	case id < (*l)[0]:
+		(*l)[0] = id
+		heap.Fix(l, 0)
+	}
+}
+
+// selected returns the paths to the first tasks that a query means, in order: a page, and one more
+// if there is one. It sorts no more than that, since a sweep looks at what is left again and again.
 func (s *Store) selected(q broker.Query) []path {
-	var paths []path
+	var first lowest
 	for _, sh := range s.shards {
 		tasks := sh.tasks
 		if q.Due {
@@ -73,13 +103,17 @@ func (s *Store) selected(q broker.Query) []path {
 			if id <= q.After {
 				continue
 			}
-			if p, err := sh.find(id, q.Workload); err == nil {
-				paths = append(paths, p)
+			if _, err := sh.find(id, q.Workload); err == nil {
+				first.keep(id, q.Limit+1)
 			}
 		}
 	}
-	slices.SortFunc(paths, func(a, b path) int {
-		return strings.Compare(string(a.task().ID), string(b.task().ID))
-	})
+	slices.Sort(first)
+	paths := make([]path, 0, len(first))
+	for _, id := range first {
+		if p, err := s.shards[id.Shard()].find(id, q.Workload); err == nil {
+			paths = append(paths, p)
+		}
+	}
 	return paths
 }
