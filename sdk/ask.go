@@ -24,7 +24,9 @@ const (
 	patience   = 5 * time.Second // for one answer of one replica
 	firstPause = 100 * time.Millisecond
 	maxPause   = 2 * time.Second
-	maxAdvised = 5 * time.Second // what is believed of a Retry-After
+	maxAdvised = 5 * time.Second // what is waited for because of a Retry-After
+
+	maxRetryAfter = 24 * 60 * 60 // seconds, of what is told to the caller
 )
 
 // question is one request to the broker.
@@ -136,7 +138,7 @@ func problem(resp *http.Response, text []byte) *Error {
 		e.Title = http.StatusText(resp.StatusCode)
 	}
 	if n, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && n > 0 {
-		e.RetryAfter = time.Duration(n) * time.Second
+		e.RetryAfter = time.Duration(min(n, maxRetryAfter)) * time.Second
 	}
 	return e
 }

@@ -308,6 +308,30 @@ func TestFailTellsTheKindAlone(t *testing.T) {
 	}
 }
 
+func TestFail(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		client, _ := inBubble(t, f)
+		task := begin(t, client, spec)
+		receipt := must(task.Fail(t.Context(), fmt.Errorf("4711: %w", fs.ErrPermission)))(t)
+		if receipt.State != sdk.Failed || receipt.Reason != "*errors.errorString" || receipt.Task != task.ID() || task.Root() != task.ID() {
+			t.Errorf("the receipt is %+v", receipt)
+		}
+		_, err := task.Token(t.Context(), ordersRead)
+		if want := "task has ended: " + task.ID() + " is failed; begin a new one"; err == nil || err.Error() != want {
+			t.Errorf("it says %q; want %q", err, want)
+		}
+	})
+}
+
+func TestEndErrorSaysByWhen(t *testing.T) {
+	e := &sdk.EndError{Task: "tsk_1", By: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Err: sdk.ErrUnavailable}
+	want := "end of task not confirmed by the broker: tsk_1: broker unavailable; its tokens are dead by 2026-01-02T03:04:05Z at the latest"
+	if e.Error() != want || !errors.Is(e, sdk.ErrUnavailable) {
+		t.Errorf("it says %q", e)
+	}
+}
+
 func TestReasonIsCutAtItsLimit(t *testing.T) {
 	for _, c := range []struct{ sent, want int }{{1024, 1024}, {1025, 1024}} {
 		synctest.Test(t, func(t *testing.T) {

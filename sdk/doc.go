@@ -25,5 +25,6 @@
 // is presented with the certificate that it is bound to, only to hosts that the broker names, and
 // formats as its grant's ID.
 //
-// The client keeps two goroutines, whatever the number of tasks, until Close.
+// Until Close the client keeps two goroutines, whatever the number of tasks, besides those of its
+// identity source.
 package sdk

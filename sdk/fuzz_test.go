@@ -16,6 +16,7 @@ func FuzzProblem(f *testing.F) {
 	f.Add(503, `<html>`, "Fri, 31 Dec 1999 23:59:59 GMT")
 	f.Add(302, `null`, "-9223372036854775808")
 	f.Add(500, `{"title":7}`, "99999999999999999999")
+	f.Add(429, `{}`, "9223372036854775807")
 	f.Fuzz(func(t *testing.T, status int, body, retry string) {
 		resp := &http.Response{StatusCode: status, Header: http.Header{"Retry-After": {retry}}}
 		e := sdk.Problem(resp, []byte(body))
