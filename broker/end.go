@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 )
 
@@ -32,6 +33,10 @@ func (b *Broker) End(ctx context.Context, w Workload, id TaskID, req EndRequest)
 func (b *Broker) endOne(ctx context.Context, actor, address string, req Ending) (Receipt, error) {
 	req.Event = NewEventID()
 	replies, err := b.Store.End(ctx, []Ending{req})
+	if errors.Is(err, ErrUnconfirmed) {
+		// It may have happened. The same event ID shows whether it was this call.
+		replies, err = b.Store.End(ctx, []Ending{req})
+	}
 	if err != nil {
 		return Receipt{}, err
 	}
@@ -41,8 +46,11 @@ func (b *Broker) endOne(ctx context.Context, actor, address string, req Ending) 
 	if replies[0].Err != nil {
 		return Receipt{}, replies[0].Err
 	}
+	receipt := replies[0].Receipt
+	receipt.First = receipt.First || receipt.Event == req.Event
+	replies[0].Receipt = receipt
 	b.record(ctx, b.endEvents(replies, actor, address))
-	return replies[0].Receipt, nil
+	return receipt, nil
 }
 
 // endEvents are the audit events of the ends that these replies report first.

@@ -103,6 +103,33 @@ func (s unsureStore) Grant(ctx context.Context, r broker.GrantRequest) (broker.G
 	return reply, err
 }
 
+func (s unsureStore) End(ctx context.Context, e []broker.Ending) ([]broker.EndReply, error) {
+	replies, err := s.Store.End(ctx, e)
+	if s.unsure.CompareAndSwap(true, false) {
+		return nil, broker.ErrUnconfirmed
+	}
+	return replies, err
+}
+
+// TestAnEndWhoseAnswerWasLostIsRecorded once, and its receipt names that record.
+func TestAnEndWhoseAnswerWasLostIsRecorded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, err := memory.New(memory.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		unsure := &atomic.Bool{}
+		h := newHarness(t, unsureStore{store, unsure}, nil)
+		begun := h.begin(report, withToken)
+		unsure.Store(true)
+		receipt := h.end(report, begun.Task.ID)
+		ends := h.audit.of(broker.EventTaskEnded)
+		if !receipt.First || len(ends) != 1 || ends[0].ID != receipt.Event {
+			t.Errorf("receipt %+v, and %+v in the audit log", receipt, ends)
+		}
+	})
+}
+
 // TestAnUnknownOutcomeIsNeverSigned: and repeating with the same key finds what was committed.
 func TestAnUnknownOutcomeIsNeverSigned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
