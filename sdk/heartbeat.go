@@ -12,8 +12,8 @@ import (
 const (
 	// beatsPerLease is how often the shortest lease is renewed before it is over.
 	beatsPerLease = 3
-	// maxBatch is how many tasks go into one request: the broker takes no more than 256 members.
-	maxBatch = 250
+	// maxBatch is how many tasks go into one request: as many as the broker takes.
+	maxBatch = wire.MaxHeartbeat
 	// beatAgain is the pause after a heartbeat that failed, and the least that one is waited for.
 	beatAgain = time.Second
 )

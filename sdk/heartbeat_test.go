@@ -81,16 +81,16 @@ func TestNoTasksNoHeartbeats(t *testing.T) {
 	})
 }
 
-// The broker takes at most 256 members in a body.
+// The broker takes a bounded number of tasks in one request.
 func TestHeartbeatBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(t)
 		client, _ := inBubble(t, f)
-		for range 251 {
+		for range wire.MaxHeartbeat + 1 {
 			begin(t, client, spec)
 		}
 		time.Sleep(12 * time.Second)
-		if sizes := f.sizes(); len(sizes) != 2 || sizes[0] != 250 || sizes[1] != 1 {
+		if sizes := f.sizes(); len(sizes) != 2 || sizes[0] != wire.MaxHeartbeat || sizes[1] != 1 {
 			t.Errorf("the heartbeats had %v tasks", sizes)
 		}
 	})

@@ -67,7 +67,7 @@ func (e endpoint) Open(ctx context.Context) (x509svid.Source, x509bundle.Source,
 		if word := heard.get(); word != "" {
 			err = fmt.Errorf("%s (%w)", word, err)
 		}
-		return nil, nil, nil, fmt.Errorf("%w; is the agent running, and this workload registered with it?", err)
+		return nil, nil, nil, fmt.Errorf("%w; the agent is not running, or does not know this workload", err)
 	}
 	return source, source, source.Close, nil
 }

@@ -64,7 +64,10 @@ type TokenResponse struct {
 	DecisionID  string   `json:"decision_id"`
 }
 
-// HeartbeatRequest says that tasks are still being worked on; 1 to 1000 of them.
+// MaxHeartbeat is how many tasks one HeartbeatRequest has at most.
+const MaxHeartbeat = 1000
+
+// HeartbeatRequest says that tasks are still being worked on; 1 to MaxHeartbeat of them.
 type HeartbeatRequest struct {
 	Tasks []HeartbeatTask `json:"tasks"`
 }
