@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -479,7 +480,60 @@ func TestConfigMistakes(t *testing.T) {
 
 func ptr(s string) *string { return &s }
 
-// TestShutdownSendsVerifiersElsewhere and loses no request that is being answered.
+// TestNothingThatIsSentIsLogged, wherever in a request it is: somebody will put a token there.
+func TestNothingThatIsSentIsLogged(t *testing.T) {
+	r := start(t)
+	c := r.client(reportID)
+	const canary = "eyJhbGciOiJFUzI1NiJ9.canary.signature"
+	header := func(req *http.Request) {
+		req.Header.Set("Authorization", "Bearer "+canary)
+		req.Header.Set(wire.HeaderRequestID, canary)
+		req.Header.Set("User-Agent", canary)
+	}
+	for _, path := range []string{"/" + canary, taskPath(canary, ""), "/v1/grants/" + canary, wire.PathWhoami + "?token=" + canary, wire.PathFeedPosition + "?nonce=" + canary} {
+		c.send("GET", path, "", header)
+	}
+	for _, body := range []string{`{"` + canary + `":1}`, `{"name":"` + canary + `"}`, `"` + canary, `{"name":"n","purpose":"p","scopes":["` + canary + `"]}`, `{"name":"n","purpose":"p","tokens":[{"audience":"` + canary + `"}]}`} {
+		c.send("POST", wire.PathTasks, body, header)
+	}
+	c.send("POST", taskPath(canary, "/end"), `{"outcome":"`+canary+`"}`, header)
+	if strings.Contains(r.logs.String(), "canary") {
+		t.Errorf("it is in the log: %s", r.logs.String())
+	}
+	if !strings.Contains(r.logs.String(), `"route":"unknown"`) {
+		t.Error("nothing was logged at all; this test would pass whatever happened")
+	}
+}
+
+// TestShutdownFinishesWhatItHasBegun: a request that is waiting for the disk is answered.
+func TestShutdownFinishesWhatItHasBegun(t *testing.T) {
+	r := start(t)
+	c := r.client(reportID)
+	var all sync.WaitGroup
+	for range 20 {
+		all.Go(func() {
+			req, err := http.NewRequest("POST", r.BrokerURL()+wire.PathTasks, strings.NewReader(beginBody))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			req.Header.Set("Content-Type", wire.TypeJSON)
+			resp, err := c.http.Do(req)
+			if err != nil {
+				return // it came too late to be taken in
+			}
+			defer resp.Body.Close()
+			var begun wire.BeginResponse
+			if err := json.NewDecoder(resp.Body).Decode(&begun); err != nil || resp.StatusCode != http.StatusCreated || len(begun.Tokens) != 1 {
+				t.Errorf("half an answer: %d, %v", resp.StatusCode, err)
+			}
+		})
+	}
+	r.stop()
+	all.Wait()
+}
+
+// TestShutdownSendsVerifiersElsewhere, instead of leaving them to find out.
 func TestShutdownSendsVerifiersElsewhere(t *testing.T) {
 	r := start(t)
 	orders := r.client(ordersID)
