@@ -10,21 +10,24 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 	"github.com/redis/go-redis/v9/maintnotifications"
 
 	"github.com/errandhq/errand/broker"
 )
 
-// How long a call may take when Redis does not answer. Together they are less than the second in
-// which an issue must be refused.
+// How long Redis may take. An issue must be refused within a second when there is no answer.
 const (
-	dialTimeout = 300 * time.Millisecond
+	dialTimeout = 300 * time.Millisecond // with the TLS handshake
+	poolTimeout = 300 * time.Millisecond // for a connection when all are in use
 	callTimeout = 500 * time.Millisecond
+	sendTimeout = 900 * time.Millisecond // for all of these together
 )
 
 // connect reads the URL and makes a client, which connects when it is used. Nothing is retried by
 // itself: a script that may have run is the caller's to repeat.
 func connect(address string) (client redis.UniversalClient, cluster bool, err error) {
+	logging.Disable() // all that it says is in the errors, too
 	scheme, rest, _ := strings.Cut(address, "://")
 	scheme, kind, _ := strings.Cut(scheme, "+")
 	plain := scheme + "://" + rest
@@ -34,21 +37,21 @@ func connect(address string) (client redis.UniversalClient, cluster bool, err er
 		var o *redis.ClusterOptions
 		if o, err = redis.ParseClusterURL(plain); err == nil {
 			o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled, o.MaintNotificationsConfig = -1, 1, true, quiet
-			o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, callTimeout, callTimeout, callTimeout
+			o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, callTimeout, callTimeout, poolTimeout
 			return redis.NewClusterClient(o), true, nil
 		}
 	case "sentinel":
 		var o *redis.FailoverOptions
 		if o, err = redis.ParseFailoverURL(plain); err == nil {
 			o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled = -1, 1, true
-			o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, callTimeout, callTimeout, callTimeout
+			o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, callTimeout, callTimeout, poolTimeout
 			return redis.NewFailoverClient(o), false, nil
 		}
 	case "":
 		var o *redis.Options
 		if o, err = redis.ParseURL(plain); err == nil {
 			o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled, o.MaintNotificationsConfig = -1, 1, true, quiet
-			o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, callTimeout, callTimeout, callTimeout
+			o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, callTimeout, callTimeout, poolTimeout
 			return redis.NewClient(o), false, nil
 		}
 	default:

@@ -34,8 +34,8 @@ func (s *Store) endEverywhere(ctx context.Context, e broker.Ending) (broker.EndR
 		}}
 	}
 	decided := s.run(ctx, write(0, "", ""))[0]
-	if decided.err == nil && decided.status == "not found" {
-		return broker.EndReply{Err: broker.ErrNotFound}, nil
+	if decided.err == nil && (decided.status == "not found" || decided.status == "expired") {
+		return broker.EndReply{Err: decided.refusal()}, nil
 	}
 	c := decided.controlled()
 	if decided.err != nil {

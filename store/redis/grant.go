@@ -20,7 +20,7 @@ func (s *Store) Grant(ctx context.Context, req broker.GrantRequest) (broker.Gran
 	if r.status != "ok" {
 		return broker.GrantReply{}, r.refusal()
 	}
-	out := broker.GrantReply{Now: r.moment(), Replayed: r.flag()}
+	out := broker.GrantReply{Now: r.moment(), Control: uint64(r.number()), Replayed: r.flag()}
 	out.Task = r.task(out.Now)
 	r.each(func(item *reply) { out.Grants = append(out.Grants, item.grantFields()) })
 	if r.err != nil {
@@ -64,6 +64,8 @@ func (r *reply) refusal() error {
 		return &broker.Invalid{Field: "parent", Detail: "is as deep as tasks may be; begin this one further up"}
 	case "invalid":
 		return &broker.Invalid{Field: "state", Detail: "is not final; name how the task ended"}
+	case "expired":
+		return &broker.Invalid{Field: "expires", Detail: "is over already by the store's clock; choose a later moment"}
 	case "ended":
 		err = &broker.Ended{Task: broker.TaskID(r.text()), State: broker.State(r.text()), Cause: broker.Cause(r.text()), At: r.moment()}
 	case "behind":

@@ -1,15 +1,19 @@
 package redis_test
 
 import (
+	"flag"
 	"fmt"
+	"log/slog"
 	"net"
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 	"go.uber.org/goleak"
 
 	"github.com/errandhq/errand/broker"
@@ -17,7 +21,10 @@ import (
 	"github.com/errandhq/errand/store/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	logging.Disable() // of the clients that wait for a server
+	goleak.VerifyTestMain(m)
+}
 
 // server is a redis-server of a test's own.
 type server struct {
@@ -108,7 +115,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 // open makes a store on a server.
 func (s *server) open(t testing.TB, c redis.Config) *redis.Store {
 	t.Helper()
-	c.URL = s.url()
+	c.URL, c.Logger = s.url(), slog.New(slog.DiscardHandler)
 	store, err := redis.New(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
@@ -136,5 +143,27 @@ func backend(s *server) storetest.Backend {
 
 func TestStore(t *testing.T) { storetest.Run(t, backend(start(t))) }
 
+// TestStoreMachine compares random calls with the model. Time passes for real in it, so it makes
+// fewer runs than for a store in a bubble, unless the command line asks for more.
+func TestStoreMachine(t *testing.T) {
+	checks := flag.Lookup("rapid.checks")
+	if was := checks.Value.String(); was == checks.DefValue {
+		if err := flag.Set("rapid.checks", "15"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = flag.Set("rapid.checks", was) })
+	}
+	storetest.Machine(t, backend(start(t)))
+}
 
-func TestStoreMachine(t *testing.T) { storetest.Machine(t, backend(start(t))) }
+// pause stops the process where it is; its connections stay open.
+func (s *server) pause() { s.signal(syscall.SIGSTOP) }
+
+func (s *server) resume() { s.signal(syscall.SIGCONT) }
+
+func (s *server) signal(sig syscall.Signal) {
+	s.t.Helper()
+	if err := s.cmd.Process.Signal(sig); err != nil {
+		s.t.Fatal(err)
+	}
+}

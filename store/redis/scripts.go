@@ -123,6 +123,8 @@ func (s *Store) send(ctx context.Context, calls []call) []reply {
 		}
 		return replies
 	}
+	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+	defer cancel()
 	todo := make([]int, len(calls))
 	for i := range todo {
 		todo[i] = i

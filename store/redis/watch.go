@@ -34,6 +34,9 @@ func (s *Store) Watch(ctx context.Context, from broker.Position, emit func(broke
 	defer tick.Stop()
 	for started := false; ; {
 		update, err := r.read(ctx)
+		if deadline, ok := ctx.Deadline(); ok && err != nil && !time.Now().Before(deadline) {
+			<-ctx.Done() // the connection noticed first
+		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}

@@ -43,6 +43,7 @@ if kind == 'lock' or kind == 'lift' then
     return answer(1, l.lifted)
   end
   if l then return answer(0, l.locked, l.lifted) end
+  if first_shard and now >= tonumber(ARGV[4]) then return {'expired', kind} end
   if ARGV[10] == '1' then return answer(0, made(), true) end
   announce('', '', nil, now)
   change_control()

@@ -60,6 +60,7 @@ if t.last_exp > 0 and now < t.last_exp + MARGIN and not covered then
   table.sort(audiences)
   announce('task', id, audiences, t.last_exp + MARGIN)
 end
+if as_cause == 'audit' or as_cause == 'signing' then give_up_key(t) end -- it was never handed out
 t.receipt = receipt(ended, t.grants, t.below)
 save_task(t)
 return answer(1, path, t.receipt, as_state, as_cause)

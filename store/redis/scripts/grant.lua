@@ -35,7 +35,7 @@ end
 local function answer(path, grants, replayed)
   local out = {}
   for i, g in ipairs(grants) do out[i] = grant_reply(g) end
-  return {'ok', id, now, replayed, task_reply(path), out}
+  return {'ok', id, now, version, replayed, task_reply(path), out}
 end
 
 -- A call that has been made already is known by its key or by the IDs that it brings.

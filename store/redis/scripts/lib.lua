@@ -146,6 +146,13 @@ local function change_control()
   redis.call('HSET', META, 'version', version)
 end
 
+-- give_up_key makes room for a request that may be repeated.
+local function give_up_key(t)
+  if t.key == '' then return end
+  local field = t.workload .. '\0' .. t.key
+  if redis.call('HGET', IDEMPOTENT, field) == t.id then redis.call('HDEL', IDEMPOTENT, field) end
+end
+
 local function drop_task(id, t)
   redis.call('HDEL', TASKS, id)
   redis.call('ZREM', IDS, id)
@@ -153,10 +160,7 @@ local function drop_task(id, t)
   redis.call('ZREM', ALARMS, id)
   if not t then return end
   count(t, 'ZREM')
-  if t.key ~= '' then
-    local field = t.workload .. '\0' .. t.key
-    if redis.call('HGET', IDEMPOTENT, field) == id then redis.call('HDEL', IDEMPOTENT, field) end
-  end
+  give_up_key(t)
 end
 
 local function task_alarm(id)
