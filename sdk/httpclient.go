@@ -71,7 +71,7 @@ func (c *carrier) token(req *http.Request) (*Token, error) {
 	if err != nil {
 		return nil, err
 	}
-	if hostPort(req.URL) != hostPort(origin(req).URL) {
+	if wandered(req) {
 		return nil, nil
 	}
 	named := *req.URL
@@ -108,12 +108,16 @@ func (c *carrier) send(req *http.Request, body io.ReadCloser, token *Token) (*ht
 	return g.servers.RoundTrip(out)
 }
 
-// origin is the request that a chain of redirects began with.
-func origin(req *http.Request) *http.Request {
+// wandered reports whether a chain of redirects has been at another host, also if it is back: that
+// one has chosen the request.
+func wandered(req *http.Request) bool {
+	here := hostPort(req.URL)
 	for req.Response != nil && req.Response.Request != nil {
-		req = req.Response.Request
+		if req = req.Response.Request; hostPort(req.URL) != here {
+			return true
+		}
 	}
-	return req
+	return false
 }
 
 // hostPort is the host of a URL in lower case with its port, also where that is the default.

@@ -182,7 +182,9 @@ func (f *Feed) Position(nonce string) (wire.FeedPosition, error) {
 	if f.position.IsZero() {
 		return wire.FeedPosition{}, broker.ErrNotReady
 	}
-	age := max(0, f.Now().Sub(f.readAt))
+	now := f.Now()
+	// The monotonic clock stands still while a machine sleeps, the other may be set: take the greater.
+	age := max(0, now.Sub(f.readAt), now.Round(0).Sub(f.readAt.Round(0)))
 	return wire.FeedPosition{Nonce: nonce, Position: text(f.position), AgeMS: (age + time.Millisecond - 1).Milliseconds()}, nil
 }
 

@@ -50,7 +50,9 @@ const (
 	ByCertificate Binding = iota
 	// ByIdentity accepts a token if the caller's verified certificate has the SPIFFE ID that is its
 	// client_id, which survives the rotation of certificates. A token that is bound to a
-	// certificate must match that, too.
+	// certificate must match that, too. With PeerOf, the server's tls.Config must have the CAs of one
+	// trust domain alone: in a pool, each could name the workloads of the others. verifyspiffe.PeerOf
+	// has no such limit.
 	ByIdentity
 	// Unbound accepts a token from whoever has it. It is for servers that cannot see the caller's
 	// certificate.

@@ -28,6 +28,9 @@ func (v *Verifier) follow(ctx context.Context) {
 		}
 		if heard {
 			failures = 0
+		} else {
+			v.lost.Store(true)
+			v.keys.ask()
 		}
 		resync = errors.Is(err, errResync) || errors.Is(err, errEventTooLong)
 		if !errors.Is(err, errReset) && !errors.Is(err, io.EOF) {
@@ -39,8 +42,8 @@ func (v *Verifier) follow(ctx context.Context) {
 	}
 }
 
-// followOnce follows one stream to its end, which has a reason. heard says whether anything good
-// came of it.
+// followOnce follows one stream to its end, which has a reason. heard says whether it was of use:
+// one that ends as soon as it has begun is not, or the next would come at once.
 func (v *Verifier) followOnce(ctx context.Context, resync bool) (heard bool, err error) {
 	if _, ok := v.view.at(); !ok || resync {
 		if err := v.takeSnapshot(ctx); err != nil {
@@ -58,23 +61,30 @@ func (v *Verifier) followOnce(ctx context.Context, resync bool) (heard bool, err
 	}
 	defer body.Close()
 	defer v.connected.Store(false)
+	begun := time.Now()
+	checked := begun
 	stream := newEvents(body)
 	for {
 		e, err := stream.next()
+		if err == nil && time.Since(checked) > v.config.MaxStale/proofsPerS {
+			err = body.trusted()
+			checked = time.Now()
+		}
 		if err == nil {
 			silence.Reset(streamSilence)
 			err = v.takeEvent(e)
 		}
 		if err != nil {
-			return heard, fmt.Errorf("the feed: %w", because(ctx, err))
+			return time.Since(begun) > streamOfUse, fmt.Errorf("the feed: %w", because(ctx, err))
 		}
-		if !heard {
-			heard = true
-			v.connected.Store(true)
+		if !v.connected.Swap(true) {
 			v.wantProof()
 		}
 	}
 }
+
+// streamOfUse is how long a stream must have lived for the next one to be tried without a pause.
+const streamOfUse = 2 * time.Second
 
 // because prefers the reason that a context was canceled for to what that looked like.
 func because(ctx context.Context, err error) error {

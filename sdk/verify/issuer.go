@@ -38,9 +38,16 @@ const (
 type issuer struct {
 	name     string // the issuer URL
 	audience string
-	entries  int          // the most that a snapshot may have
-	public   *http.Client // metadata and keys
-	private  *http.Client // the feed
+	entries  int // the most that a snapshot may have
+	now      func() time.Time
+	public   *client // metadata and keys
+	private  *client // the feed
+}
+
+// client is an http.Client that knows whom it trusts.
+type client struct {
+	*http.Client
+	tls *tls.Config
 }
 
 // endpoints is what the metadata says.
@@ -51,17 +58,17 @@ type endpoints struct {
 
 func newIssuer(c Config, private, public *tls.Config) *issuer {
 	return &issuer{
-		name: c.Issuer, audience: c.Audience, entries: c.MaxEntries,
+		name: c.Issuer, audience: c.Audience, entries: c.MaxEntries, now: c.Now,
 		public: newClient(public), private: newClient(private),
 	}
 }
 
 // newClient makes a client with a bound on everything but how long a stream is. It speaks HTTP/1.1:
 // a stream that stands still then holds up nothing else.
-func newClient(config *tls.Config) *http.Client {
+func newClient(config *tls.Config) *client {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
-	return &http.Client{
+	return &client{tls: config, Client: &http.Client{
 		CheckRedirect: checkRedirect,
 		Transport: &http.Transport{
 			DialContext:            (&net.Dialer{Timeout: dialTimeout, KeepAlive: fetchTimeout}).DialContext,
@@ -74,7 +81,7 @@ func newClient(config *tls.Config) *http.Client {
 			DisableCompression:     true, // so that a small body is a small body
 			Protocols:              protocols,
 		},
-	}
+	}}
 }
 
 // checkRedirect stays with the authority that was asked: another one would not be the issuer.
@@ -216,8 +223,14 @@ func (i *issuer) fetchPosition(ctx context.Context, e *endpoints, nonce string, 
 	return proof{asOf: sent.Add(-old), position: p}, nil
 }
 
-// openStream begins to follow the feed after a position. The caller closes the body.
-func (i *issuer) openStream(ctx context.Context, e *endpoints, after wire.Position) (io.ReadCloser, error) {
+// feedStream is an open response of the feed.
+type feedStream struct {
+	io.ReadCloser
+	trusted func() error // whether its connection would still be made
+}
+
+// openStream begins to follow the feed after a position. The caller closes it.
+func (i *issuer) openStream(ctx context.Context, e *endpoints, after wire.Position) (*feedStream, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, i.ofAudience(e.feed).String(), nil)
 	if err != nil {
 		return nil, err
@@ -231,7 +244,7 @@ func (i *issuer) openStream(ctx context.Context, e *endpoints, after wire.Positi
 	media, _, _ := mime.ParseMediaType(response.Header.Get("Content-Type"))
 	switch {
 	case response.StatusCode == http.StatusOK && media == wire.TypeEvents:
-		return response.Body, nil
+		return &feedStream{response.Body, func() error { return trusted(i.private.tls, response.TLS, i.now()) }}, nil
 	case response.StatusCode == http.StatusGone:
 		err = fmt.Errorf("%w: the broker does not know position %s", errResync, after)
 	default:
@@ -250,7 +263,7 @@ func (i *issuer) ofAudience(u *url.URL) *url.URL {
 
 // get returns a body of at most limit bytes. After any other answer than 200 it makes the client
 // connect anew, since the broker judges a connection by the certificate that opened it.
-func (i *issuer) get(ctx context.Context, client *http.Client, u *url.URL, timeout time.Duration, limit int64) ([]byte, http.Header, error) {
+func (i *issuer) get(ctx context.Context, client *client, u *url.URL, timeout time.Duration, limit int64) ([]byte, http.Header, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
@@ -264,6 +277,11 @@ func (i *issuer) get(ctx context.Context, client *http.Client, u *url.URL, timeo
 		return nil, nil, err
 	}
 	defer response.Body.Close()
+	if err := trusted(client.tls, response.TLS, i.now()); err != nil {
+		response.Body.Close()
+		client.CloseIdleConnections()
+		return nil, nil, fmt.Errorf("GET %s: the connection is not trusted any more: %w", u.Redacted(), err)
+	}
 	if response.StatusCode != http.StatusOK {
 		client.CloseIdleConnections()
 		return nil, nil, statusError(response)

@@ -211,9 +211,48 @@ func TestClockSetBack(t *testing.T) {
 	eventually(t, "the entry is dropped", func() bool { return v.Status().Entries == 0 })
 	ahead.Store(0)
 	eventually(t, "the view is fresh by the clock that was set back", func() bool { return v.Ready() == nil })
-	if err := refused(t, v, b, token); !errors.Is(err, verify.ErrExpired) {
+	if err := refused(t, v, b, token); !errors.Is(err, verify.ErrRevoked) {
 		t.Errorf("got %v", err)
 	}
+	if err := refused(t, v, b, b.token(func(c map[string]any) { retask(c) })); err != nil {
+		t.Errorf("a token of another task, after the clock was set right: %v", err)
+	}
+}
+
+// retask makes the token one of another task.
+func retask(c map[string]any) {
+	const id = "tsk_00yyyyyyyyyyyyyyyyyyyyyyyyyy"
+	c["txn"], c["task"] = id, map[string]any{"id": id, "path": []string{id}, "name": "other"}
+}
+
+// TestConnectionsDoNotOutliveTheirTrust: a broker whose authority was removed is not believed any
+// more, on whatever connections it holds.
+func TestConnectionsDoNotOutliveTheirTrust(t *testing.T) {
+	b := newBroker(t, 1)
+	var removed atomic.Bool
+	v := b.verifier(func(c *verify.Config) {
+		c.MaxStale = 2 * time.Second
+		c.Files, c.TLS = nil, &tls.Config{
+			RootCAs: b.ca.pool(), Certificates: []tls.Certificate{b.ca.svid(t, serverID, nil)},
+			VerifyConnection: func(tls.ConnectionState) error {
+				if removed.Load() {
+					return errors.New("its authority was removed")
+				}
+				return nil
+			},
+		}
+	})
+	goesTo(t, v, b, b.token(nil), nil)
+	removed.Store(true)
+	eventually(t, "the verifier believes it no more", func() bool { return errors.Is(v.Ready(), verify.ErrStale) && !v.Status().Connected })
+	if err := refused(t, v, b, b.token(nil)); !errors.Is(err, verify.ErrStale) {
+		t.Errorf("got %v", err)
+	}
+	if last := v.Status().LastError; !strings.Contains(last, "its authority was removed") {
+		t.Errorf("the last error is %q", last)
+	}
+	removed.Store(false)
+	goesTo(t, v, b, b.token(nil), nil)
 }
 
 // TestMetadata that is not the issuer's, or leads astray, keeps the verifier from starting, and the

@@ -177,6 +177,7 @@ type keyring struct {
 	misses  map[string]struct{}
 	forced  time.Time
 	flight  chan struct{} // closed when the forced fetch is over; nil when there is none
+	failed  bool          // the last fetch has; what is not known may be there all the same
 }
 
 func newKeyring(now func() time.Time) *keyring {
@@ -191,14 +192,14 @@ func (r *keyring) find(ctx context.Context, kid string) (*key, error) {
 	}
 	flight := r.force(kid)
 	if flight == nil {
-		return nil, fmt.Errorf("%w: the key is not in the issuer's set", ErrSignature)
+		return nil, r.unknown("the key is not in the issuer's set")
 	}
 	timeout := time.NewTimer(maxForceWait)
 	defer timeout.Stop()
 	select {
 	case <-flight:
 	case <-timeout.C:
-		return nil, fmt.Errorf("%w: the key is not in the issuer's set, and that could not be fetched in time", ErrSignature)
+		return nil, fmt.Errorf("%w: the key is not in the issuer's set, and that could not be fetched in time", ErrStale)
 	case <-ctx.Done():
 		return nil, fmt.Errorf("%w: the key is not in the issuer's set: %w", ErrSignature, context.Cause(ctx))
 	}
@@ -206,7 +207,17 @@ func (r *keyring) find(ctx context.Context, kid string) (*key, error) {
 		return k, nil
 	}
 	r.miss(kid)
-	return nil, fmt.Errorf("%w: the key is not in the issuer's set, which was just fetched", ErrSignature)
+	return nil, r.unknown("the key is not in the issuer's set, which was just fetched")
+}
+
+// unknown is ErrSignature, or ErrStale when the issuer could not be asked.
+func (r *keyring) unknown(why string) error {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if r.failed {
+		return fmt.Errorf("%w: the key is not known, and the issuer's set could not be fetched", ErrStale)
+	}
+	return fmt.Errorf("%w: %s", ErrSignature, why)
 }
 
 func (r *keyring) get(kid string) *key {
@@ -248,7 +259,7 @@ func (r *keyring) ask() {
 func (r *keyring) miss(kid string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.misses) < maxMisses {
+	if !r.failed && len(r.misses) < maxMisses {
 		r.misses[kid] = struct{}{}
 	}
 }
@@ -258,7 +269,7 @@ func (r *keyring) miss(kid string) {
 func (r *keyring) done(keys map[string]*key, sent time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if keys != nil {
+	if r.failed = keys == nil; !r.failed {
 		r.keys, r.fetched = keys, sent
 	}
 	switch {

@@ -13,6 +13,7 @@ func (v *Verifier) tick(ctx context.Context) {
 	ticker := time.NewTicker(tickInterval)
 	defer ticker.Stop()
 	stale := false
+	var asked time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -20,12 +21,18 @@ func (v *Verifier) tick(ctx context.Context) {
 		case <-ticker.C:
 		}
 		now := v.config.Now()
+		// After a suspend the schedule, which stood still, must not be waited for.
+		if v.keys.age(now) > maxKeyAge && now.Sub(asked) > keyRetry {
+			asked = now
+			v.keys.ask()
+		}
 		v.view.sweep(now)
 		ok, old := v.view.freshness(now)
 		switch {
 		case ok && stale:
 			v.config.Logger.Info("verify: the view of the feed is fresh again", "audience", v.config.Audience)
 		case !ok && !stale && old >= 0:
+			v.wantProof()
 			v.config.Logger.Warn("verify: the view of the feed is too old", "audience", v.config.Audience, "age", old, "error", v.lastOr())
 			if hook := v.config.Hooks.OnStale; hook != nil {
 				hook(old)
@@ -65,12 +72,13 @@ func (v *Verifier) fetchKeys(ctx context.Context) (next time.Duration, err error
 	var keys map[string]*key
 	defer func() { v.keys.done(keys, now) }()
 	at := v.at.Load()
-	if at == nil || age(now, at.read) > maxMetadataAge {
+	if at == nil || age(now, at.read) > maxMetadataAge || v.lost.Load() && age(now, at.read) > keyRetry {
 		found, err := v.issuer.discover(ctx, now)
 		switch {
 		case err == nil:
 			at = found
 			v.at.Store(found)
+			v.lost.Store(false)
 		case at == nil:
 			return 0, err
 		default:

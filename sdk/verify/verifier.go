@@ -36,6 +36,7 @@ type Verifier struct {
 	tasks    sync.WaitGroup
 
 	connected     atomic.Bool
+	lost          atomic.Bool // the feed was not found where the metadata says
 	ignored       atomic.Uint64
 	acceptedStale atomic.Uint64
 

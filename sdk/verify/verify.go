@@ -73,7 +73,7 @@ func (v *Verifier) check(ctx context.Context, token string, peer *Peer, scopes [
 	if err := v.alive(grant, now); err != nil {
 		return grant, err
 	}
-	if err := v.presented(grant, peer); err != nil {
+	if err := v.presented(grant, peer, now); err != nil {
 		return grant, err
 	}
 	for _, scope := range scopes {
@@ -118,7 +118,7 @@ func (v *Verifier) alive(g *Grant, now time.Time) error {
 }
 
 // presented checks that the caller is the one that the token was issued to.
-func (v *Verifier) presented(g *Grant, peer *Peer) error {
+func (v *Verifier) presented(g *Grant, peer *Peer, now time.Time) error {
 	binding := v.config.Binding
 	switch {
 	case binding == Unbound:
@@ -127,6 +127,9 @@ func (v *Verifier) presented(g *Grant, peer *Peer) error {
 		return fmt.Errorf("%w: it is bound to no certificate; register the audience with that binding", ErrUnbound)
 	case peer == nil || peer.Certificate == nil:
 		return fmt.Errorf("%w: the caller showed no certificate", ErrUnbound)
+	case now.After(peer.Certificate.NotAfter.Add(v.config.Leeway)) || now.Before(peer.Certificate.NotBefore.Add(-v.config.Leeway)):
+		// A connection outlives the certificate that it was made with.
+		return fmt.Errorf("%w: the caller's certificate is not valid now", ErrUnbound)
 	}
 	if g.thumbprint != "" {
 		sum := sha256.Sum256(peer.Certificate.Raw)
@@ -138,8 +141,11 @@ func (v *Verifier) presented(g *Grant, peer *Peer) error {
 	if binding != ByIdentity {
 		return nil
 	}
-	uris := peer.Certificate.URIs
-	if !peer.Verified || len(uris) != 1 || uris[0].String() != g.Client {
+	leaf := peer.Certificate
+	if leaf.IsCA || leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
+		return fmt.Errorf("%w: the caller's certificate is not that of a workload", ErrUnbound)
+	}
+	if !peer.Verified || len(leaf.URIs) != 1 || leaf.URIs[0].String() != g.Client {
 		return fmt.Errorf("%w: the caller's verified identity is not its client_id", ErrUnbound)
 	}
 	return nil

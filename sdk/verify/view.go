@@ -59,6 +59,10 @@ func (v *view) snapshot(p wire.Position, entries []wire.FeedEntry, now time.Time
 		return err
 	}
 	v.full = false
+	if now.Unix() < v.swept {
+		// The clock was set back; what had been dropped too early is there again.
+		v.swept = now.Unix()
+	}
 	v.reach(p)
 	return nil
 }
@@ -67,9 +71,14 @@ func (v *view) snapshot(p wire.Position, entries []wire.FeedEntry, now time.Time
 func (v *view) event(p wire.Position, entries []wire.FeedEntry, now time.Time) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if p.Epoch > v.position.Epoch {
+	switch {
+	case p.Epoch > v.position.Epoch:
 		v.enter(p.Epoch)
 		return fmt.Errorf("%w: the data set is a new one", errResync)
+	case v.position.Numbers == nil:
+		return fmt.Errorf("%w: what the data set denied before is not known", errResync)
+	case v.setBack(now):
+		return fmt.Errorf("%w: the clock was set back", errResync)
 	}
 	if err := v.ahead(p); err != nil {
 		return err
@@ -80,6 +89,10 @@ func (v *view) event(p wire.Position, entries []wire.FeedEntry, now time.Time) e
 	v.reach(p)
 	return nil
 }
+
+// setBack reports whether the clock was so far ahead before that entries were dropped which are
+// needed now. It is called with mu held.
+func (v *view) setBack(now time.Time) bool { return now.Unix() < v.swept-2*sweepSeconds }
 
 // early takes in entries that the store does not have yet: they move nobody's position.
 func (v *view) early(entries []wire.FeedEntry, now time.Time) error {
@@ -147,7 +160,7 @@ func (v *view) judge(g *Grant, now time.Time) (stale bool, err error) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	stale = v.tooOld(now)
-	if v.full || stale && !v.accept {
+	if v.full || v.setBack(now) || stale && !v.accept {
 		return false, ErrStale
 	}
 	if v.swept >= g.Expires.Add(v.leeway).Unix() {
@@ -214,7 +227,7 @@ func (v *view) freshness(now time.Time) (ok bool, old time.Duration) {
 	if v.freshAsOf.IsZero() {
 		return false, -1
 	}
-	return !v.full && !v.tooOld(now), age(now, v.freshAsOf)
+	return !v.full && !v.setBack(now) && !v.tooOld(now), age(now, v.freshAsOf)
 }
 
 // entries is how many denials are held.
