@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // TokenRequest asks for one token in a task.
@@ -23,12 +25,15 @@ type Issued struct {
 	Token Token
 	Life  time.Duration // what is left of it by the store's time, whole seconds
 	Hosts []string      // where the token may be sent
+
+	// Servers are the SPIFFE IDs of those who may be there.
+	Servers []spiffeid.ID
 }
 
 // approved is a grant that a policy has agreed to and that the store has not committed yet.
 type approved struct {
 	Asked
-	hosts    []string
+	audience AudienceRegistration
 	decision Decision
 }
 
@@ -131,7 +136,7 @@ func (b *Broker) decideIssue(ctx context.Context, w Workload, registration Workl
 	if lock, ok := control.Locked(now, []string{w.ID.String()}, req.Audience, decision.Scopes); ok {
 		return approved{}, b.refuse(ctx, w, registration, task.Name, Decision{Rule: "lock/" + string(lock.ID)}, &Quarantined{Lock: lock})
 	}
-	return approved{Asked: b.ask(w, task, audience, decision), hosts: audience.Hosts, decision: decision}, nil
+	return approved{Asked: b.ask(w, task, audience, decision), audience: audience, decision: decision}, nil
 }
 
 func (b *Broker) ask(w Workload, task Task, audience AudienceRegistration, decision Decision) Asked {
@@ -207,7 +212,7 @@ func (b *Broker) release(ctx context.Context, w Workload, registration WorkloadR
 		token, err = drafts[i].Sign(ctx)
 		issued = append(issued, Issued{
 			Grant: grant, Token: token, Life: grant.Expires.Sub(reply.Now).Truncate(time.Second),
-			Hosts: hostsFor(asks, grant.Audience),
+			Hosts: registered(asks, grant).Hosts, Servers: registered(asks, grant).Servers,
 		})
 	}
 	if err == nil {
@@ -294,13 +299,14 @@ func (b *Broker) takeBack(ctx context.Context, w Workload, registration Workload
 
 const takeBackTimeout = time.Second
 
-func hostsFor(asks []approved, audience string) []string {
+// registered is the registration of a grant's audience.
+func registered(asks []approved, grant Grant) AudienceRegistration {
 	for _, ask := range asks {
-		if ask.Audience == audience {
-			return ask.hosts
+		if ask.Asked.Audience == grant.Audience {
+			return ask.audience
 		}
 	}
-	return nil
+	return AudienceRegistration{}
 }
 
 func decisionFor(asks []approved, grant Grant) (Decision, bool) {

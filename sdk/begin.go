@@ -49,10 +49,14 @@ func (c *Client) begin(ctx, parent context.Context, spec TaskSpec) (*Task, error
 	if err := c.reserve(); err != nil {
 		return nil, err
 	}
-	answer, sent, tries, err := c.askBegin(ctx, body)
+	key := rand.Text()
+	answer, sent, tries, err := c.askBegin(ctx, key, body)
 	if err != nil {
 		c.unreserve()
 		c.denied(ctx, err)
+		if ctx.Err() != nil {
+			c.abandon(key, body)
+		}
 		return nil, err
 	}
 	t := newTask(c, answer.Task, sent, parent)
@@ -67,16 +71,27 @@ func (c *Client) begin(ctx, parent context.Context, spec TaskSpec) (*Task, error
 	}
 	t.watch()
 	if err := t.ended(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
 }
 
+// abandon ends a task that may have begun although its caller has left: the same begin once more
+// finds it, and if there is none its own is the one to end.
+func (c *Client) abandon(key string, body wire.BeginRequest) {
+	c.start(func() {
+		answer, sent, _, err := c.askBegin(c.life, key, body)
+		if err == nil {
+			_ = newTask(c, answer.Task, sent, c.life).Close()
+		}
+	})
+}
+
 // askBegin returns the moment before the first try, which is when the lease began at the earliest.
-func (c *Client) askBegin(ctx context.Context, body wire.BeginRequest) (answer wire.BeginResponse, sent instant, tries int, err error) {
+func (c *Client) askBegin(ctx context.Context, key string, body wire.BeginRequest) (answer wire.BeginResponse, sent instant, tries int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, maxBegin)
 	defer cancel()
-	q := question{method: http.MethodPost, path: wire.PathTasks, key: rand.Text(), body: body}
+	q := question{method: http.MethodPost, path: wire.PathTasks, key: key, body: body}
 	sent = c.clock()
 	err = again(ctx, 0, func() error {
 		tries++

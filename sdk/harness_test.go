@@ -107,6 +107,7 @@ type call struct {
 type fake struct {
 	tb      testing.TB
 	hosts   []string
+	servers []string
 	binding string
 	life    time.Duration // of tokens
 
@@ -238,7 +239,7 @@ func (f *fake) issue(w http.ResponseWriter, id string, body []byte) {
 	}
 	reply(w, http.StatusOK, wire.TokenResponse{
 		AccessToken: secretOf(grant), TokenType: "Bearer", ExpiresIn: life, Scope: strings.Join(req.Scopes, " "),
-		GrantID: grant, Audience: req.Audience, Hosts: f.hosts, Binding: f.binding,
+		GrantID: grant, Audience: req.Audience, Hosts: f.hosts, Servers: f.servers, Binding: f.binding,
 	})
 }
 

@@ -13,8 +13,9 @@ import (
 const maxDrain = 64 << 10
 
 // HTTPClient returns a client that sends a token for the audience with every request. It connects
-// over mutual TLS with the workload's SVID, to servers of the workload's trust domain alone, without
-// a proxy.
+// over mutual TLS with the workload's SVID, without a proxy, and only to the servers that the broker
+// names for the audience by their SPIFFE IDs; where it names none, to any of the workload's trust
+// domain.
 //
 // The token goes only to hosts that the broker names for the audience, over https, or over http to a
 // loopback address; other requests fail with ErrHost before anything is sent. A redirect to another
@@ -98,14 +99,21 @@ func (c *carrier) send(req *http.Request, body io.ReadCloser, token *Token) (*ht
 	out := req.Clone(req.Context())
 	out.Body = body
 	out.Header.Del("Authorization")
+	var servers []string
 	if token != nil {
 		out.Header.Set("Authorization", token.Header())
+		servers = token.Servers
 		if token.Bound && token.from.leaf != g.leaf {
 			g = token.from // the SVID was replaced a moment ago
 		}
 	}
 	out.Close = out.Close || g.retired.Load()
-	return g.servers.RoundTrip(out)
+	transport, err := g.to(servers)
+	if err != nil {
+		closeBody(out)
+		return nil, err
+	}
+	return transport.RoundTrip(out)
 }
 
 // wandered reports whether a chain of redirects has been at another host, also if it is back: that

@@ -226,6 +226,47 @@ func TestRedirectsLoseTheToken(t *testing.T) {
 	}
 }
 
+// TestOnlyTheNamedServersGetTheToken: another workload of the trust domain may answer at the address.
+func TestOnlyTheNamedServersGetTheToken(t *testing.T) {
+	s := newShop(t)
+	s.mu.Lock()
+	s.servers = []string{ordersID.String()}
+	s.mu.Unlock()
+	must(s.get(t, s.at.String()))(t)
+	impostor := &orders{}
+	at := serve(t, impostor, must(s.ca.Issue(spiffeid.RequireFromString("spiffe://example.org/ci/untrusted"), 0))(t), s.ca.Bundle())
+	s.mu.Lock()
+	s.hosts = []string{at.Host}
+	s.mu.Unlock()
+	must(s.task.Token(t.Context(), sdk.TokenRequest{Audience: "orders", Scopes: []string{"orders:read"}, Fresh: true}))(t)
+	if _, err := s.get(t, at.String()); err == nil || len(impostor.got()) != 0 {
+		t.Errorf("the impostor got %+v, %v", impostor.got(), err)
+	}
+}
+
+// TestARedirectThereAndBackLosesTheToken: the host in between has chosen the request.
+func TestARedirectThereAndBackLosesTheToken(t *testing.T) {
+	s := newShop(t)
+	other := &orders{}
+	at := serve(t, other, must(s.ca.Issue(ordersID, 0))(t), s.ca.Bundle())
+	s.mu.Lock()
+	s.hosts = []string{s.at.Host, at.Host}
+	s.mu.Unlock()
+	s.orders.answer = func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/go" {
+			http.Redirect(w, r, at.String(), http.StatusTemporaryRedirect)
+		}
+	}
+	other.answer = func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, s.at.String()+"/admin/delete-all", http.StatusTemporaryRedirect)
+	}
+	must(s.get(t, s.at.String()+"/go"))(t)
+	got := s.orders.got()
+	if len(got) != 2 || got[0].authorization == "" || got[1].authorization != "" {
+		t.Errorf("the host got %+v", got)
+	}
+}
+
 func TestServersOfOtherTrustDomainsAreRefused(t *testing.T) {
 	s := newShop(t)
 	for name, ca := range map[string]*devmode.CA{

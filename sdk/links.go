@@ -4,8 +4,11 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,6 +50,39 @@ type generation struct {
 
 	broker  http.RoundTripper // accepts the broker alone
 	servers http.RoundTripper // accepts every member of the workload's trust domain
+
+	pin    func(servers []string) (http.RoundTripper, error) // makes one that accepts these alone; nil in some tests
+	mu     sync.Mutex                                        // guards pinned
+	pinned map[string]http.RoundTripper                      // by the servers' IDs
+}
+
+// maxPinned bounds the sets of servers that a generation has connections for: one for an audience.
+const maxPinned = 64
+
+// to returns the connections to an audience's servers. Without any that are named, every member of
+// the trust domain is one.
+func (g *generation) to(servers []string) (http.RoundTripper, error) {
+	if len(servers) == 0 || g.pin == nil {
+		return g.servers, nil
+	}
+	key := strings.Join(servers, " ")
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if t := g.pinned[key]; t != nil {
+		return t, nil
+	}
+	if len(g.pinned) >= maxPinned {
+		return nil, fmt.Errorf("sdk: %w: more than %d audiences with servers of their own", ErrHost, maxPinned)
+	}
+	t, err := g.pin(servers)
+	if err != nil {
+		return nil, err
+	}
+	if g.pinned == nil {
+		g.pinned = map[string]http.RoundTripper{}
+	}
+	g.pinned[key] = t
+	return t, nil
 }
 
 // newLinks finds out who the workload is. The sources have an SVID already.
@@ -135,7 +171,9 @@ func (g *generation) retire() {
 		return
 	}
 	g.retired.Store(true)
-	for _, transport := range []http.RoundTripper{g.broker, g.servers} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, transport := range append(slices.Collect(maps.Values(g.pinned)), g.broker, g.servers) {
 		if t, ok := transport.(interface{ CloseIdleConnections() }); ok {
 			t.CloseIdleConnections()
 		}
@@ -147,6 +185,17 @@ func connectTLS(g *generation, broker spiffeid.ID) {
 	bundles := x509bundle.NewSet(g.bundles...)
 	g.broker = newTransport(tlsconfig.MTLSClientConfig(g.svid, bundles, tlsconfig.AuthorizeID(broker)))
 	g.servers = newTransport(tlsconfig.MTLSClientConfig(g.svid, bundles, tlsconfig.AuthorizeMemberOf(g.svid.ID.TrustDomain())))
+	g.pin = func(servers []string) (http.RoundTripper, error) {
+		var ids []spiffeid.ID
+		for _, server := range servers {
+			id, err := spiffeid.FromString(server)
+			if err != nil {
+				return nil, fmt.Errorf("%w: it names a server %q: %w", ErrUnavailable, server, err)
+			}
+			ids = append(ids, id)
+		}
+		return newTransport(tlsconfig.MTLSClientConfig(g.svid, bundles, tlsconfig.AuthorizeOneOf(ids...))), nil
+	}
 }
 
 // newTransport has no session cache, so every connection is verified, and knows no proxy.

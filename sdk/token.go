@@ -18,6 +18,7 @@ type Token struct {
 	Audience string
 	Scopes   []string
 	Hosts    []string  // host or host:port that it may be sent to; the port is 443 where none is named
+	Servers  []string  // the SPIFFE IDs of who may be there; HTTPClient accepts no other, if there are any
 	Expires  time.Time // by the clock of this machine; compare with time.Now
 	Bound    bool      // good only together with the certificate of the SVID that it was asked for with
 
@@ -78,7 +79,7 @@ func newToken(r wire.TokenResponse, from *generation, sent instant) (*Token, err
 	}
 	life := time.Duration(r.ExpiresIn) * time.Second
 	return &Token{
-		GrantID: r.GrantID, Audience: r.Audience, Scopes: strings.Fields(r.Scope), Hosts: r.Hosts,
+		GrantID: r.GrantID, Audience: r.Audience, Scopes: strings.Fields(r.Scope), Hosts: r.Hosts, Servers: r.Servers,
 		Expires: sent.steady.Add(life), Bound: r.Binding == bindingCertificate,
 		secret: func() string { return r.AccessToken },
 		from:   from, sent: sent, life: life, behind: jitter(life * 2 / 3),

@@ -207,7 +207,12 @@ func encodeTask(t broker.Task) wire.Task {
 }
 
 func encodeToken(i broker.Issued) wire.TokenResponse {
+	var servers []string
+	for _, id := range i.Servers {
+		servers = append(servers, id.String())
+	}
 	return wire.TokenResponse{
+		Servers:     servers,
 		AccessToken: i.Token.Secret(), TokenType: "Bearer", ExpiresIn: int64(i.Life / time.Second),
 		Scope: i.Grant.Scopes.String(), GrantID: string(i.Grant.ID), Audience: i.Grant.Audience,
 		Hosts: i.Hosts, Binding: i.Grant.Binding.String(), DecisionID: string(i.Grant.Decision),

@@ -59,8 +59,9 @@ type TokenResponse struct {
 	Scope       string   `json:"scope"`
 	GrantID     string   `json:"grant_id"`
 	Audience    string   `json:"audience"`
-	Hosts       []string `json:"hosts,omitempty"` // where the token may be sent
-	Binding     string   `json:"binding"`         // "certificate", "identity" or "none"
+	Hosts       []string `json:"hosts,omitempty"`   // where the token may be sent
+	Servers     []string `json:"servers,omitempty"` // the SPIFFE IDs of who may be there, if they have any
+	Binding     string   `json:"binding"`           // "certificate", "identity" or "none"
 	DecisionID  string   `json:"decision_id"`
 }
 
