@@ -40,7 +40,9 @@ type Files struct {
 
 // FromFiles follows PEM files by their content, so it does not matter whether a writer replaces,
 // rewrites or links them. A set that is half-written or does not fit together is ignored and logged
-// once, and what there was stays in use.
+// once, and what there was stays in use. So an authority is withdrawn only together with the SVID
+// that it signed, and a federated trust domain not by deleting its file: watch the log for a set that
+// is refused.
 func FromFiles(f Files, log *slog.Logger) *Source {
 	if f.Poll <= 0 {
 		f.Poll = DefaultPoll
