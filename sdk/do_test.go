@@ -499,3 +499,24 @@ func TestTaskLimit(t *testing.T) {
 		begin(t, client, spec)
 	})
 }
+
+// TestABeginThatNobodyWaitedForIsEnded: it has happened at the broker, and nobody else would end it.
+func TestABeginThatNobodyWaitedForIsEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		client, _ := inBubble(t, f)
+		f.on(tasks, func(w http.ResponseWriter, r *http.Request) {
+			f.on(tasks, nil)
+			hang(w, r)
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := client.Begin(ctx, spec); err == nil {
+			t.Fatal("begun")
+		}
+		time.Sleep(10 * time.Second)
+		if n := len(f.got(end)); n != 1 {
+			t.Errorf("%d ends", n)
+		}
+	})
+}

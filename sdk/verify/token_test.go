@@ -559,3 +559,21 @@ func TestRefusalsAreCounted(t *testing.T) {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 }
+
+// TestAKeyThatCouldNotBeFetchedIsNoBadSignature: the caller is to try again, not to get another token.
+func TestAKeyThatCouldNotBeFetchedIsNoBadSignature(t *testing.T) {
+	b := newBroker(t, 1)
+	v := b.verifier(nil)
+	next := newSigningKey(t, "ES256")
+	b.handle(wire.PathJWKS, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
+	token := next.sign(t, wire.TokenType, marshal(t, b.claims(nil)))
+	if _, err := v.Verify(t.Context(), token, b.peer()); !errors.Is(err, verify.ErrStale) {
+		t.Errorf("while the keys cannot be fetched: %v", err)
+	}
+	b.handle(wire.PathJWKS, nil)
+	b.change(func() { b.keys = append(b.keys, next.jwk(t)) })
+	eventually(t, "the key is there", func() bool {
+		_, err := v.Verify(t.Context(), token, b.peer())
+		return err == nil
+	})
+}

@@ -429,3 +429,24 @@ func TestDeniedDoesNotAllocate(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// TestAnEventIsNoSnapshot: after a proof of freshness was the first to tell of a new data set, what
+// that one denied before is not known until a snapshot has said it.
+func TestAnEventIsNoSnapshot(t *testing.T) {
+	v := testView(nil)
+	now := time.Now()
+	if err := v.snapshot(wire.Position{Epoch: 1, Numbers: []uint64{0}}, nil, now); err != nil {
+		t.Fatal(err)
+	}
+	next := wire.Position{Epoch: 2, Numbers: []uint64{7}}
+	if err := v.prove(proof{asOf: now, position: next}); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.event(next, nil, now); !errors.Is(err, errResync) {
+		t.Errorf("an event: %v", err)
+	}
+	g := &Grant{ID: "gnt_00x", Expires: now.Add(time.Minute), epoch: 2, number: 3, Task: Task{Path: []string{"tsk_00x"}}}
+	if _, err := v.judge(g, now); !errors.Is(err, ErrStale) {
+		t.Errorf("a token of the new data set: %v", err)
+	}
+}
