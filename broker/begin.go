@@ -43,7 +43,7 @@ func (b *Broker) Begin(ctx context.Context, w Workload, req BeginRequest) (Begun
 	}
 	registration, err := b.Registry.Workload(w.ID)
 	if err != nil {
-		return Begun{}, b.refuse(ctx, w, registration, req.Name, Decision{Rule: "registry/unregistered"}, unregistered(w, err))
+		return Begun{}, b.refuse(w, registration, req.Name, Decision{Rule: "registry/unregistered"}, unregistered(w, err))
 	}
 	shard, err := b.beginShard(ctx, w, &req)
 	if err != nil {
@@ -63,7 +63,7 @@ func (b *Broker) Begin(ctx context.Context, w Workload, req BeginRequest) (Begun
 		task.Ceiling = ceiling
 		for _, token := range req.Tokens {
 			// What the request left open is the policy's to refuse, in its own words.
-			if err := b.withinCeiling(ctx, w, registration, task, req.Ceiling, token); err != nil {
+			if err := b.withinCeiling(w, registration, task, req.Ceiling, token); err != nil {
 				return GrantRequest{}, err
 			}
 			ask, err := b.decideIssue(ctx, w, registration, task, token, control, now)
@@ -98,7 +98,7 @@ func (b *Broker) beginShard(ctx context.Context, w Workload, req *BeginRequest) 
 		req.Ceiling.Scopes = parent.Ceiling.Scopes
 	}
 	refused := func(err error) (int, error) {
-		return 0, b.refuse(ctx, w, b.registration(parent), req.Name, Decision{Rule: "task/ceiling"}, err)
+		return 0, b.refuse(w, b.registration(parent), req.Name, Decision{Rule: "task/ceiling"}, err)
 	}
 	for _, audience := range req.Ceiling.Audiences {
 		if !parent.Ceiling.Audiences.Contains(audience) {
@@ -114,7 +114,7 @@ func (b *Broker) beginShard(ctx context.Context, w Workload, req *BeginRequest) 
 func (b *Broker) decideBegin(ctx context.Context, w Workload, registration WorkloadRegistration, task Task, control Control, now time.Time) (Ceiling, error) {
 	if lock, ok := control.Locked(now, []string{w.ID.String()}, "", nil); ok {
 		err := &Quarantined{Lock: lock}
-		return Ceiling{}, b.refuse(ctx, w, registration, task.Name, Decision{Rule: "lock/" + string(lock.ID)}, err)
+		return Ceiling{}, b.refuse(w, registration, task.Name, Decision{Rule: "lock/" + string(lock.ID)}, err)
 	}
 	ask := Ask{Action: ActionBegin, Workload: registration, Task: task}
 	for _, name := range task.Ceiling.Audiences {

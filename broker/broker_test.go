@@ -324,6 +324,13 @@ func TestRefusals(t *testing.T) {
 		if task, _ := h.Task(ctx, workload(report), begun.Task.ID); task.State != broker.Active {
 			h.t.Errorf("a stranger changed it: %+v", task)
 		}
+		var told *broker.Denied
+		if err := issue(report, begun.Task.ID, "files"); !errors.As(err, &told) {
+			h.t.Fatalf("got %v", err)
+		}
+		if !slices.ContainsFunc(h.audit.of(broker.EventDenied), func(e broker.Event) bool { return e.Decision == told.Decision.ID }) {
+			h.t.Errorf("decision %s, which the caller was told, is not in the audit log", told.Decision.ID)
+		}
 		if len(h.audit.of(broker.EventDenied)) < 4 {
 			h.t.Errorf("refusals are not recorded: %+v", h.audit.of(broker.EventDenied))
 		}

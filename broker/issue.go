@@ -46,7 +46,7 @@ func (b *Broker) Issue(ctx context.Context, w Workload, id TaskID, req TokenRequ
 	}
 	registration, err := b.Registry.Workload(w.ID)
 	if err != nil {
-		return Issued{}, b.refuse(ctx, w, registration, "", Decision{Rule: "registry/unregistered"}, unregistered(w, err))
+		return Issued{}, b.refuse(w, registration, "", Decision{Rule: "registry/unregistered"}, unregistered(w, err))
 	}
 	task, err := b.Task(ctx, w, id)
 	if err != nil {
@@ -55,7 +55,7 @@ func (b *Broker) Issue(ctx context.Context, w Workload, id TaskID, req TokenRequ
 	if task.State.Final() {
 		return Issued{}, ended(task)
 	}
-	if err := b.withinCeiling(ctx, w, registration, task, task.Ceiling, req); err != nil {
+	if err := b.withinCeiling(w, registration, task, task.Ceiling, req); err != nil {
 		return Issued{}, err
 	}
 	var ask approved
@@ -106,7 +106,7 @@ func (b *Broker) commit(ctx context.Context, shard int, decide func(Control, tim
 
 // withinCeiling refuses what is outside a ceiling that the workload has set itself. An empty part of
 // it sets nothing.
-func (b *Broker) withinCeiling(ctx context.Context, w Workload, registration WorkloadRegistration, task Task, ceiling Ceiling, req TokenRequest) error {
+func (b *Broker) withinCeiling(w Workload, registration WorkloadRegistration, task Task, ceiling Ceiling, req TokenRequest) error {
 	var err error
 	beyond := req.Scopes.Minus(ceiling.Scopes)
 	switch {
@@ -117,7 +117,7 @@ func (b *Broker) withinCeiling(ctx context.Context, w Workload, registration Wor
 	default:
 		return nil
 	}
-	return b.refuse(ctx, w, registration, task.Name, Decision{Rule: "task/ceiling"}, err)
+	return b.refuse(w, registration, task.Name, Decision{Rule: "task/ceiling"}, err)
 }
 
 func (b *Broker) decideIssue(ctx context.Context, w Workload, registration WorkloadRegistration, task Task, req TokenRequest, control Control, now time.Time) (approved, error) {
@@ -125,7 +125,7 @@ func (b *Broker) decideIssue(ctx context.Context, w Workload, registration Workl
 	if err != nil {
 		d := Decision{ID: NewDecisionID(), Rule: "registry/audience", Detail: fmt.Sprintf("there is no audience %q that %s may ask for; there are %s",
 			req.Audience, w.ID, strings.Join(slices.Sorted(maps.Keys(registration.Ceiling)), ", "))}
-		return approved{}, b.refuse(ctx, w, registration, task.Name, d, &Denied{Reason: ErrDenied, Decision: d})
+		return approved{}, b.refuse(w, registration, task.Name, d, &Denied{Reason: ErrDenied, Decision: d})
 	}
 	decision, err := b.decide(ctx, w, Ask{
 		Action: ActionIssue, Workload: registration, Task: task, Audience: audience, Scopes: req.Scopes, Life: req.Life,
@@ -134,7 +134,7 @@ func (b *Broker) decideIssue(ctx context.Context, w Workload, registration Workl
 		return approved{}, err
 	}
 	if lock, ok := control.Locked(now, []string{w.ID.String()}, req.Audience, decision.Scopes); ok {
-		return approved{}, b.refuse(ctx, w, registration, task.Name, Decision{Rule: "lock/" + string(lock.ID)}, &Quarantined{Lock: lock})
+		return approved{}, b.refuse(w, registration, task.Name, Decision{Rule: "lock/" + string(lock.ID)}, &Quarantined{Lock: lock})
 	}
 	return approved{Asked: b.ask(w, task, audience, decision), audience: audience, decision: decision}, nil
 }
@@ -161,12 +161,12 @@ func (b *Broker) decide(ctx context.Context, w Workload, ask Ask) (Decision, err
 		decision.ID = NewDecisionID()
 	}
 	if !decision.Allowed {
-		return decision, b.refuse(ctx, w, ask.Workload, ask.Task.Name, decision, &Denied{Reason: ErrDenied, Decision: decision})
+		return decision, b.refuse(w, ask.Workload, ask.Task.Name, decision, &Denied{Reason: ErrDenied, Decision: decision})
 	}
 	if ask.Action == ActionIssue {
 		if !ask.Task.Ceiling.Audiences.Contains(ask.Audience.Name) {
 			// A policy may be wrong; the ceiling is not its to widen.
-			return Decision{}, b.refuse(ctx, w, ask.Workload, ask.Task.Name, Decision{Rule: "task/ceiling"}, exceeded("audience", ask.Audience.Name, nil))
+			return Decision{}, b.refuse(w, ask.Workload, ask.Task.Name, Decision{Rule: "task/ceiling"}, exceeded("audience", ask.Audience.Name, nil))
 		}
 		if len(ask.Scopes) > 0 {
 			decision.Scopes = decision.Scopes.Intersect(ask.Scopes)

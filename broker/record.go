@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"time"
@@ -25,7 +26,11 @@ func grantEvent(kind EventKind, registration WorkloadRegistration, task Task, gr
 
 // refuse records a refusal and returns its error. The answer is no whether or not it can be
 // recorded, and does not wait for it.
-func (b *Broker) refuse(_ context.Context, w Workload, registration WorkloadRegistration, task string, d Decision, why error) error {
+func (b *Broker) refuse(w Workload, registration WorkloadRegistration, task string, d Decision, why error) error {
+	var denied *Denied
+	if errors.As(why, &denied) {
+		d = denied.Decision // the one that the caller is told of
+	}
 	b.backlog.addMinor(Event{
 		ID: NewEventID(), Kind: EventDenied, Time: b.Now(), Workload: w.ID.String(), Owner: registration.Owner,
 		Address: w.Address, Actor: w.ID.String(), TaskName: task, Thumbprint: w.Thumbprint,
