@@ -61,6 +61,11 @@ type Store interface {
 	// Repeating an end returns the receipt of the first with First false. A target that is unknown
 	// or another workload's has ErrNotFound in its reply.
 	//
+	// With Lost, a task that Lookup would not find is ended all the same, unless Margin has passed
+	// since Lost or the ID is another workload's: it is kept in its final state until then, knows its
+	// ID, workload and deadline and nothing of what it was, stands alone on its path, and has one
+	// entry, addressed to everybody. It counts for no quota, and a begin with its ID is ErrEnded.
+	//
 	// A task's entry is addressed to the audiences of all grants ever issued in its tree, and is
 	// kept until the last of those issued at or below it expires, plus Margin; if that has passed,
 	// or none was issued, or a task above was ended by a write and so has an entry that covers it,
@@ -189,6 +194,10 @@ type Ending struct {
 	Reason   string
 	Event    EventID // kept in the receipt
 	IfDue    bool    // only a task whose lease or deadline has passed; State and Cause are the store's to set
+
+	// Lost, when set, is the deadline of a task of Workload that is known to have begun, also when
+	// the store has lost it. ErrInvalid without Workload.
+	Lost time.Time
 }
 
 // EndReply is the answer to an Ending. With IfDue, a task that is not due is not ended: First is

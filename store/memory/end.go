@@ -46,6 +46,9 @@ func (s *Store) endTask(e broker.Ending, now time.Time) broker.EndReply {
 		return broker.EndReply{Err: err}
 	}
 	p, err := sh.find(e.Task, e.Workload)
+	if err != nil && !e.Lost.IsZero() {
+		return s.bury(sh, e, now)
+	}
 	if err != nil {
 		return broker.EndReply{Err: err}
 	}
@@ -59,7 +62,7 @@ func (s *Store) endTask(e broker.Ending, now time.Time) broker.EndReply {
 	was := p.asOf(now)
 	if !was.State.Final() {
 		if e.State == "" || !e.State.Final() {
-			return broker.EndReply{Err: &broker.Invalid{Field: "state", Detail: "is not final; name how the task ended"}}
+			return broker.EndReply{Err: notFinal()}
 		}
 		was.State, was.Cause, was.Ended = e.State, e.Cause, now
 	}

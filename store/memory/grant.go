@@ -57,6 +57,9 @@ func (sh *shard) madeBefore(req broker.GrantRequest) (*repetition, error) {
 		if !ok {
 			t, ok = sh.tasks[req.Task]
 		}
+		if ok && t.lost {
+			return nil, &broker.Ended{Task: t.ID, State: t.State, Cause: t.Cause, At: t.Ended}
+		}
 		if ok && (t.Workload != req.Workload || t.digest != req.Begin.Digest) {
 			return nil, broker.ErrMismatch
 		}

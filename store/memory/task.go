@@ -22,6 +22,7 @@ type task struct {
 	grants    int             // issued at or below it, ever
 	subTasks  int             // begun below it, ever
 
+	lost     bool // begun in another data set, and known by its end alone
 	counts   bool // against the quotas: not ended itself, and not due
 	children int  // that count
 	receipt  *broker.Receipt

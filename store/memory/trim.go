@@ -37,7 +37,13 @@ func (s *Store) taskAlarm(sh *shard, t *task) {
 		s.alarms.set(&t.alarm, t.gone())
 		return
 	}
+	s.forget(sh, t)
+}
+
+// forget takes the record of a task away.
+func (s *Store) forget(sh *shard, t *task) {
 	s.alarms.remove(&t.alarm)
+	sh.retire(t)
 	delete(sh.tasks, t.ID)
 	delete(sh.due, t.ID)
 	if sh.keys[t.key] == t {

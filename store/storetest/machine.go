@@ -385,6 +385,9 @@ func (m *machine) drawEnds() []broker.Ending {
 		switch e.Kind {
 		case broker.TargetTask:
 			e.Task, e.IfDue = m.drawTask(), rapid.IntRange(0, 3).Draw(m.T, "if due") == 3
+			if !e.IfDue && rapid.IntRange(0, 2).Draw(m.T, "lost") == 2 {
+				e.Lost = m.now().Add(m.drawMillis("left", 60_000, 1000, -60_000))
+			}
 		case broker.TargetGrant:
 			e.Grant = m.drawGrant()
 		case broker.TargetSelector:

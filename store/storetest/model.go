@@ -27,6 +27,7 @@ type modelTask struct {
 	begun, beat         time.Time
 	deadline            time.Time
 	end                 *broker.Receipt // nil until an end was written
+	lost                bool            // known by its end alone
 }
 
 type modelGrant struct {
@@ -229,6 +230,9 @@ func (m *model) madeBefore(req broker.GrantRequest) (*modelTask, []broker.Asked,
 		sameKey := req.Begin.Key != "" && t.Begin.Key == req.Begin.Key && t.Workload == req.Workload && t.Task.Shard() == req.Task.Shard()
 		if !sameKey && t.Task != req.Task {
 			continue
+		}
+		if t.lost {
+			return nil, nil, m.ended(t, time.Time{})
 		}
 		if t.Begin.Digest != req.Begin.Digest {
 			return nil, nil, broker.ErrMismatch

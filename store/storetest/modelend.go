@@ -28,6 +28,9 @@ func (m *model) End(e broker.Ending, now time.Time) broker.EndReply {
 
 func (m *model) endTask(e broker.Ending, now time.Time) broker.EndReply {
 	t := m.task(e.Task)
+	if t == nil && !e.Lost.IsZero() {
+		return m.bury(e, now)
+	}
 	if t == nil || !e.Workload.IsZero() && t.Workload != e.Workload {
 		return broker.EndReply{Err: broker.ErrNotFound}
 	}
@@ -55,6 +58,24 @@ func (m *model) endTask(e broker.Ending, now time.Time) broker.EndReply {
 	r.Feed = m.position()
 	t.end = &r
 	return broker.EndReply{Receipt: r, Task: m.view(t, now)}
+}
+
+// bury ends a task that the model has never had.
+func (m *model) bury(e broker.Ending, now time.Time) broker.EndReply {
+	until := e.Lost.Add(broker.Margin)
+	switch {
+	case e.Workload.IsZero():
+		return broker.EndReply{Err: broker.ErrInvalid}
+	case !now.Before(until):
+		return broker.EndReply{Err: broker.ErrNotFound}
+	}
+	m.announce(e.Task.Shard(), broker.Entry{Denial: ofTask(broker.Task{ID: e.Task}), Until: until})
+	r := broker.Receipt{Event: e.Event, Task: e.Task, State: e.State, Cause: e.Cause, Reason: e.Reason, Ended: now, Feed: m.position(), First: true}
+	m.tasks = append(m.tasks, modelTask{
+		GrantRequest: broker.GrantRequest{Workload: e.Workload, Task: e.Task, Begin: &broker.Beginning{}},
+		deadline:     e.Lost, end: &r, lost: true,
+	})
+	return broker.EndReply{Receipt: r, Task: m.view(m.task(e.Task), now)}
 }
 
 // announceTask writes the entry of a task that is about to end, if it needs one.
