@@ -34,6 +34,7 @@ var mayImport = map[string][]string{
 	"store/redis":     {"broker"},
 	"store/memory":    {"broker"},
 	"store/storetest": {"broker"},
+	"store/redistest": {},
 	"broker/policy":   {"broker", "broker/registry"},
 	"broker/report":   {"broker", "broker/audit", "broker/registry"},
 	"broker/token":    {"broker", "keys", "sdk/wire"},

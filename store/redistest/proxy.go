@@ -1,0 +1,180 @@
+package redistest
+
+import (
+	"net"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Fault is what a Proxy does to what passes through it.
+type Fault struct {
+	// Latency is added to every piece of data, each way.
+	Latency time.Duration
+	// Silent holds everything back, as a network does that has lost a route: connections stay open,
+	// new ones are accepted, and nothing arrives.
+	Silent bool
+	// Deaf throws the answers away: commands arrive and are done, and nobody hears of it.
+	Deaf bool
+	// Refuse resets new connections.
+	Refuse bool
+}
+
+// Proxy is a way to a server.
+type Proxy struct {
+	listener net.Listener
+	target   string
+	all      sync.WaitGroup
+
+	mu      sync.Mutex // guards all below
+	fault   Fault
+	changed chan struct{} // closed and replaced when fault changes
+	conns   map[net.Conn]bool
+	closed  bool
+}
+
+// Between makes a proxy to an address, without a fault. It ends with the test.
+func Between(t testing.TB, target string) *Proxy {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Proxy{listener: l, target: target, changed: make(chan struct{}), conns: map[net.Conn]bool{}}
+	p.all.Go(p.accept)
+	t.Cleanup(func() {
+		p.mu.Lock()
+		p.closed = true
+		p.mu.Unlock()
+		_ = l.Close()
+		p.Set(Fault{})
+		p.Reset()
+		p.all.Wait()
+	})
+	return p
+}
+
+// Addr is where the proxy listens.
+func (p *Proxy) Addr() string { return p.listener.Addr().String() }
+
+// URL is the same as a store's address.
+func (p *Proxy) URL() string { return "redis://" + p.Addr() }
+
+// Set replaces the fault, for open connections too.
+func (p *Proxy) Set(f Fault) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fault = f
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// Reset breaks all connections with a TCP reset.
+func (p *Proxy) Reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		reset(c)
+	}
+}
+
+// Connections is how many there are, both sides counted.
+func (p *Proxy) Connections() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.conns)
+}
+
+func reset(c net.Conn) {
+	if tcp, ok := c.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	_ = c.Close()
+}
+
+func (p *Proxy) accept() {
+	for {
+		c, err := p.listener.Accept()
+		if err != nil {
+			return
+		}
+		if f, _ := p.now(); f.Refuse {
+			reset(c)
+			continue
+		}
+		p.all.Go(func() { p.serve(c) })
+	}
+}
+
+func (p *Proxy) now() (Fault, <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.fault, p.changed
+}
+
+// keep notes a connection, so that it can be reset, and reports whether it is too late for that.
+func (p *Proxy) keep(c net.Conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		p.conns[c] = true
+	}
+	return !p.closed
+}
+
+func (p *Proxy) drop(c net.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.conns, c)
+	reset(c)
+}
+
+func (p *Proxy) serve(client net.Conn) {
+	server, err := net.DialTimeout("tcp", p.target, time.Second)
+	if err != nil {
+		reset(client)
+		return
+	}
+	defer p.drop(client)
+	defer p.drop(server)
+	if !p.keep(client) || !p.keep(server) {
+		return
+	}
+	var both sync.WaitGroup
+	both.Go(func() { p.pass(client, server, false) })
+	both.Go(func() { p.pass(server, client, true) })
+	both.Wait()
+}
+
+// pass copies until one side ends, and then ends the other.
+func (p *Proxy) pass(from, to net.Conn, answers bool) {
+	defer p.drop(from)
+	defer p.drop(to)
+	buffer := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buffer)
+		if n > 0 && !p.suffer(answers) {
+			if _, err := to.Write(buffer[:n]); err != nil {
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// suffer does what the fault asks for, and reports whether the data are lost.
+func (p *Proxy) suffer(answers bool) (lost bool) {
+	for {
+		f, changed := p.now()
+		switch {
+		case f.Silent:
+			<-changed
+			continue
+		case f.Latency > 0:
+			time.Sleep(f.Latency)
+		}
+		return f.Deaf && answers
+	}
+}
