@@ -22,6 +22,9 @@ lint:
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 
-# The race detector needs a C compiler. It is installed when that is possible, and named when not.
+# The race detector needs a C compiler, and the tests of store/redis real servers. What is missing is
+# installed when that is possible, and named when not.
 deps:
 	@command -v cc >/dev/null 2>&1 || command -v gcc >/dev/null 2>&1 || .ci/install gcc libc6-dev
+	@command -v redis-server >/dev/null 2>&1 || .ci/install redis-server
+	@command -v redis-sentinel >/dev/null 2>&1 || .ci/install redis-sentinel

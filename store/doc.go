@@ -1,7 +1,7 @@
 // Package store stands for what keeps the live tasks, grants, locks and denials of a broker. It has
 // no code: the port is [broker.Store], whose comments are the contract, and the packages below fill
-// or check it. Start with store/memory to read what a store does, and with store/storetest to check
-// one.
+// or check it. Start with store/memory to read what a store does, with store/redis for brokers that run
+// side by side, and with store/storetest to check a store.
 //
 // The contract in short:
 //

@@ -1,0 +1,151 @@
+package redis_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/store/redis"
+	"github.com/errandhq/errand/store/storetest"
+)
+
+// A shard's time never goes behind what it has written down, so a test that writes down a later time
+// than the server's has a clock that stands still, and moves it by hand: an hour passes at once, and
+// no test is too slow for its leases.
+
+// ahead is how far a test's clock is in front of the server's.
+const ahead = 24 * time.Hour
+
+// data is a data set whose clock a test moves.
+type data struct {
+	*redis.Store
+	server   goredis.UniversalClient
+	metas    []string // the keys of the shards' clocks
+	watching atomic.Int32
+}
+
+// freeze takes over the clock of a data set.
+func freeze(t testing.TB, store *redis.Store, url, prefix string, shards int) *data {
+	t.Helper()
+	d := &data{Store: store, server: dial(t, url)}
+	for shard := range shards {
+		d.metas = append(d.metas, fmt.Sprintf("%s{p%02d}:meta", prefix, shard))
+	}
+	now, err := d.server.Time(t.Context()).Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, meta := range d.metas {
+		if err := d.server.HSet(t.Context(), meta, "last", now.Add(ahead).UnixMilli()).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return d
+}
+
+// dial makes a client for what a store would never do.
+func dial(t testing.TB, url string) goredis.UniversalClient {
+	t.Helper()
+	var client goredis.UniversalClient
+	if plain, ok := strings.CutPrefix(url, "redis+cluster://"); ok {
+		client = goredis.NewClusterClient(&goredis.ClusterOptions{Addrs: []string{plain}})
+	} else {
+		options, err := goredis.ParseURL(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		client = goredis.NewClient(options)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+// Watch counts who is watching.
+func (d *data) Watch(ctx context.Context, from broker.Position, emit func(broker.Update) error) error {
+	d.watching.Add(1)
+	defer d.watching.Add(-1)
+	return d.Store.Watch(ctx, from, emit)
+}
+
+// longWait is the most that a watcher is waited for. It beats in real time.
+const longWait = 10 * broker.WatchInterval
+
+// advance lets time pass. Who watches gets as much of it for real as it may need.
+func (d *data) advance(by time.Duration) error {
+	_, err := d.server.Pipelined(context.Background(), func(p goredis.Pipeliner) error {
+		for _, meta := range d.metas {
+			p.HIncrBy(context.Background(), meta, "last", by.Milliseconds())
+		}
+		return nil
+	})
+	if d.watching.Load() > 0 && by <= longWait {
+		time.Sleep(by)
+	}
+	return err
+}
+
+// backend gives each case a data set of its own on one server, by its prefix.
+func backend(url string, shards ...int) storetest.Backend {
+	var mu sync.Mutex
+	var current *data // of the running case; they run one after the other
+	made := 0
+	return storetest.Backend{
+		New: func(t testing.TB, shards int) broker.Store {
+			mu.Lock()
+			defer mu.Unlock()
+			made++
+			prefix := fmt.Sprintf("test%d:", made)
+			store, err := redis.New(t.Context(), redis.Config{
+				URL: url, Prefix: prefix, Shards: shards, Logger: slog.New(slog.DiscardHandler),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = store.Close() })
+			current = freeze(t, store, url, prefix, shards)
+			return current
+		},
+		Shards: shards,
+		In:     func(t *testing.T, f func(t *testing.T)) { f(t) },
+		Advance: func(by time.Duration) {
+			mu.Lock()
+			defer mu.Unlock()
+			if err := current.advance(by); err != nil {
+				panic(err)
+			}
+		},
+	}
+}
+
+// TestStore runs the whole suite with one shard, and with several.
+func TestStore(t *testing.T) {
+	t.Parallel()
+	for _, shards := range []int{1, 4} {
+		b := backend(start(t).url(), shards)
+		t.Run(fmt.Sprint(shards), func(t *testing.T) {
+			t.Parallel()
+			storetest.Run(t, b)
+			storetest.Aging(t, b)
+		})
+	}
+}
+
+// TestStoreMachine compares random calls with the model that store/memory is compared with.
+func TestStoreMachine(t *testing.T) {
+	t.Parallel()
+	for _, shards := range []int{1, 4} {
+		b := backend(start(t).url(), shards)
+		t.Run(fmt.Sprint(shards), func(t *testing.T) {
+			t.Parallel()
+			storetest.Machine(t, b)
+		})
+	}
+}

@@ -1,0 +1,132 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/errandhq/errand/broker"
+)
+
+// End puts each target into its final state: one script for each task and grant, all in one round
+// trip, and one in each shard for what concerns every shard.
+func (s *Store) End(ctx context.Context, ends []broker.Ending) ([]broker.EndReply, error) {
+	replies := make([]broker.EndReply, len(ends))
+	var calls []call
+	var whose []int
+	var failure error
+	done := 0
+	keep := func(i int, out broker.EndReply, err error) {
+		replies[i] = out
+		if err == nil {
+			done++
+		} else if failure == nil || errors.Is(err, broker.ErrUnconfirmed) {
+			failure = err
+		}
+	}
+	flush := func() {
+		for n, r := range s.run(ctx, calls...) {
+			out, err := s.endReply(r)
+			keep(whose[n], out, err)
+		}
+		calls, whose = nil, nil
+	}
+	for i, e := range ends {
+		switch e.Kind {
+		case broker.TargetTask, broker.TargetGrant:
+			id, shard := string(e.Task), e.Task.Shard()
+			if e.Kind == broker.TargetGrant {
+				id, shard = string(e.Grant), e.Grant.Shard()
+			}
+			if !s.has(shard) {
+				replies[i].Err = broker.ErrNotFound
+				continue
+			}
+			calls = append(calls, call{s.scripts.end, shard, id, s.endArgs(e, id, shard)})
+			whose = append(whose, i)
+		default:
+			flush() // so that targets end in their order
+			out, err := s.endEverywhere(ctx, e)
+			keep(i, out, err)
+		}
+	}
+	flush()
+	if failure != nil && done > 0 {
+		failure = unconfirmed(failure) // some have ended
+	}
+	if failure != nil {
+		return nil, failure
+	}
+	return replies, nil
+}
+
+func (s *Store) endArgs(e broker.Ending, id string, shard int) []any {
+	workload, ifDue := "", "0"
+	if !e.Workload.IsZero() {
+		workload = e.Workload.String()
+	}
+	if e.IfDue {
+		ifDue = "1"
+	}
+	before, after := s.around(shard)
+	return []any{id, workload, string(e.State), string(e.Cause), e.Reason, string(e.Event), ifDue, before, after}
+}
+
+// endReply reads what became of a task or a grant.
+func (s *Store) endReply(r reply) (broker.EndReply, error) {
+	if r.err != nil {
+		return broker.EndReply{}, r.err
+	}
+	if r.status != "ok" && r.status != "active" {
+		err := r.refusal()
+		if errors.Is(err, broker.ErrUnconfirmed) {
+			return broker.EndReply{}, err
+		}
+		return broker.EndReply{Err: err}, nil
+	}
+	now, first := r.moment(), r.flag()
+	out := broker.EndReply{Task: r.task(now)}
+	if r.status == "active" {
+		out.Receipt = broker.Receipt{Task: out.Task.ID, State: broker.Active}
+		return out, r.err
+	}
+	l := r.list()
+	out.Receipt = broker.Receipt{
+		Event: broker.EventID(l.text()), Task: out.Task.ID, State: broker.State(l.text()), Cause: broker.Cause(l.text()),
+		Reason: l.text(), Ended: l.moment(), Grants: int(l.number()), SubTasks: int(l.number()),
+		Durable: true, First: first,
+	}
+	numbers := l.text()
+	r.join(l)
+	out.Grant = r.grant()
+	out.Receipt.Grant = out.Grant.ID
+	position, err := parseNumbers(numbers, len(s.keys))
+	if err != nil {
+		r.fail(err.Error())
+	}
+	if r.err != nil {
+		return broker.EndReply{}, r.err
+	}
+	out.Receipt.Feed = broker.Position{Epoch: s.knownEpoch(), Numbers: position}
+	s.reached(r.shard, position[r.shard])
+	return out, nil
+}
+
+// parseNumbers reads "n0.n1…".
+func parseNumbers(text string, shards int) ([]uint64, error) {
+	parts := strings.Split(text, ".")
+	if len(parts) != shards {
+		return nil, fmt.Errorf("a position of %d shards instead of %d", len(parts), shards)
+	}
+	numbers := make([]uint64, shards)
+	for i, part := range parts {
+		n, err := strconv.ParseUint(part, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("a position that is no list of numbers: %q", text)
+		}
+		numbers[i] = n
+	}
+	return numbers, nil
+}

@@ -1,0 +1,79 @@
+package redis
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/errandhq/errand/broker"
+)
+
+// maxBeats bounds the heartbeats in one run of the script, for which all others must wait.
+const maxBeats = 100
+
+// Heartbeat extends the lease of each task that has not ended: one script for each shard.
+func (s *Store) Heartbeat(ctx context.Context, beats []broker.Beat) ([]broker.Pulse, error) {
+	pulses := make([]broker.Pulse, len(beats))
+	byShard := map[int][]int{}
+	for i, beat := range beats {
+		pulses[i].Err = broker.ErrNotFound
+		if shard := beat.Task.Shard(); s.has(shard) {
+			byShard[shard] = append(byShard[shard], i)
+		}
+	}
+	var calls []call
+	var whose [][]int
+	for shard, indexes := range byShard {
+		for part := range slices.Chunk(indexes, maxBeats) {
+			var args []any
+			for _, i := range part {
+				args = append(args, string(beats[i].Task), beats[i].Workload.String())
+			}
+			calls = append(calls, call{s.scripts.heartbeat, shard, "heartbeat", args})
+			whose = append(whose, part)
+		}
+	}
+	var now time.Time
+	for n, r := range s.run(ctx, calls...) {
+		if r.err == nil && r.status != "ok" {
+			r.err = r.refusal()
+		}
+		at := r.moment()
+		now = later(now, at)
+		todo := whose[n]
+		r.each(func(item *reply) {
+			if len(todo) == 0 {
+				item.fail("it has too many pulses")
+				return
+			}
+			pulse := &pulses[todo[0]]
+			pulse.Now = at
+			if id := item.text(); id != string(beats[todo[0]].Task) {
+				item.fail("a pulse of another task")
+			}
+			if len(item.rest) > 0 {
+				pulse.Task, pulse.Err = item.task(at), nil
+			}
+			todo = todo[1:]
+		})
+		if len(todo) > 0 {
+			r.fail("it has too few pulses")
+		}
+		if r.err != nil {
+			return nil, r.err
+		}
+	}
+	for i := range pulses {
+		if pulses[i].Now.IsZero() { // of a shard that is not there
+			pulses[i].Now = now
+		}
+	}
+	return pulses, nil
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}

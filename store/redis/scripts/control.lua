@@ -1,0 +1,62 @@
+#!lua flags=allow-oom
+-- Writes a denial by a property, a lock or the lifting of one to this shard. The first shard decides
+-- when it is, and whether it is the first time; the others do as it did.
+--
+-- ARGV: epoch, kind, target (a lock's ID, a kid, a selector), expiry of a lock, what else is to be
+-- kept of a lock, event, reason, cause; and, from the first shard: its moment and '1' if the lock
+-- has been lifted there.
+local kind, id, event, reason, cause = ARGV[2], ARGV[3], ARGV[6], ARGV[7], ARGV[8]
+local first_shard = ARGV[9] == ''
+if not known then return {'epoch', kind} end
+trim_feed(100)
+
+-- Locks that have expired, and denials that have passed, go when the list changes.
+local function trim_control()
+  redis.call('ZREMRANGEBYSCORE', DENIALS, '-inf', now)
+  for i, raw in ipairs(redis.call('HVALS', LOCKS)) do
+    local l = decode(raw, 3)
+    if l and now >= l.expires then redis.call('HDEL', LOCKS, l.id) end
+  end
+end
+
+local function answer(first, r, lifted)
+  return {'ok', kind, now, first, r.number, r.at, r.event, r.reason, r.cause, lifted and 1 or 0}
+end
+
+local at = first_shard and now or tonumber(ARGV[9])
+local function made() return {number = number, at = at, event = event, reason = reason, cause = cause} end
+
+if kind == 'lock' or kind == 'lift' then
+  local l = decode(redis.call('HGET', LOCKS, id), 3)
+  if l and now >= l.expires then l = nil end
+  if kind == 'lift' then
+    if not l then
+      if first_shard then return {'not found', kind} end
+      return answer(0, made())
+    end
+    if l.lifted then return answer(0, l.lifted) end
+    announce('', '', nil, now)
+    change_control()
+    l.lifted = made()
+    redis.call('HSET', LOCKS, id, cmsgpack.pack(l))
+    trim_control()
+    return answer(1, l.lifted)
+  end
+  if l then return answer(0, l.locked, l.lifted) end
+  if first_shard and now >= tonumber(ARGV[4]) then return {'expired', kind} end
+  if ARGV[10] == '1' then return answer(0, made(), true) end
+  announce('', '', nil, now)
+  change_control()
+  trim_control()
+  l = {v = 3, id = id, static = ARGV[5], expires = tonumber(ARGV[4]), locked = made()}
+  redis.call('HSET', LOCKS, id, cmsgpack.pack(l))
+  return answer(1, l.locked)
+end
+
+announce(kind, id, nil, at + DENIAL_LIFE)
+if kind ~= 'key' then
+  change_control()
+  trim_control()
+  redis.call('ZADD', DENIALS, at + DENIAL_LIFE, cmsgpack.pack({v = 4, kind = kind, target = id, number = number}))
+end
+return answer(1, made())
