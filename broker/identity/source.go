@@ -61,6 +61,9 @@ func newSource(from origin, log *slog.Logger) *Source {
 	return &Source{from: from, log: log, ready: make(chan struct{}), ended: make(chan struct{})}
 }
 
+// String names where the SVID comes from.
+func (s *Source) String() string { return s.from.String() }
+
 // Run keeps the source up to date until ctx ends, and returns the context's error. Another error
 // says what is wrong with the source for good. A Source runs once.
 func (s *Source) Run(ctx context.Context) error {

@@ -56,9 +56,19 @@ type Config struct {
 	Store    broker.Store       // Optional: a memory store, whose content ends with the replica.
 
 	Algorithm keys.Algorithm // Optional: ES256.
+	KeyPeriod time.Duration  // How long a key signs. Optional: keys.DefaultPeriod.
 	Logger    *slog.Logger   // Optional: discards.
 	Now       func() time.Time
 }
+
+// ConfigError is a mistake that New has found, with the field of Config that it is in.
+type ConfigError struct {
+	Field string
+	Err   error
+}
+
+func (e *ConfigError) Error() string { return "server: " + e.Err.Error() }
+func (e *ConfigError) Unwrap() error { return e.Err }
 
 // Server is one replica.
 type Server struct {
@@ -90,12 +100,14 @@ func New(c Config) (_ *Server, err error) {
 		}
 	}()
 	if s.audit, err = audit.Open(c.AuditLog); err != nil {
-		return nil, err
+		return nil, &ConfigError{"AuditLog", err}
 	}
-	for _, at := range []struct{ name, addr string }{{"workload", c.WorkloadAddr}, {"public", c.PublicAddr}, {"ops", c.OpsAddr}} {
+	for _, at := range []struct{ name, field, addr string }{
+		{"workload", "WorkloadAddr", c.WorkloadAddr}, {"public", "PublicAddr", c.PublicAddr}, {"ops", "OpsAddr", c.OpsAddr},
+	} {
 		l, err := net.Listen("tcp", at.addr)
 		if err != nil {
-			return nil, fmt.Errorf("server: the %s listener: %w; stop what is using the address, or choose another", at.name, err)
+			return nil, &ConfigError{at.field, fmt.Errorf("the %s listener: %w; stop what is using the address, or choose another", at.name, err)}
 		}
 		s.servers = append(s.servers, listening{name: at.name, l: l})
 	}
@@ -116,9 +128,8 @@ func (c *Config) complete() error {
 			*addr = value
 		}
 	}
-	host, _, err := net.SplitHostPort(c.OpsAddr)
-	if ip := net.ParseIP(host); err != nil || host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return fmt.Errorf("server: the ops address is %q; it must be a loopback address with a port, as %s", c.OpsAddr, DefaultOpsAddr)
+	if !IsLoopback(c.OpsAddr) {
+		return &ConfigError{"OpsAddr", fmt.Errorf("the ops address is %q; it must be a loopback address with a port, as %s", c.OpsAddr, DefaultOpsAddr)}
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -129,25 +140,36 @@ func (c *Config) complete() error {
 	return nil
 }
 
+// IsLoopback reports whether only this machine can reach an address, which is host:port.
+func IsLoopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	ip := net.ParseIP(host)
+	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
+}
+
 // locate fills in the URLs that were left out, and checks those that were not.
 func (s *Server) locate() error {
-	for url, l := range map[*string]net.Listener{&s.config.BrokerURL: s.servers[0].l, &s.config.Issuer: s.servers[1].l} {
-		if *url == "" {
-			*url = "https://" + l.Addr().String()
+	for _, at := range []struct {
+		field string
+		url   *string
+		l     net.Listener
+	}{{"BrokerURL", &s.config.BrokerURL, s.servers[0].l}, {"Issuer", &s.config.Issuer, s.servers[1].l}} {
+		if *at.url == "" {
+			*at.url = "https://" + at.l.Addr().String()
 		}
-		if err := checkURL(*url); err != nil {
-			return err
+		if err := CheckURL(*at.url); err != nil {
+			return &ConfigError{at.field, err}
 		}
 	}
 	return nil
 }
 
-// checkURL wants an origin: an issuer has no query and no fragment (RFC 8414 §2), and one with a
+// CheckURL wants an origin: an issuer has no query and no fragment (RFC 8414 §2), and one with a
 // path would need its metadata elsewhere.
-func checkURL(text string) error {
+func CheckURL(text string) error {
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme != "https" || u.Host == "" || text != "https://"+u.Host {
-		return fmt.Errorf("server: %q must be https:// with a host and perhaps a port, and nothing after it", text)
+		return fmt.Errorf("%q must be https:// with a host and perhaps a port, and nothing after it", text)
 	}
 	return nil
 }
@@ -156,7 +178,7 @@ func checkURL(text string) error {
 func (s *Server) assemble() error {
 	c, metrics := s.config, newMetrics(s)
 	var err error
-	if s.ring, err = keys.New(keys.Config{Algorithm: c.Algorithm, Type: wire.TokenType, Life: broker.MaxTokenLife, Now: c.Now}); err != nil {
+	if s.ring, err = keys.New(keys.Config{Algorithm: c.Algorithm, Type: wire.TokenType, Life: broker.MaxTokenLife, Period: c.KeyPeriod, Now: c.Now}); err != nil {
 		return err
 	}
 	minter, err := token.NewMinter(c.Issuer, s.ring)
@@ -200,6 +222,15 @@ func (s *Server) Issuer() string { return s.config.Issuer }
 
 // BrokerURL is the workload listener's URL.
 func (s *Server) BrokerURL() string { return s.config.BrokerURL }
+
+// Listening has the address of each listener by name: workload, public and ops.
+func (s *Server) Listening() map[string]string {
+	out := map[string]string{}
+	for _, at := range s.servers {
+		out[at.name] = at.l.Addr().String()
+	}
+	return out
+}
 
 // OpsAddr is where /metrics, /healthz and /readyz are.
 func (s *Server) OpsAddr() string { return s.servers[2].l.Addr().String() }

@@ -46,14 +46,15 @@ var mayImport = map[string][]string{
 		"broker/audit", "broker/report", "broker/httpapi", "broker/console", "broker/devmode",
 		"store", "store/redis", "store/memory", "keys", "sdk/wire"},
 
-	"sdk":                      {"sdk/wire"},
-	"sdk/verify":               {"sdk/wire"},
-	"sdk/verify/verifyspiffe":  {"sdk", "sdk/verify", "sdk/wire"},
-	"sdk/examples/export":      {"sdk"},
-	"sdk/examples/orders":      {"sdk/verify", "sdk/verify/verifyspiffe"},
-	"sdk/brokertest":           {"*"},
-	"cmd/errand":               {"*"},
-	"cmd/errand/internal/demo": {"*"},
+	"sdk":                        {"sdk/wire"},
+	"sdk/verify":                 {"sdk/wire"},
+	"sdk/verify/verifyspiffe":    {"sdk", "sdk/verify", "sdk/wire"},
+	"sdk/examples/export":        {"sdk"},
+	"sdk/examples/orders":        {"sdk/verify", "sdk/verify/verifyspiffe"},
+	"sdk/brokertest":             {"*"},
+	"cmd/errand":                 {"*"},
+	"cmd/errand/internal/config": {"*"},
+	"cmd/errand/internal/demo":   {"*"},
 }
 
 // fences says who may import a third party's packages, for non-test files. "x/..." is x and all
@@ -67,7 +68,7 @@ var fences = map[string][]string{
 	"google.golang.org/grpc":                         {"broker/devmode", "broker/identity", "sdk", "sdk/verify/verifyspiffe"},
 	"github.com/cedar-policy/":                       {"broker/policy"},
 	"github.com/prometheus/":                         {"broker/server"},
-	"github.com/goccy/go-yaml":                       {"broker/registry", "cmd/errand"},
+	"github.com/goccy/go-yaml":                       {"broker/registry", "cmd/errand/internal/config"},
 	"github.com/spf13/cobra":                         {"cmd/..."},
 	"github.com/go-json-experiment/json":             {"broker/httpapi", "sdk/verify"},
 	"pgregory.net/rapid":                             {"store/storetest"},

@@ -54,6 +54,7 @@ func run(args []string, stdout, stderr io.Writer) (code int) {
 	}()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends at once
 	root := newRoot()
 	root.SetArgs(args)
 	root.SetOut(stdout)
@@ -86,7 +87,8 @@ says which task it is about to do, and gets short-lived tokens for that task onl
 When the task ends, however it ends, its tokens are dead at every verifier.
 
 First look:         errand demo     the life and death of a token, in ten seconds
-Then try it:        errand dev      a local broker with a sample resource server`,
+Then try it:        errand dev      a local broker with a sample resource server
+In production:      errand serve    one replica; errand config init has the manual`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Version:       Version + revision(),
@@ -96,7 +98,7 @@ Then try it:        errand dev      a local broker with a sample resource server
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%w", err) })
 	root.SetVersionTemplate("errand {{.Version}}\n")
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newDemo(), newDev(), newVersion())
+	root.AddCommand(newDemo(), newDev(), newServe(), newConfig(), newVersion())
 	return root
 }
 

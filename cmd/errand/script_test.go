@@ -1,13 +1,19 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/errandhq/errand/broker/devmode"
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/goleak"
 )
 
@@ -41,7 +47,9 @@ func TestScripts(t *testing.T) {
 			env.Setenv("SHORT", dir)
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ready": ready, "busy": busy, "pause": pauseShort, "exitcode": exitCode},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"ready": ready, "await": await, "busy": busy, "pause": pauseShort, "exitcode": exitCode, "svids": svids, "ports": ports, "hold": hold,
+		},
 	})
 }
 
@@ -51,27 +59,83 @@ func ready(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: ready FILE")
 	}
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	eventually(ts, func() bool {
 		text, err := os.ReadFile(ts.MkAbs(args[0]))
 		if err != nil {
-			continue
+			return false
 		}
-		_, rest, ok := strings.Cut(string(text), `"ops_url": "`)
-		if !ok {
-			continue
-		}
+		_, rest, ok := strings.Cut(string(text), `"ops_url": "http://`)
 		ops, _, _ := strings.Cut(rest, `"`)
-		resp, err := http.Get(ops + "/readyz")
-		if err != nil {
-			continue
-		}
-		resp.Body.Close()
-		http.DefaultClient.CloseIdleConnections()
-		if resp.StatusCode == http.StatusOK {
+		return ok && isReady(ops)
+	})
+}
+
+// await waits until the replica with an ops listener at an address is ready.
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: await ADDRESS")
+	}
+	eventually(ts, func() bool { return isReady(args[0]) })
+}
+
+func eventually(ts *testscript.TestScript, ok func() bool) {
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if ok() {
 			return
 		}
 	}
-	ts.Fatalf("not ready within 20 seconds")
+	ts.Fatalf("not within 20 seconds")
+}
+
+func isReady(ops string) bool {
+	resp, err := http.Get("http://" + ops + "/readyz")
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	http.DefaultClient.CloseIdleConnections()
+	return resp.StatusCode == http.StatusOK
+}
+
+// ports sets variables to free addresses of this machine.
+func ports(ts *testscript.TestScript, neg bool, args []string) {
+	for _, name := range args {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		ts.Check(err)
+		defer l.Close() // none is given twice
+		ts.Setenv(name, l.Addr().String())
+	}
+}
+
+// hold opens a connection to an address, and says nothing on it until the script ends.
+func hold(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: hold ADDRESS")
+	}
+	conn, err := net.Dial("tcp", args[0])
+	ts.Check(err)
+	ts.Defer(func() { conn.Close() })
+}
+
+// svids makes a trust domain, example.org, and writes the identities that are named, each into a
+// folder of that name: svid.pem, svid_key.pem and svid_bundle.pem.
+func svids(ts *testscript.TestScript, neg bool, args []string) {
+	ca, err := devmode.NewCA("example.org", devmode.Options{})
+	ts.Check(err)
+	short := ts.Getenv("SHORT")
+	api := devmode.NewWorkloadAPI(ca, filepath.Join(short, "api"), time.Hour)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	stopped := make(chan error, 1)
+	go func() { stopped <- api.Run(ctx) }()
+	defer func() { cancel(); <-stopped }()
+	for _, name := range args {
+		addr, err := api.Add(spiffeid.RequireFromString("spiffe://example.org/" + name))
+		ts.Check(err)
+		who, err := devmode.Open(ctx, addr)
+		ts.Check(err)
+		_, err = who.WriteFiles(ts.MkAbs(name))
+		ts.Check(errors.Join(err, who.Close()))
+	}
 }
 
 // pauseShort lets a program in the background get under way.

@@ -1,0 +1,173 @@
+package config
+
+import (
+	"cmp"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/errandhq/errand/broker/registry"
+	"github.com/errandhq/errand/broker/server"
+	"github.com/errandhq/errand/keys"
+)
+
+// bounds are the least and the most of each duration.
+var bounds = map[string][2]time.Duration{
+	"identity.max_svid_life": {time.Minute, 31 * 24 * time.Hour},
+	"identity.wait":          {time.Second, time.Hour},
+	"keys.period":            {keys.DefaultPublish, 90 * 24 * time.Hour},
+}
+
+// required keys have no default.
+var required = []string{"issuer", "broker_url", "inventory", "audit.log", "store.type"}
+
+// choices of a key.
+var choices = map[string][]string{
+	"store.type":     {"memory"},
+	"keys.algorithm": {string(keys.ES256), string(keys.Ed25519), string(keys.RS256)},
+	"log.level":      {"debug", "info", "warn", "error"},
+	"log.format":     {"text", "json"},
+}
+
+// workloadSocket is the SPIFFE standard's variable, which counts when no source is named.
+const workloadSocket = "SPIFFE_ENDPOINT_SOCKET"
+
+// complete fills in what depends on something else.
+func (c *Config) complete(environ []string) {
+	if c.Identity.WorkloadAPI != "" || c.Identity.Certificate != "" {
+		return
+	}
+	for _, pair := range environ {
+		if value, ok := strings.CutPrefix(pair, workloadSocket+"="); ok && value != "" {
+			c.Identity.WorkloadAPI = value
+			c.origins["identity.workload_api"] = Origin{Variable: workloadSocket}
+		}
+	}
+}
+
+// check finds what can be known without a look at the disk.
+func (c *Config) check() Problems {
+	var out Problems
+	say := func(key, format string, args ...any) { out = append(out, c.problem(key, format, args...)) }
+	for _, s := range c.settings() {
+		text, _ := s.value.Interface().(string)
+		d, isDuration := s.value.Interface().(time.Duration)
+		switch allowed := choices[s.name]; {
+		case slices.Contains(required, s.name) && text == "":
+			say(s.name, "is missing; it has no default. See  errand config init")
+		case allowed != nil && !slices.Contains(allowed, text):
+			say(s.name, "is %q; it must be %s", text, oneOf(allowed))
+		case isDuration:
+			if b := bounds[s.name]; d < b[0] || d > b[1] {
+				say(s.name, "is %s; it must be %s to %s", duration(d), duration(b[0]), duration(b[1]))
+			}
+		}
+	}
+	c.checkAddresses(say)
+	c.checkIdentity(say)
+	slices.SortFunc(out, byPlace) // maps have no order
+	return out
+}
+
+// say reports a mistake in the value of a key.
+type say func(key, format string, args ...any)
+
+func (c *Config) checkAddresses(say say) {
+	for key, text := range map[string]string{"issuer": c.Issuer, "broker_url": c.BrokerURL} {
+		if err := server.CheckURL(text); text != "" && err != nil {
+			say(key, "is %v", err)
+		}
+	}
+	for key, text := range map[string]string{
+		"listeners.workload": c.Listeners.Workload, "listeners.public": c.Listeners.Public, "listeners.ops": c.Listeners.Ops,
+	} {
+		if _, _, err := net.SplitHostPort(text); err != nil {
+			say(key, "is %q; it must be host:port, as 10.0.0.5:8443, or :8443 for all addresses", text)
+		}
+	}
+	if !server.IsLoopback(c.Listeners.Ops) {
+		say("listeners.ops", "is %q; it must be a loopback address, as %s: it asks nobody who they are", c.Listeners.Ops, server.DefaultOpsAddr)
+	}
+}
+
+func (c *Config) checkIdentity(say say) {
+	i := c.Identity
+	files := map[string]string{"identity.certificate": i.Certificate, "identity.key": i.Key, "identity.bundle": i.Bundle}
+	named := 0
+	for _, path := range files {
+		if path != "" {
+			named++
+		}
+	}
+	switch {
+	case named == 0 && i.WorkloadAPI == "":
+		say("identity.workload_api", "is missing, and no files are named: set it, or identity.certificate, identity.key and identity.bundle, or the environment variable %s", workloadSocket)
+	case named > 0 && i.WorkloadAPI != "":
+		say("identity.workload_api", "is set, and so are files: name one source of the identity")
+	case named > 0:
+		for key, path := range files {
+			if path == "" {
+				say(key, "is missing; an identity from files needs identity.certificate, identity.key and identity.bundle")
+			}
+		}
+	case !strings.HasPrefix(i.WorkloadAPI, "unix://") && !strings.HasPrefix(i.WorkloadAPI, "tcp://"):
+		say("identity.workload_api", "is %q; it must be as unix:///run/spire/agent/api.sock, or tcp://127.0.0.1:8081", i.WorkloadAPI)
+	}
+}
+
+// CheckFiles looks at what the configuration names on the disk. It returns Problems, or nil.
+func (c *Config) CheckFiles() error {
+	var out Problems
+	say := func(key, format string, args ...any) { out = append(out, c.problem(key, format, args...)) }
+	for key, path := range map[string]string{
+		"identity.certificate": c.Identity.Certificate, "identity.key": c.Identity.Key, "identity.bundle": c.Identity.Bundle,
+	} {
+		if path != "" {
+			c.checkReadable(say, key, path)
+		}
+	}
+	if c.Inventory != "" {
+		if _, err := registry.Load(c.Inventory); err != nil {
+			say("inventory", "cannot be used: %v", err)
+		}
+	}
+	if c.Audit.Log != "" {
+		dir := filepath.Dir(c.Audit.Log)
+		if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+			say("audit.log", "is %s, and there is no folder %s: make it, writable for the user that errand runs as", c.Audit.Log, dir)
+		}
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	slices.SortFunc(out, byPlace)
+	return out
+}
+
+func (c *Config) checkReadable(say say, key, path string) {
+	file, err := os.Open(path)
+	if err != nil {
+		say(key, "cannot be read: %v", err)
+		return
+	}
+	defer file.Close()
+	if info, err := file.Stat(); err == nil && info.IsDir() {
+		say(key, "is %s, which is a folder; name the file", path)
+	}
+}
+
+func byPlace(a, b Problem) int {
+	return cmp.Or(cmp.Compare(a.Origin.Line, b.Origin.Line), cmp.Compare(a.Origin.Column, b.Origin.Column), cmp.Compare(a.Key, b.Key))
+}
+
+// oneOf writes a list of choices as people do.
+func oneOf(choices []string) string {
+	n := len(choices) - 1
+	if n == 0 {
+		return choices[0]
+	}
+	return strings.Join(choices[:n], ", ") + " or " + choices[n]
+}

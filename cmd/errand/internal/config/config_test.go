@@ -1,0 +1,359 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// parse reads a text as errand.yaml.
+func parse(t *testing.T, text string, environ, set []string) (*Config, Problems) {
+	t.Helper()
+	c, err := Parse([]byte(text), Sources{File: "errand.yaml", Environ: environ, Set: set})
+	var problems Problems
+	if err != nil && !errors.As(err, &problems) {
+		t.Fatalf("the error is not Problems: %v", err)
+	}
+	return c, problems
+}
+
+func TestExampleIsGood(t *testing.T) {
+	if _, problems := parse(t, Example(), nil, nil); problems != nil {
+		t.Fatalf("the example as it is:\n%v", problems)
+	}
+}
+
+var (
+	keyLine   = regexp.MustCompile(`^( *)(#?)([a-z_]+):( .*)?$`)
+	uncomment = regexp.MustCompile(`(?m)^( *)#([a-z_]+:)`)
+)
+
+// manual is what the example says of each key: the comment above it, and whether it is commented out.
+func manual(t *testing.T) (said map[string]string, out map[string]bool) {
+	t.Helper()
+	said, out = map[string]string{}, map[string]bool{}
+	var section, comment string
+	for line := range strings.Lines(Example()) {
+		line = strings.TrimRight(line, "\n")
+		parts := keyLine.FindStringSubmatch(line)
+		if parts == nil {
+			comment = strings.TrimSpace(comment + " " + strings.TrimLeft(line, " #"))
+			if line == "" {
+				comment = ""
+			}
+			continue
+		}
+		key := parts[3]
+		switch indent := len(parts[1]); {
+		case indent == 0 && parts[4] == "":
+			section, comment = key+".", ""
+			continue
+		case indent == 0:
+			section = ""
+		}
+		said[section+key], out[section+key] = comment, parts[2] == "#"
+		comment = ""
+	}
+	return said, out
+}
+
+// TestExampleIsTheManual: the example has every key of the struct and no other, in its order, with
+// its default and its bounds, in words that change when those do.
+func TestExampleIsTheManual(t *testing.T) {
+	said, out := manual(t)
+	all, problems := parse(t, uncomment.ReplaceAllString(Example(), "$1$2"), nil, nil)
+	for _, p := range problems {
+		if !strings.Contains(p.Text, "name one source") { // the one thing that cannot be had at once
+			t.Errorf("with everything uncommented: %v", p)
+		}
+	}
+	defaults := Default()
+	for i, s := range defaults.settings() {
+		shown := s.text()
+		comment, ok := said[s.name]
+		if !ok {
+			t.Errorf("the example does not have %s", s.name)
+			continue
+		}
+		if all.Origin(s.name).File == "" {
+			t.Errorf("%s is not read from the example", s.name)
+		}
+		if need := slices.Contains(required, s.name) || s.name == "identity.workload_api"; out[s.name] == need {
+			t.Errorf("%s: what a site must say, and nothing else, has a value in the example", s.name)
+		}
+		want := "Default: " + shown + "."
+		if shown == "" {
+			want = "Default: "
+		}
+		if slices.Contains(required, s.name) {
+			want = "Required."
+		}
+		if !strings.Contains(comment, want) {
+			t.Errorf("%s: the comment must say %q, and says %q", s.name, want, comment)
+		}
+		if got := all.settings()[i].text(); shown != "" && got != shown {
+			t.Errorf("%s: the example shows %s, and the default is %s", s.name, got, shown)
+		}
+		if b, ok := bounds[s.name]; ok && !strings.Contains(comment, duration(b[0])+" to "+duration(b[1])) {
+			t.Errorf("%s: the comment must have the bounds %s to %s: %q", s.name, duration(b[0]), duration(b[1]), comment)
+		}
+		for _, choice := range choices[s.name] {
+			if !strings.Contains(comment, choice) {
+				t.Errorf("%s: the comment must name the choice %s: %q", s.name, choice, comment)
+			}
+		}
+		delete(said, s.name)
+	}
+	if len(said) > 0 {
+		t.Errorf("the example has keys that are not there: %v", said)
+	}
+}
+
+// TestVariables: no two keys have the same variable, and each variable sets its key, over the file.
+func TestVariables(t *testing.T) {
+	seen := map[string]string{}
+	for _, s := range Default().settings() {
+		name := Variable(s.name)
+		if other, ok := seen[name]; ok {
+			t.Errorf("%s and %s have the same variable %s", s.name, other, name)
+		}
+		seen[name] = s.name
+		value := "x"
+		if b, ok := bounds[s.name]; ok {
+			value = b[1].String()
+		}
+		if options := choices[s.name]; options != nil {
+			value = options[len(options)-1]
+		}
+		c, _ := parse(t, Example(), []string{name + "=" + value}, nil)
+		if got := c.Origin(s.name).String(); got != "environment "+name {
+			t.Errorf("%s comes from %s", s.name, got)
+		}
+		c, _ = parse(t, Example(), []string{name + "=" + value}, []string{s.name + "=" + value})
+		if got := c.Origin(s.name).String(); got != "--set" {
+			t.Errorf("%s with --set comes from %s", s.name, got)
+		}
+		c, _ = parse(t, Example(), []string{name + "="}, nil)
+		if got := c.Origin(s.name).Variable; got != "" {
+			t.Errorf("an empty variable has set %s", s.name)
+		}
+	}
+}
+
+// TestBounds: each limit is allowed, and one past it is refused.
+func TestBounds(t *testing.T) {
+	for _, s := range Default().settings() {
+		b, ok := bounds[s.name]
+		if _, isDuration := s.value.Interface().(time.Duration); isDuration != ok {
+			t.Errorf("%s: every duration has bounds, and nothing else", s.name)
+		}
+		if !ok {
+			continue
+		}
+		for value, good := range map[time.Duration]bool{b[0]: true, b[1]: true, b[0] - 1: false, b[1] + 1: false, 0: false, -b[0]: false} {
+			_, problems := parse(t, Example(), nil, []string{s.name + "=" + value.String()})
+			if good != (problems == nil) {
+				t.Errorf("%s at %s: %v", s.name, value, problems)
+			}
+		}
+	}
+}
+
+func TestEveryTypeIsRead(t *testing.T) {
+	for _, s := range Default().settings() {
+		if s.value.Kind() == reflect.Interface || !s.value.CanSet() {
+			t.Errorf("%s cannot be set", s.name)
+		}
+		_ = s.text() // panics for a type that it does not know
+	}
+}
+
+// good has the required keys alone.
+const good = `issuer: https://a:1
+broker_url: https://a:2
+identity: {workload_api: "unix:///s"}
+inventory: i
+audit: {log: l}
+store: {type: memory}
+`
+
+func TestMistakes(t *testing.T) {
+	for name, c := range map[string]struct {
+		text string
+		want []string // all of what is reported
+	}{
+		"nothing":           {"", []string{"audit.log is missing", "broker_url is missing", "identity.workload_api is missing", "inventory is missing", "issuer is missing", "store.type is missing"}},
+		"unknown":           {good + "brokerurl: x\n", []string{"errand.yaml:7:1: brokerurl is not a key; did you mean broker_url?"}},
+		"far from any":      {good + "colour: x\n", []string{"errand.yaml:7:1: colour is not a key; there are audit, broker_url,"}},
+		"wrong place":       {good + "log: {ops: x}\n", []string{"errand.yaml:7:7: log.ops is not a key; did you mean listeners.ops?"}},
+		"misspelt required": {strings.Replace(good, "inventory", "inventry", 1), []string{"errand.yaml:4:1: inventry is not a key; did you mean inventory?"}},
+		"twice":             {good + "issuer: x\n", []string{`errand.yaml:7:1: not valid YAML: mapping key "issuer" already defined at [1:1]`}},
+		"not YAML":          {"issuer: 'x\n", []string{"errand.yaml:1:9: not valid YAML"}},
+		"a list":            {"- a\n", []string{"errand.yaml:1:1: the file must have keys"}},
+		"two documents":     {good + "---\n" + good, []string{"errand.yaml:8:7: there is a second document"}},
+		"no unit":           {good + "keys:\n  period: 30\n", []string{`errand.yaml:8:11: keys.period is "30"; it must be a duration with its unit`}},
+		"a list for one":    {good + "log: {level: [a]}\n", []string{"errand.yaml:7:14: log.level must be a single value"}},
+		"a value for keys":  {good + "log: loud\n", []string{"errand.yaml:7:1: log must have keys with values below it: log.format, log.level"}},
+		"nothing for a key": {good + "log:\n  level:\n", []string{"log.level has no value"}},
+		"anchor":            {good + "log: {level: &a info}\n", []string{"log.level has an anchor"}},
+		"tag":               {good + "log: {level: !!str info}\n", []string{"log.level has an anchor, alias or tag"}},
+		"no choice":         {good + "log: {level: loud}\n", []string{`errand.yaml:7:14: log.level is "loud"; it must be debug, info, warn or error`}},
+		"address":           {good + "listeners: {workload: 8443}\n", []string{`errand.yaml:7:23: listeners.workload is "8443"; it must be host:port`}},
+		"public operations": {good + "listeners: {ops: \":9090\"}\n", []string{`errand.yaml:7:18: listeners.ops is ":9090"; it must be a loopback address`}},
+		"a URL with a path": {strings.Replace(good, "a:1", "a:1/x", 1), []string{`errand.yaml:1:9: issuer is "https://a:1/x" must be https://`}},
+		"half an identity":  {strings.Replace(good, "workload_api: \"unix:///s\"", "key: k", 1), []string{"identity.bundle is missing", "identity.certificate is missing"}},
+		"two identities":    {strings.Replace(good, "identity: {", "identity: {certificate: c, ", 1), []string{"errand.yaml:3:42: identity.workload_api is set, and so are files"}},
+		"several at once":   {good + "log: {level: loud, fromat: json}\nkeys: {period: 1s}\n", []string{"log.level is", "log.fromat is not a key", "keys.period is 1s; it must be 10m to 2160h"}},
+	} {
+		_, problems := parse(t, c.text, nil, nil)
+		if len(problems) != len(c.want) {
+			t.Errorf("%s: %d problems, want %d:\n%v", name, len(problems), len(c.want), problems)
+			continue
+		}
+		for i, want := range c.want {
+			if !strings.Contains(problems[i].String(), want) {
+				t.Errorf("%s: %q; want %q", name, problems[i], want)
+			}
+		}
+	}
+}
+
+// TestSlips: every key with a letter left out or changed is refused, with the key that was meant.
+func TestSlips(t *testing.T) {
+	names := []string{}
+	for _, s := range Default().settings() {
+		names = append(names, s.name)
+	}
+	for _, key := range names {
+		for i := range key {
+			if key[i] == '.' || i == 0 && len(key) < 3 {
+				continue
+			}
+			for _, slip := range []string{key[:i] + key[i+1:], key[:i] + "q" + key[i+1:]} {
+				_, problems := parse(t, good, nil, []string{slip + "=x"})
+				if want := "did you mean " + key + "?"; len(problems) == 0 || !strings.Contains(problems.Error(), want) {
+					t.Errorf("%s: %v; want %s", slip, problems, want)
+				}
+			}
+		}
+	}
+}
+
+// TestOthersVariables: what clients and Kubernetes put into the environment is nobody's mistake.
+func TestOthersVariables(t *testing.T) {
+	_, problems := parse(t, good, []string{
+		"ERRAND_BROKER_ID=spiffe://a/b", "ERRAND_OPERATOR_URL=https://a", "ERRAND_IDENTITY_DIR=/x", "ERRAND_CONFIG=/x", "ERRAND_DEV_ORDERS=x",
+		"ERRAND_SERVICE_HOST=10.0.0.1", "ERRAND_SERVICE_PORT=8443", "ERRAND_PORT=tcp://10.0.0.1:8443", "ERRAND_PORT_8443_TCP=x", "ERRAND_PORT_8443_TCP_ADDR=x",
+	}, nil)
+	if problems != nil {
+		t.Error(problems)
+	}
+	_, problems = parse(t, good, []string{"ERRAND_LOG_LEVLE=debug"}, nil)
+	if want := "environment ERRAND_LOG_LEVLE: there is no such key; did you mean ERRAND_LOG_LEVEL?"; len(problems) != 1 || !strings.Contains(problems.Error(), want) {
+		t.Errorf("%v; want %s", problems, want)
+	}
+}
+
+func TestWorkloadSocketOfTheEnvironment(t *testing.T) {
+	without := strings.Replace(good, `workload_api: "unix:///s"`, "", 1)
+	c, problems := parse(t, without, []string{"SPIFFE_ENDPOINT_SOCKET=unix:///t"}, nil)
+	if problems != nil || c.Identity.WorkloadAPI != "unix:///t" || c.Origin("identity.workload_api").Variable != "SPIFFE_ENDPOINT_SOCKET" {
+		t.Errorf("%q from %s: %v", c.Identity.WorkloadAPI, c.Origin("identity.workload_api"), problems)
+	}
+	c, problems = parse(t, good, []string{"SPIFFE_ENDPOINT_SOCKET=unix:///t"}, nil)
+	if problems != nil || c.Identity.WorkloadAPI != "unix:///s" {
+		t.Errorf("%q: %v", c.Identity.WorkloadAPI, problems)
+	}
+	files := strings.Replace(good, `workload_api: "unix:///s"`, "certificate: c, key: k, bundle: b", 1)
+	c, problems = parse(t, files, []string{"SPIFFE_ENDPOINT_SOCKET=unix:///t"}, nil)
+	if problems != nil || c.Identity.WorkloadAPI != "" {
+		t.Errorf("files, and %q: %v", c.Identity.WorkloadAPI, problems)
+	}
+}
+
+func TestCheckFiles(t *testing.T) {
+	dir := t.TempDir()
+	inventory := filepath.Join(dir, "inventory.yaml")
+	if err := os.WriteFile(inventory, []byte("workloads: []\naudiences:\n- nme: x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf("identity:\n  certificate: %s/none.pem\n  key: %s\n  bundle: %s\ninventory: %s\naudit: {log: %s/no/audit.jsonl}\n", dir, dir, inventory, inventory, dir)
+	c, _ := parse(t, text, nil, nil)
+	err := c.CheckFiles()
+	if err == nil {
+		t.Fatal("nothing was found")
+	}
+	for i, want := range []string{
+		"errand.yaml:2:16: identity.certificate cannot be read", "errand.yaml:3:8: identity.key is " + dir + ", which is a folder",
+		"errand.yaml:5:12: inventory cannot be used", "errand.yaml:6:14: audit.log is",
+	} {
+		if got := err.(Problems)[i].String(); !strings.HasPrefix(got, want) {
+			t.Errorf("%q; want %q", got, want)
+		}
+	}
+}
+
+func TestLargestFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "errand.yaml")
+	for size, ok := range map[int]bool{MaxFile: true, MaxFile + 1: false} {
+		text := good + strings.Repeat("#", size-len(good)-1) + "\n"
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Load(Sources{File: path}); ok != (err == nil) {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+}
+
+func TestDurationText(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "0s", time.Second: "1s", time.Minute: "1m", 90 * time.Second: "1m30s", time.Hour: "1h", 25 * time.Hour: "25h",
+		time.Hour + time.Second: "1h0m1s", 10 * time.Minute: "10m", 20 * time.Second: "20s", time.Hour + 10*time.Minute: "1h10m",
+	} {
+		if got := duration(d); got != want {
+			t.Errorf("%s is %s", want, got)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(Example())
+	f.Add(good)
+	f.Add("a: &x [*x]")
+	f.Add("? {a: b}\n: c\n")
+	f.Add("<<: *a\n---\n...\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		if len(text) > MaxFile {
+			return
+		}
+		lines := strings.Count(text, "\n") + strings.Count(text, "\r") + 2 // YAML ends a line with either
+		c, err := Parse([]byte(text), Sources{File: "errand.yaml"})
+		if c == nil {
+			t.Fatal("no configuration")
+		}
+		var problems Problems
+		if err != nil && !errors.As(err, &problems) {
+			t.Fatalf("the error is not Problems: %v", err)
+		}
+		for _, p := range problems {
+			if p.Text == "" || p.Origin.File != "" && (p.Origin.Line < 1 || p.Origin.Line > lines) {
+				t.Fatalf("a problem without a place: %+v", p)
+			}
+		}
+		if err == nil && (c.Issuer == "" || c.Inventory == "") {
+			t.Fatal("a required key is missing")
+		}
+	})
+}
