@@ -1,6 +1,6 @@
 # make demo    watch a token live exactly as long as its task
 # make test    all tests, with the race detector
-# make bench   issue, end and verify beside one raw signature
+# make bench   what a broker and its Redis cost, beside one raw signature; takes minutes
 # make lint    gofmt, go vet, staticcheck
 
 GO ?= go
@@ -14,7 +14,8 @@ demo:
 test: deps
 	$(GO) test -race -timeout 20m ./...
 
-bench:
+bench: deps
+	$(GO) run ./cmd/errand/internal/bench
 	$(GO) test -run '^$$' -bench . -benchtime 500x ./broker/server
 
 lint:

@@ -53,6 +53,7 @@ var mayImport = map[string][]string{
 	"sdk/examples/orders":        {"sdk/verify", "sdk/verify/verifyspiffe"},
 	"sdk/brokertest":             {"*"},
 	"cmd/errand":                 {"*"},
+	"cmd/errand/internal/bench":  {"*"},
 	"cmd/errand/internal/config": {"*"},
 	"cmd/errand/internal/demo":   {"*"},
 }
