@@ -48,6 +48,7 @@ the replica is ready.
 			return err
 		}
 		log := c.Logger(cmd.ErrOrStderr())
+		server.TuneMemory()
 		settings, err := c.Replica(log)
 		if err != nil {
 			return err

@@ -32,6 +32,7 @@ func runBroker(args []string) error {
 		return errors.New("this is for the benchmark itself")
 	}
 	socket, url, dir, profile := args[0], args[1], args[2], args[3]
+	server.TuneMemory()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
