@@ -23,10 +23,10 @@ type Fault struct {
 // Proxy is a way to a server.
 type Proxy struct {
 	listener net.Listener
-	target   string
 	all      sync.WaitGroup
 
 	mu      sync.Mutex // guards all below
+	target  string
 	fault   Fault
 	changed chan struct{} // closed and replaced when fault changes
 	conns   map[net.Conn]bool
@@ -67,6 +67,13 @@ func (p *Proxy) Set(f Fault) {
 	p.fault = f
 	close(p.changed)
 	p.changed = make(chan struct{})
+}
+
+// Point sends new connections to another address; those that are open stay where they are.
+func (p *Proxy) Point(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = target
 }
 
 // Reset breaks all connections with a TCP reset.
@@ -130,7 +137,10 @@ func (p *Proxy) drop(c net.Conn) {
 }
 
 func (p *Proxy) serve(client net.Conn) {
-	server, err := net.DialTimeout("tcp", p.target, time.Second)
+	p.mu.Lock()
+	target := p.target
+	p.mu.Unlock()
+	server, err := net.DialTimeout("tcp", target, time.Second)
 	if err != nil {
 		reset(client)
 		return
