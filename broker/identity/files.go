@@ -1,14 +1,13 @@
 package identity
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/pem"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"os"
 	"slices"
 	"time"
@@ -26,55 +25,30 @@ const (
 	MaxFile = 1 << 20
 )
 
-// Files names PEM files, as spiffe-helper and cert-manager write them.
+// Files names the replica's own files, as spiffe-helper and cert-manager write them.
 type Files struct {
-	Cert   string // the SVID, and after it the intermediates
+	Cert   string // the SVID, and after it the intermediates; PEM
 	Key    string // its private key, PKCS #8; may be the same file
-	Bundle string // the authorities of the SVID's own trust domain
-
-	// Federated has the bundle files of other trust domains, by name as "partner.example".
-	Federated map[string]string
-
-	Poll time.Duration // DefaultPoll when zero
+	Bundle string // the authorities of the SVID's own trust domain, as PEM or as a SPIFFE bundle document
 }
 
-// FromFiles follows PEM files by their content, so it does not matter whether a writer replaces,
-// rewrites or links them. A set that is half-written or does not fit together is ignored and logged
-// once, and what there was stays in use. So an authority is withdrawn only together with the SVID
-// that it signed, and a federated trust domain not by deleting its file: watch the log for a set that
-// is refused.
-func FromFiles(f Files, log *slog.Logger) *Source {
-	if f.Poll <= 0 {
-		f.Poll = DefaultPoll
-	}
-	f.Federated = maps.Clone(f.Federated)
-	return newSource(f, log)
-}
+// FromFiles follows files by their content, so it does not matter whether a writer replaces, rewrites
+// or links them. One that is missing or half-written is logged once, and what there was stays in use.
+//
+// The bundle is taken as soon as it is whole, so an authority is withdrawn by taking it out, even the
+// one that signed the replica's own SVID. An SVID is taken when it fits its key and the bundle.
+func FromFiles(f Files, log *slog.Logger) *Source { return newSource(f, log) }
 
 func (f Files) String() string {
 	return fmt.Sprintf("the files %s, %s and %s", f.Cert, f.Key, f.Bundle)
 }
 
 func (f Files) follow(ctx context.Context, s *Source) error {
-	tick := time.NewTicker(f.Poll)
+	tick := time.NewTicker(s.Poll)
 	defer tick.Stop()
-	var taken, refused [sha256.Size]byte
+	var last look
 	for {
-		set, err := f.read()
-		switch {
-		case err != nil:
-			s.missAgain(err)
-		case set.digest != taken:
-			// A refused set is looked at again: its time may yet come.
-			svid, bundles, err := set.parse(s.now())
-			if err == nil {
-				taken = set.digest
-				s.replace(svid, bundles)
-			} else if set.digest != refused {
-				refused = set.digest
-				s.miss(err)
-			}
-		}
+		last = f.look(s, last)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -83,132 +57,140 @@ func (f Files) follow(ctx context.Context, s *Source) error {
 	}
 }
 
-// content is what was in the files at one look.
-type content struct {
-	cert, key, bundle pemFile
-	federated         map[spiffeid.TrustDomain]pemFile
-	digest            [sha256.Size]byte
+// look is what one look at the files has found.
+type look struct {
+	digest [sha256.Size]byte
+	err    error // what could not be taken
+	svid   *x509svid.SVID
+	bundle *x509bundle.Bundle
 }
 
-type pemFile struct {
-	path string
-	text []byte
-}
-
-func (f Files) read() (content, error) {
-	c := content{federated: map[spiffeid.TrustDomain]pemFile{}}
+// look takes what can be taken. Files that were taken whole before are not parsed again.
+func (f Files) look(s *Source, last look) look {
+	cert, errCert := readFile("certificate", f.Cert)
+	key, errKey := readFile("key", f.Key)
+	bundle, errBundle := readFile("bundle", f.Bundle)
+	next := look{svid: last.svid, bundle: last.bundle, err: errors.Join(errCert, errKey, errBundle)}
 	hash := sha256.New()
-	for _, file := range []struct {
-		what, path string
-		into       *pemFile
-	}{{"certificate", f.Cert, &c.cert}, {"key", f.Key, &c.key}, {"bundle", f.Bundle, &c.bundle}} {
-		got, err := readFile(file.what, file.path)
-		if err != nil {
-			return content{}, err
-		}
-		*file.into = got
-		fmt.Fprintf(hash, "%d\n%s", len(got.text), got.text)
+	for _, text := range [][]byte{cert, key, bundle} {
+		fmt.Fprintf(hash, "%d\n%s", len(text), text)
 	}
-	for _, name := range slices.Sorted(maps.Keys(f.Federated)) {
-		td, err := spiffeid.TrustDomainFromString(name)
-		if err != nil {
-			return content{}, fmt.Errorf("the federated trust domain %q: %w", name, err)
-		}
-		got, err := readFile("bundle of "+name, f.Federated[name])
-		if err != nil {
-			return content{}, err
-		}
-		c.federated[td] = got
-		fmt.Fprintf(hash, "%d\n%s", len(got.text), got.text)
+	hash.Sum(next.digest[:0])
+	if next.err == nil && last.err == nil && next.digest == last.digest {
+		s.confirm()
+		return last
 	}
-	hash.Sum(c.digest[:0])
-	return c, nil
+	var svid *x509svid.SVID // the one in the files, if there is one
+	if errCert == nil && errKey == nil {
+		var err error
+		svid, err = f.parseSVID(cert, key, last.svid)
+		next.err = errors.Join(next.err, err)
+	}
+	if errBundle == nil {
+		errBundle = next.take(f, svid, bundle, s.now())
+		next.err = errors.Join(next.err, errBundle)
+	} else if svid != nil && last.bundle != nil && f.fit(svid, last.bundle, s.now()) == nil {
+		next.svid = svid
+	}
+	f.report(s, last, next, errBundle == nil || errors.Is(errBundle, errFit))
+	return next
 }
 
-func readFile(what, path string) (pemFile, error) {
+// errFit: the SVID was not signed by an authority of the bundle, or not for now.
+var errFit = errors.New("do not fit together")
+
+// take takes the bundle, and the SVID when it fits. One that does not is left for the next look: its
+// bundle, or its time, may yet come.
+func (l *look) take(f Files, svid *x509svid.SVID, text []byte, now time.Time) error {
+	var misfit error
+	if svid != nil {
+		b, err := f.parseBundle(svid.ID.TrustDomain(), text, l.bundle)
+		if err != nil {
+			return err
+		}
+		if misfit = f.fit(svid, b, now); misfit == nil {
+			l.svid, l.bundle = svid, b
+			return nil
+		}
+	}
+	if l.svid == nil {
+		return misfit
+	}
+	b, err := f.parseBundle(l.svid.ID.TrustDomain(), text, l.bundle)
+	if err != nil {
+		return err
+	}
+	l.bundle = b
+	return misfit
+}
+
+// report hands on what has changed, and says what could not be taken, once for each content.
+func (f Files) report(s *Source, last, next look, heard bool) {
+	if next.svid != nil && (next.svid != last.svid || next.bundle != last.bundle) {
+		s.replace(next.svid, x509bundle.NewSet(next.bundle))
+	}
+	if heard {
+		s.confirm()
+	} else {
+		s.lose()
+	}
+	if next.err != nil && (last.err == nil || next.digest != last.digest || next.err.Error() != last.err.Error()) {
+		s.miss(next.err)
+	}
+}
+
+// parseSVID returns the one before when the chain is the same.
+func (f Files) parseSVID(cert, key []byte, before *x509svid.SVID) (*x509svid.SVID, error) {
+	if err := whole(cert); err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Cert, err)
+	}
+	if err := whole(key); err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Key, err)
+	}
+	svid, err := x509svid.Parse(cert, key)
+	if err != nil {
+		return nil, fmt.Errorf("%s with the key %s: %w (the key must be PKCS #8, BEGIN PRIVATE KEY)", f.Cert, f.Key, err)
+	}
+	if before != nil && slices.EqualFunc(before.Certificates, svid.Certificates, (*x509.Certificate).Equal) {
+		return before, nil
+	}
+	return svid, nil
+}
+
+// parseBundle returns the one before when it says the same.
+func (f Files) parseBundle(td spiffeid.TrustDomain, text []byte, before *x509bundle.Bundle) (*x509bundle.Bundle, error) {
+	d, err := parseBundle(td, text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Bundle, err)
+	}
+	if before != nil && before.Equal(d.bundle) {
+		return before, nil
+	}
+	return d.bundle, nil
+}
+
+func (f Files) fit(svid *x509svid.SVID, bundle *x509bundle.Bundle, now time.Time) error {
+	if _, _, err := x509svid.Verify(svid.Certificates, bundle, x509svid.WithTime(now)); err != nil {
+		return fmt.Errorf("%s and %s %w: %w", f.Cert, f.Bundle, errFit, err)
+	}
+	return nil
+}
+
+func readFile(what, path string) ([]byte, error) {
 	if path == "" {
-		return pemFile{}, fmt.Errorf("no %s file was named", what)
+		return nil, fmt.Errorf("no %s file was named", what)
 	}
 	file, err := os.Open(path)
 	if err != nil {
-		return pemFile{}, fmt.Errorf("the %s file: %w", what, err)
+		return nil, fmt.Errorf("the %s file: %w", what, err)
 	}
 	defer file.Close()
 	text, err := io.ReadAll(io.LimitReader(file, MaxFile+1))
 	if err != nil {
-		return pemFile{}, fmt.Errorf("the %s file: %w", what, err)
+		return nil, fmt.Errorf("the %s file: %w", what, err)
 	}
 	if len(text) > MaxFile {
-		return pemFile{}, fmt.Errorf("the %s file %s is larger than %d bytes", what, path, MaxFile)
+		return nil, fmt.Errorf("the %s file %s is larger than %d bytes", what, path, MaxFile)
 	}
-	return pemFile{path, text}, nil
-}
-
-// parse makes a trust of the files, or says what does not fit.
-func (c content) parse(now time.Time) (*x509svid.SVID, *x509bundle.Set, error) {
-	for _, file := range []pemFile{c.cert, c.key} {
-		if err := file.whole(); err != nil {
-			return nil, nil, err
-		}
-	}
-	svid, err := x509svid.Parse(c.cert.text, c.key.text)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%s with the key %s: %w (the key must be PKCS #8, BEGIN PRIVATE KEY)", c.cert.path, c.key.path, err)
-	}
-	own, err := c.bundle.authorities(svid.ID.TrustDomain())
-	if err != nil {
-		return nil, nil, err
-	}
-	bundles := x509bundle.NewSet(own)
-	for td, file := range c.federated {
-		if td == svid.ID.TrustDomain() {
-			return nil, nil, fmt.Errorf("%s is our own trust domain, so its bundle %s cannot be a federated one", td, file.path)
-		}
-		b, err := file.authorities(td)
-		if err != nil {
-			return nil, nil, err
-		}
-		bundles.Add(b)
-	}
-	if _, _, err := x509svid.Verify(svid.Certificates, bundles, x509svid.WithTime(now)); err != nil {
-		return nil, nil, fmt.Errorf("%s and %s do not fit together: %w", c.cert.path, c.bundle.path, err)
-	}
-	return svid, bundles, nil
-}
-
-// authorities wants certificates of authorities and nothing else. Empty is refused: a file is empty
-// when somebody is about to write it.
-func (f pemFile) authorities(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
-	if err := f.whole(); err != nil {
-		return nil, err
-	}
-	b, err := x509bundle.Parse(td, f.text)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", f.path, err)
-	}
-	if b.Empty() {
-		return nil, fmt.Errorf("%s has no certificate", f.path)
-	}
-	for _, authority := range b.X509Authorities() {
-		if !authority.IsCA {
-			return nil, fmt.Errorf("%s has a certificate that is not an authority's (serial number %x)", f.path, authority.SerialNumber)
-		}
-	}
-	return b, nil
-}
-
-// whole refuses a file that was cut: decoders of PEM pass over a block without an end.
-func (f pemFile) whole() error {
-	blocks, rest := 0, f.text
-	for {
-		block, after := pem.Decode(rest)
-		if block == nil {
-			break
-		}
-		blocks, rest = blocks+1, after
-	}
-	if blocks == 0 || blocks != bytes.Count(f.text, []byte("-----BEGIN ")) || len(bytes.TrimSpace(rest)) > 0 {
-		return fmt.Errorf("%s is not whole: it must be PEM blocks, with nothing after the last one", f.path)
-	}
-	return nil
+	return text, nil
 }

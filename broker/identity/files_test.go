@@ -8,7 +8,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"log/slog"
-	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -17,7 +16,6 @@ import (
 	"time"
 
 	"github.com/errandhq/errand/broker/identity"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // log keeps the text of warnings.
@@ -84,7 +82,9 @@ func TestHalfWrittenFiles(t *testing.T) {
 			}
 			source := follow(t, dir, said)
 			wait(t, source)
-			peer := root.issue(t, worker).certs()
+			waitFor(t, source, theirs)
+			peer, partner := root.issue(t, worker).certs(), other.issue(t, "spiffe://"+theirs+"/worker").certs()
+			before := source.Generation()
 
 			for name, text := range c.change {
 				if text == nil {
@@ -98,15 +98,17 @@ func TestHalfWrittenFiles(t *testing.T) {
 			eventually(t, "it is said what is wrong", func() bool {
 				return slices.ContainsFunc(said.warnings(), func(line string) bool { return strings.Contains(line, c.want) })
 			})
-			if _, err := source.Verify(peer, time.Now()); err != nil || source.Generation() != 1 {
-				t.Errorf("what there was is gone: %v, generation %d", err, source.Generation())
+			for _, certs := range [][]*x509.Certificate{peer, partner} {
+				if _, err := source.Verify(certs, time.Now()); err != nil || source.Generation() != before {
+					t.Errorf("what there was is gone: %v, generation %d", err, source.Generation())
+				}
 			}
 			// Once it is whole, it is taken.
 			for name, text := range good {
 				dir.write(name, text)
 			}
 			dir.write("bundle", certPEM(newAuthority(t).cert.Raw, root.cert.Raw))
-			eventually(t, "the whole set is taken", func() bool { return source.Generation() > 1 })
+			eventually(t, "the whole set is taken", func() bool { return source.Generation() > before })
 			if n := len(said.warnings()); n > 1+len(c.change)+1 {
 				t.Errorf("%d warnings:\n%s", n, said.warnings())
 			}
@@ -117,10 +119,10 @@ func TestHalfWrittenFiles(t *testing.T) {
 // follow follows the files cert, key, bundle and federated.
 func follow(t *testing.T, dir files, said *log) *identity.Source {
 	t.Helper()
-	source := identity.FromFiles(identity.Files{
-		Cert: dir.path("cert"), Key: dir.path("key"), Bundle: dir.path("bundle"),
-		Federated: map[string]string{theirs: dir.path("federated")}, Poll: poll,
-	}, said.logger())
+	source := fromFiles(dir.path("cert"), dir.path("key"), dir.path("bundle"), said)
+	if err := source.Federate(identity.Federation{TrustDomain: theirs, File: dir.path("federated")}); err != nil {
+		t.Fatal(err)
+	}
 	runSource(t, source)
 	return source
 }
@@ -149,9 +151,7 @@ func TestSaidOnce(t *testing.T) {
 		dir.write(name, text)
 	}
 	looks := &counter{}
-	source := identity.FromFiles(identity.Files{
-		Cert: dir.path("cert"), Key: dir.path("key"), Bundle: dir.path("bundle"), Poll: time.Millisecond,
-	}, said.logger())
+	source := fromFiles(dir.path("cert"), dir.path("key"), dir.path("bundle"), said)
 	source.Now = looks.now
 	runSource(t, source)
 	eventually(t, "it has looked often", func() bool { return looks.count() > 20 })
@@ -191,7 +191,7 @@ func TestFilesBeforeTheirTime(t *testing.T) {
 		dir.write(name, text)
 	}
 	clock := &clock{}
-	source := identity.FromFiles(identity.Files{Cert: dir.path("cert"), Key: dir.path("key"), Bundle: dir.path("bundle"), Poll: poll}, nil)
+	source := fromFiles(dir.path("cert"), dir.path("key"), dir.path("bundle"), nil)
 	source.Now = clock.now
 	runSource(t, source)
 	eventually(t, "it is refused", func() bool {
@@ -225,11 +225,9 @@ func TestFilesNamesWhatIsWrong(t *testing.T) {
 		"no certificate file was named": {Key: one, Bundle: two},
 		"no key file was named":         {Cert: one, Bundle: two},
 		"no bundle file was named":      {Cert: one, Key: one},
-		"Partner.Example":               {Cert: one, Key: one, Bundle: two, Federated: map[string]string{"Partner.Example": two}},
-		"our own trust domain":          {Cert: one, Key: one, Bundle: two, Federated: map[string]string{ours: two}},
 	} {
-		f.Poll = poll
 		source := identity.FromFiles(f, nil)
+		source.Poll = poll
 		stop := runSource(t, source)
 		eventually(t, "it says "+want, func() bool {
 			_, err := source.GetX509SVID()
@@ -241,23 +239,5 @@ func TestFilesNamesWhatIsWrong(t *testing.T) {
 			t.Errorf("Wait says %v; want %q", err, want)
 		}
 		stop()
-	}
-}
-
-// The caller's map may change afterwards.
-func TestFilesAreCopied(t *testing.T) {
-	root := newAuthority(t)
-	dir := files{t, t.TempDir()}
-	dir.writeSVID(root.issue(t, brokerID))
-	dir.write("bundle", certPEM(root.cert.Raw))
-	federated := map[string]string{theirs: dir.path("bundle")}
-	source := identity.FromFiles(identity.Files{
-		Cert: dir.path("svid.pem"), Key: dir.path("svid.pem"), Bundle: dir.path("bundle"), Federated: federated, Poll: poll,
-	}, nil)
-	maps.DeleteFunc(federated, func(string, string) bool { return true })
-	runSource(t, source)
-	wait(t, source)
-	if _, err := source.GetX509BundleForTrustDomain(spiffeid.RequireTrustDomainFromString(theirs)); err != nil {
-		t.Error(err)
 	}
 }

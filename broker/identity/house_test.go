@@ -101,19 +101,21 @@ func newHouse(t testing.TB, federated map[string]authority) *house {
 	h.files.writeSVID(h.root.issue(t, brokerID))
 	h.files.write("bundle.pem", certPEM(h.root.cert.Raw))
 	h.files.write(theirs, certPEM(h.partner.cert.Raw))
-	named := map[string]string{theirs: h.files.path(theirs)}
+	named := []identity.Federation{{TrustDomain: theirs, File: h.files.path(theirs)}}
 	for td, a := range federated {
-		name := spiffeid.RequireTrustDomainFromString(td).Name()
-		h.files.write("f"+name[:min(len(name), 16)], certPEM(a.cert.Raw))
-		named[name] = h.files.path("f" + name[:min(len(name), 16)])
+		h.files.write("f"+td[:min(len(td), 16)], certPEM(a.cert.Raw))
+		named = append(named, identity.Federation{TrustDomain: td, File: h.files.path("f" + td[:min(len(td), 16)])})
 	}
-	h.source = identity.FromFiles(identity.Files{
-		Cert: h.files.path("svid.pem"), Key: h.files.path("svid.pem"), Bundle: h.files.path("bundle.pem"),
-		Federated: named, Poll: poll,
-	}, nil)
+	h.source = fromFiles(h.files.path("svid.pem"), h.files.path("svid.pem"), h.files.path("bundle.pem"), nil)
+	if err := h.source.Federate(named...); err != nil {
+		t.Fatal(err)
+	}
 	h.source.Now = h.clock.now
 	runSource(t, h.source)
 	wait(t, h.source)
+	for _, f := range named {
+		waitFor(t, h.source, f.TrustDomain)
+	}
 	h.addr = serve(t, &http.Server{Handler: h, TLSConfig: identity.ServerTLS(h.source), ConnContext: identity.ConnContext})
 	return h
 }
@@ -202,6 +204,29 @@ func (h *house) refuses(config *tls.Config) {
 		h.t.Error("a request was handled")
 	}
 	h.good()
+}
+
+// fromFiles makes a Source that looks often.
+func fromFiles(cert, key, bundle string, said *log) *identity.Source {
+	var logger *slog.Logger
+	if said != nil {
+		logger = said.logger()
+	}
+	source := identity.FromFiles(identity.Files{Cert: cert, Key: key, Bundle: bundle}, logger)
+	source.Poll = poll
+	return source
+}
+
+// waitFor waits for the bundle of a trust domain.
+func waitFor(t testing.TB, s *identity.Source, td string) {
+	t.Helper()
+	eventually(t, td+" is trusted", func() bool { return trusts(s, td) })
+}
+
+// trusts reports whether somebody of the trust domain may be believed.
+func trusts(s *identity.Source, td string) bool {
+	b, err := s.GetX509BundleForTrustDomain(spiffeid.RequireTrustDomainFromString(td))
+	return err == nil && !b.Empty()
 }
 
 func runSource(t testing.TB, s *identity.Source) (stop func()) {

@@ -258,7 +258,7 @@ func shown(t *testing.T, h *house, peer *svid) string {
 // Before the first SVID nobody is served and nobody is believed.
 func TestNothingYet(t *testing.T) {
 	dir := files{t, t.TempDir()}
-	source := identity.FromFiles(identity.Files{Cert: dir.path("c"), Key: dir.path("k"), Bundle: dir.path("b"), Poll: poll}, nil)
+	source := fromFiles(dir.path("c"), dir.path("k"), dir.path("b"), nil)
 	runSource(t, source)
 	addr := serve(t, &http.Server{Handler: http.NotFoundHandler(), TLSConfig: identity.ServerTLS(source)})
 	if conn, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true}); err == nil {

@@ -62,6 +62,7 @@ func (a workloadAPI) follow(ctx context.Context, s *Source) error {
 			// A repetition would be refused too (SPIFFE Workload API, §4.2).
 			return fmt.Errorf("it refuses to answer: %w", err)
 		}
+		s.lose()
 		// The client gives up when the other side says that the call was canceled, as an agent does
 		// that stops. It will be back.
 		select {
@@ -81,6 +82,7 @@ func (w watcher) OnX509ContextUpdate(update *workloadapi.X509Context) {
 }
 
 func (w watcher) OnX509ContextWatchError(err error) {
+	w.source.lose()
 	if status.Code(err) != codes.Canceled {
 		w.source.missAgain(err)
 	}
@@ -89,14 +91,17 @@ func (w watcher) OnX509ContextWatchError(err error) {
 // retries is the pause before each attempt: twice the one before, up to maxRetry.
 type retries struct{}
 
-func (retries) NewBackoff() workloadapi.Backoff { return &pause{next: minRetry} }
+func (retries) NewBackoff() workloadapi.Backoff { return newPause(minRetry, maxRetry) }
 
-type pause struct{ next time.Duration }
+// pause doubles from first to longest.
+type pause struct{ first, longest, next time.Duration }
+
+func newPause(first, longest time.Duration) *pause { return &pause{first, longest, first} }
 
 func (p *pause) Next() time.Duration {
 	now := p.next
-	p.next = min(2*now, maxRetry)
+	p.next = min(2*now, p.longest)
 	return now
 }
 
-func (p *pause) Reset() { p.next = minRetry }
+func (p *pause) Reset() { p.next = p.first }
