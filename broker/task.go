@@ -82,7 +82,7 @@ const (
 	Canceled  State = "canceled"  // the caller gave up, or the task above ended
 	Lapsed    State = "lapsed"    // heartbeats stopped for longer than the lease
 	Expired   State = "expired"   // the deadline passed
-	Revoked   State = "revoked"   // an operator
+	Revoked   State = "revoked"   // an operator, or the trust domain was withdrawn
 )
 
 // Final reports whether nothing follows.
@@ -98,7 +98,8 @@ const (
 	CauseDeadline Cause = "deadline"
 	CauseParent   Cause = "parent"
 	CauseOperator Cause = "operator"
-	CauseAudit    Cause = "audit" // it could not be recorded, so it must not be
+	CauseIdentity Cause = "identity" // its trust domain is not trusted any more
+	CauseAudit    Cause = "audit"    // it could not be recorded, so it must not be
 	CauseSigning  Cause = "signing"
 )
 
