@@ -23,6 +23,7 @@ import (
 	"github.com/errandhq/errand/broker/server"
 	"github.com/errandhq/errand/sdk/wire"
 	"github.com/errandhq/errand/store/memory"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/goleak"
 )
@@ -42,6 +43,7 @@ audiences:
   - {name: files, owner: team-shop, scopes: ["files:write"], servers: [spiffe://prod/files]}
 workloads:
   - {id: spiffe://prod/report, owner: team-fin, purpose: exports, ceiling: {orders: ["orders:read"], files: ["files:write"]}}
+  - {id: spiffe://partner/agent, owner: team-partner, purpose: their agents, ceiling: {orders: ["orders:read"]}}
   - {id: spiffe://prod/night, owner: team-fin, purpose: batches, ceiling: {orders: ["orders:read"]}}
 `
 
@@ -68,6 +70,7 @@ type replica struct {
 	*server.Server
 	t       testing.TB
 	ca      *devmode.CA
+	agent   *devmode.WorkloadAPI
 	dir     string
 	logs    *output
 	store   *memory.Store
@@ -76,7 +79,8 @@ type replica struct {
 	stop    func() // ends Run, without waiting
 }
 
-func start(t testing.TB) *replica {
+// start starts a replica; federated are the bundles that its Workload API has beside our own.
+func start(t testing.TB, federated ...*x509bundle.Bundle) *replica {
 	t.Helper()
 	ca, err := devmode.NewCA("prod", devmode.Options{})
 	if err != nil {
@@ -87,6 +91,7 @@ func start(t testing.TB) *replica {
 		t.Fatal(err)
 	}
 	api := devmode.NewWorkloadAPI(ca, dir, time.Hour)
+	api.Federate(federated...)
 	socket, err := api.Add(spiffeid.RequireFromString(brokerID))
 	if err != nil {
 		t.Fatal(err)
@@ -100,27 +105,27 @@ func start(t testing.TB) *replica {
 		os.RemoveAll(dir)
 	})
 	r := startWith(t, dir, identity.FromWorkloadAPI(socket, slog.New(slog.DiscardHandler)))
-	r.ca = ca
+	r.ca, r.agent = ca, api
 	return r
 }
 
 // startWith starts a replica with another source of its identity.
-func startWith(t testing.TB, dir string, source *identity.Source) *replica {
+func startWith(t testing.TB, dir string, source *identity.Source, edits ...func(*server.Config)) *replica {
 	t.Helper()
 	r := &replica{t: t, dir: dir, logs: &output{}}
-	known, err := registry.Parse([]byte(inventory))
-	if err != nil {
-		t.Fatal(err)
-	}
+	var err error
 	if r.store, err = memory.New(memory.Config{}); err != nil {
 		t.Fatal(err)
 	}
-	r.Server, err = server.New(server.Config{
+	config := server.Config{
 		Store: r.store, WorkloadAddr: "127.0.0.1:0", PublicAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0",
-		Identity: source, Registry: known, AuditLog: filepath.Join(dir, "audit.jsonl"),
-		Logger: r.logger(),
-	})
-	if err != nil {
+		Identity: source, Registry: known(t), AuditLog: filepath.Join(dir, "audit.jsonl"),
+		Logger: r.logger(), Withdrawal: 50 * time.Millisecond,
+	}
+	for _, edit := range edits {
+		edit(&config)
+	}
+	if r.Server, err = server.New(config); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
@@ -140,6 +145,15 @@ func startWith(t testing.TB, dir string, source *identity.Source) *replica {
 		t.Fatal(err)
 	}
 	r.eventually("the replica is ready", func() bool { return r.Ready() == nil })
+	return r
+}
+
+func known(t testing.TB) *registry.Registry {
+	t.Helper()
+	r, err := registry.Parse([]byte(inventory))
+	if err != nil {
+		t.Fatal(err)
+	}
 	return r
 }
 

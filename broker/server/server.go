@@ -55,6 +55,10 @@ type Config struct {
 	AuditLog string             // the audit log's path. Required.
 	Store    broker.Store       // Optional: a memory store, whose content ends with the replica.
 
+	// Withdrawal is how long a trust domain must have been without trust before its tasks end: time
+	// for a mistake to be mended, while its workloads are refused already. Optional: DefaultWithdrawal.
+	Withdrawal time.Duration
+
 	Algorithm keys.Algorithm // Optional: ES256.
 	KeyPeriod time.Duration  // How long a key signs. Optional: keys.DefaultPeriod.
 	Logger    *slog.Logger   // Optional: discards.
@@ -130,6 +134,12 @@ func (c *Config) complete() error {
 	}
 	if !IsLoopback(c.OpsAddr) {
 		return &ConfigError{"OpsAddr", fmt.Errorf("the ops address is %q; it must be a loopback address with a port, as %s", c.OpsAddr, DefaultOpsAddr)}
+	}
+	if c.Withdrawal == 0 {
+		c.Withdrawal = DefaultWithdrawal
+	}
+	if c.Withdrawal < 0 || c.Withdrawal > MaxWithdrawal {
+		return fmt.Errorf("server: Withdrawal is %v; it must be at most %v, or zero for %v", c.Withdrawal, MaxWithdrawal, DefaultWithdrawal)
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -253,6 +263,9 @@ func (s *Server) Ready() error {
 	if !s.config.Now().Before(svid.Certificates[0].NotAfter) {
 		return fmt.Errorf("%w: the replica's own SVID has expired", broker.ErrNotReady)
 	}
+	if _, err := s.config.Identity.GetX509BundleForTrustDomain(svid.ID.TrustDomain()); err != nil {
+		return fmt.Errorf("%w: the replica's own trust bundle is too old: %w", broker.ErrNotReady, err)
+	}
 	return nil
 }
 
@@ -262,7 +275,7 @@ func (s *Server) Run(ctx context.Context) error {
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	work, failed := errgroup.WithContext(inner)
-	for _, run := range []func(context.Context) error{s.config.Identity.Run, s.ring.Run, s.broker.Run} {
+	for _, run := range []func(context.Context) error{s.config.Identity.Run, s.ring.Run, s.broker.Run, s.watchTrust} {
 		work.Go(func() error { return run(failed) })
 	}
 	for _, at := range s.servers {

@@ -1,0 +1,128 @@
+package server
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/errandhq/errand/broker/httpapi"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+const (
+	// DefaultWithdrawal is how long a trust domain must have been without trust before its tasks end.
+	DefaultWithdrawal = 5 * time.Second
+	MaxWithdrawal     = time.Hour
+
+	// trustTick is how often the trust domains are looked at; it costs no call of the store.
+	trustTick = time.Second
+
+	// lateBegins is how long after a domain has lost its trust a request that came before may still
+	// begin a task in its name.
+	lateBegins = httpapi.WriteTimeout + 5*time.Second
+)
+
+// trustWatch ends the tasks of the trust domains that are not trusted any more. It looks at all active
+// tasks when a replica starts, which is how a domain that was taken out of the configuration is
+// noticed, and when a domain has lost its trust; and again until none is found that should not be
+// there. A store that fails only delays it: the domain's workloads are refused all the while.
+type trustWatch struct {
+	*Server
+	held  map[spiffeid.TrustDomain]time.Time // when each domain was held last
+	began time.Time                          // of the first look that found trust
+	last  time.Time                          // of the last look
+	next  time.Time                          // when to look at the tasks; zero for never
+	until time.Time                          // until when to look again even if there was nothing
+}
+
+// watchTrust runs until ctx ends.
+func (s *Server) watchTrust(ctx context.Context) error {
+	w := &trustWatch{Server: s, held: map[spiffeid.TrustDomain]time.Time{}}
+	tick := time.NewTicker(min(trustTick, s.config.Withdrawal))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		w.look(ctx, s.config.Now())
+	}
+}
+
+// look notices what has lost its trust, and looks at the tasks when it is time.
+func (w *trustWatch) look(ctx context.Context, now time.Time) {
+	if !w.notice(now) || now.Before(w.next) {
+		return
+	}
+	clean := w.withdraw(ctx, now)
+	w.next = now.Add(w.config.Withdrawal)
+	if clean && now.After(w.until) {
+		w.next = time.Time{}
+		maps.DeleteFunc(w.held, func(_ spiffeid.TrustDomain, at time.Time) bool { return at.Before(now) })
+	}
+}
+
+// notice reports whether the tasks are to be looked at, now or later.
+func (w *trustWatch) notice(now time.Time) bool {
+	domains := w.config.Identity.Held()
+	if domains == nil {
+		return false // nothing is known yet
+	}
+	for _, td := range domains {
+		w.held[td] = now
+	}
+	lost := w.began.IsZero()
+	if lost {
+		w.began = now
+	}
+	for _, at := range w.held {
+		lost = lost || at.Equal(w.last) && at.Before(now)
+	}
+	w.last = now
+	if lost {
+		w.until = now.Add(w.config.Withdrawal + lateBegins)
+		if w.next.IsZero() {
+			w.next = now.Add(w.config.Withdrawal)
+		}
+	}
+	return !w.next.IsZero()
+}
+
+// withdraw ends the tasks of each trust domain that has been without trust for long enough, and
+// reports whether there was nothing to do, now or later.
+func (w *trustWatch) withdraw(ctx context.Context, now time.Time) (clean bool) {
+	domains, err := w.broker.TrustDomains(ctx)
+	if err != nil {
+		w.failed(ctx, err)
+		return false
+	}
+	clean = true
+	for _, td := range domains {
+		if slices.Contains(w.config.Identity.Held(), td) {
+			continue
+		}
+		clean = false
+		since, known := w.held[td]
+		if !known {
+			since = w.began
+		}
+		if now.Sub(since) < w.config.Withdrawal {
+			continue
+		}
+		ended, err := w.broker.Withdraw(ctx, td)
+		if err != nil {
+			w.failed(ctx, err)
+			continue
+		}
+		w.config.Logger.Warn("a trust domain is not trusted any more, and its tasks have been ended", "trust_domain", td.Name(), "tasks", ended)
+	}
+	return clean
+}
+
+func (w *trustWatch) failed(ctx context.Context, err error) {
+	if ctx.Err() == nil {
+		w.config.Logger.Error("the tasks of a trust domain that is not trusted any more could not all be ended; it is tried again", "error", err)
+	}
+}
