@@ -36,7 +36,7 @@ func (f *foreign) fetch(ctx context.Context, s *Source) (document, error) {
 		DisableKeepAlives: true, MaxResponseHeaderBytes: maxHeader,
 	}
 	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, Timeout: FetchTimeout, CheckRedirect: stay}
+	client := &http.Client{Transport: transport, Timeout: s.fetch, CheckRedirect: stay}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, f.URL, http.NoBody)
 	if err != nil {
 		return document{}, err

@@ -63,11 +63,19 @@ func (f files) writeSVID(i svid) {
 type clock struct {
 	mu sync.Mutex
 	at time.Time
+	n  int
+}
+
+func (c *clock) reads() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.n
 }
 
 func (c *clock) now() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.n++
 	if c.at.IsZero() {
 		return time.Now()
 	}

@@ -43,7 +43,8 @@ type Source struct {
 	Now func() time.Time
 
 	from    origin
-	foreign []*foreign // what Federate has named
+	foreign []*foreign    // what Federate has named
+	fetch   time.Duration // FetchTimeout
 	log     *slog.Logger
 
 	current atomic.Pointer[trust]
@@ -83,7 +84,7 @@ func newSource(from origin, log *slog.Logger) *Source {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Source{from: from, log: log, ready: make(chan struct{}), ended: make(chan struct{})}
+	return &Source{from: from, fetch: FetchTimeout, log: log, ready: make(chan struct{}), ended: make(chan struct{})}
 }
 
 // String names where the SVID comes from.

@@ -125,7 +125,9 @@ func checkKey(c *x509.Certificate) error {
 	return fmt.Errorf("a key of an algorithm that is not allowed (%v); use ECDSA, Ed25519 or RSA", c.PublicKeyAlgorithm)
 }
 
-// checkLeaf has what go-spiffe does not look at (X509-SVID, §4.3 and §4.4).
+// checkLeaf has what go-spiffe does not look at (X509-SVID, §4.3 and §4.4). Whether the key usage is
+// marked critical is left to issuers, who must mark it: §5.2 does not have validators look, and to one
+// that heeds the extension in any case the mark says nothing.
 func (s *Source) checkLeaf(leaf *x509.Certificate) error {
 	longest := s.MaxSVIDLife
 	if longest == 0 {

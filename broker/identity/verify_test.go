@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"math/bits"
 	"net"
 	"strings"
 	"testing"
@@ -79,6 +80,19 @@ func (h *house) verify(certs []*x509.Certificate, want string) {
 
 func usage(u x509.KeyUsage) edit { return func(c *x509.Certificate) { c.KeyUsage = u } }
 
+// mild sets a key usage without marking it critical, which crypto/x509 does by itself.
+func mild(u x509.KeyUsage) edit {
+	return func(c *x509.Certificate) {
+		usage := asn1.BitString{Bytes: []byte{bits.Reverse8(byte(u))}, BitLength: 8}
+		value, err := asn1.Marshal(usage)
+		if err != nil {
+			panic(err)
+		}
+		c.KeyUsage = 0
+		c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 15}, Value: value})
+	}
+}
+
 func uses(u ...x509.ExtKeyUsage) edit { return func(c *x509.Certificate) { c.ExtKeyUsage = u } }
 
 func lives(from, to time.Duration) edit {
@@ -126,6 +140,9 @@ func TestSVIDs(t *testing.T) {
 		{"14 cRLSign", root.issue(t, worker, usage(x509.KeyUsageDigitalSignature|x509.KeyUsageCRLSign)), "KeyCrlSign"},
 		{"15 no digitalSignature", root.issue(t, worker, usage(x509.KeyUsageKeyAgreement)), "digitalSignature"},
 		{"15 no key usage at all", root.issue(t, worker, usage(0)), "digitalSignature"},
+		{"15 key usage that is not critical", root.issue(t, worker, mild(x509.KeyUsageDigitalSignature)), ""},
+		{"15 the same without digitalSignature", root.issue(t, worker, mild(x509.KeyUsageKeyAgreement)), "digitalSignature"},
+		{"13 the same with keyCertSign", root.issue(t, worker, mild(x509.KeyUsageDigitalSignature|x509.KeyUsageCertSign)), "KeyCertSign"},
 		{"34 serverAuth only", root.issue(t, worker, uses(x509.ExtKeyUsageServerAuth)), "clientAuth"},
 		{"34 any use", root.issue(t, worker, uses(x509.ExtKeyUsageAny)), "clientAuth"},
 		{"34 unknown use", root.issue(t, worker, uses(), func(c *x509.Certificate) {
