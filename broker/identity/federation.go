@@ -52,59 +52,74 @@ type Federation struct {
 	MaxAge time.Duration
 }
 
-// Validate returns what is wrong, with the field's name.
+// FederationError is a mistake in a Federation.
+type FederationError struct {
+	Index  int    // in what Federate was given
+	Field  string // of Federation, as "MaxAge"
+	Detail string // reads on from the field
+}
+
+func (e *FederationError) Error() string {
+	return fmt.Sprintf("identity: federation %d: %s %s", e.Index, e.Field, e.Detail)
+}
+
+func wrong(field, format string, args ...any) error {
+	return &FederationError{Field: field, Detail: fmt.Sprintf(format, args...)}
+}
+
+// Validate returns a *FederationError, or nil.
 func (f Federation) Validate() error {
 	td, err := spiffeid.TrustDomainFromString(f.TrustDomain)
 	switch {
 	case err != nil || td.Name() != f.TrustDomain:
-		return fmt.Errorf("TrustDomain is %q; it must be a name as partner.example, of lower-case letters, digits, '.', '-' and '_'", f.TrustDomain)
+		return wrong("TrustDomain", "is %q; it must be a name as partner.example, of lower-case letters, digits, '.', '-' and '_'", f.TrustDomain)
 	case len(f.TrustDomain) > MaxTrustDomain:
-		return fmt.Errorf("TrustDomain has %d bytes; at most %d are allowed", len(f.TrustDomain), MaxTrustDomain)
-	case (f.File == "") == (f.URL == ""):
-		return errors.New("File and URL: name exactly one of them")
+		return wrong("TrustDomain", "has %d bytes; at most %d are allowed", len(f.TrustDomain), MaxTrustDomain)
+	case f.File == "" && f.URL == "":
+		return wrong("File", "is missing, and so is URL; name one of them")
+	case f.File != "" && f.URL != "":
+		return wrong("File", "is set, and so is URL; name one of them")
 	}
 	if err := checkAge(&f.MaxAge); err != nil {
-		return fmt.Errorf("MaxAge %w", err)
+		return wrong("MaxAge", "%v", err)
 	}
 	if f.File != "" {
-		if f.Profile != "" || f.CAFile != "" || f.EndpointID != "" || f.Bootstrap != "" {
-			return errors.New("Profile, CAFile, EndpointID and Bootstrap are for a URL; leave them out with File")
-		}
-		return nil
+		return f.onlyFor("a URL", "Profile", "CAFile", "EndpointID", "Bootstrap")
 	}
-	return f.validateEndpoint(td)
-}
-
-func (f Federation) validateEndpoint(td spiffeid.TrustDomain) error {
 	if u, err := url.Parse(f.URL); err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.Fragment != "" {
-		return fmt.Errorf("URL is %q; it must be https:// with a host, and without a user or a fragment", f.URL)
+		return wrong("URL", "is not https:// with a host, and without a user or a fragment")
 	}
 	switch f.Profile {
 	case HTTPSWeb:
-		if f.EndpointID != "" || f.Bootstrap != "" {
-			return fmt.Errorf("EndpointID and Bootstrap are for the profile %s; leave them out with %s", HTTPSSPIFFE, HTTPSWeb)
-		}
+		return f.onlyFor(string(HTTPSSPIFFE), "EndpointID", "Bootstrap")
 	case HTTPSSPIFFE:
 		id, err := spiffeid.FromString(f.EndpointID)
 		if err != nil || !id.MemberOf(td) || id.Path() == "" {
-			return fmt.Errorf("EndpointID is %q; it must be a SPIFFE ID with a path in the trust domain %s", f.EndpointID, td)
+			return wrong("EndpointID", "is %q; it must be a SPIFFE ID with a path in the trust domain %s", f.EndpointID, td)
 		}
 		if f.Bootstrap == "" {
-			return fmt.Errorf("Bootstrap is empty; the profile %s needs a file with a bundle of %s to know the endpoint by", HTTPSSPIFFE, td)
+			return wrong("Bootstrap", "is missing; it is a file with a bundle of %s, to know the endpoint by", td)
 		}
-		if f.CAFile != "" {
-			return fmt.Errorf("CAFile is for the profile %s; leave it out with %s", HTTPSWeb, HTTPSSPIFFE)
+		return f.onlyFor(string(HTTPSWeb), "CAFile")
+	}
+	return wrong("Profile", "is %q; it must be %s or %s", f.Profile, HTTPSWeb, HTTPSSPIFFE)
+}
+
+// onlyFor wants fields to be empty that are for something else.
+func (f Federation) onlyFor(what string, fields ...string) error {
+	set := map[string]bool{"Profile": f.Profile != "", "CAFile": f.CAFile != "", "EndpointID": f.EndpointID != "", "Bootstrap": f.Bootstrap != ""}
+	for _, field := range fields {
+		if set[field] {
+			return wrong(field, "is for %s; leave it out", what)
 		}
-	default:
-		return fmt.Errorf("Profile is %q; it must be %s or %s", f.Profile, HTTPSWeb, HTTPSSPIFFE)
 	}
 	return nil
 }
 
 // Federate names the trust domains that are trusted beside our own, by bundles from elsewhere than
 // the source itself. Each is trusted by the bundle from there alone, whatever the Workload API has for
-// it. It replaces what an earlier call has named; call it before Run. The error names the entry and
-// the field.
+// it. It replaces what an earlier call has named; call it before Run. A mistake in an entry is a
+// *FederationError.
 func (s *Source) Federate(list ...Federation) error {
 	if s.started.Load() {
 		return errors.New("identity: Federate comes before Run")
@@ -117,10 +132,11 @@ func (s *Source) Federate(list ...Federation) error {
 	for i, f := range list {
 		err := f.Validate()
 		if err == nil && seen[f.TrustDomain] {
-			err = errors.New("TrustDomain is named twice")
+			err = wrong("TrustDomain", "is %q, which another one names already", f.TrustDomain)
 		}
-		if err != nil {
-			return fmt.Errorf("identity: federation[%d] (%s): %w", i, f.TrustDomain, err)
+		if mistake, ok := errors.AsType[*FederationError](err); ok {
+			mistake.Index = i
+			return mistake
 		}
 		seen[f.TrustDomain] = true
 		if f.MaxAge == 0 {

@@ -639,10 +639,10 @@ func TestFederationNamesWhatIsWrong(t *testing.T) {
 		{"file", func(f *identity.Federation) { f.TrustDomain = "spiffe://" + theirs }, "TrustDomain is"},
 		{"file", func(f *identity.Federation) { f.TrustDomain = strings.Repeat("d", identity.MaxTrustDomain) }, ""},
 		{"file", func(f *identity.Federation) { f.TrustDomain = strings.Repeat("d", identity.MaxTrustDomain+1) }, "TrustDomain has 256"},
-		{"file", func(f *identity.Federation) { f.URL = "https://a.example" }, "File and URL"},
-		{"file", func(f *identity.Federation) { f.File = "" }, "File and URL"},
-		{"file", func(f *identity.Federation) { f.Profile = identity.HTTPSWeb }, "Profile, CAFile"},
-		{"file", func(f *identity.Federation) { f.Bootstrap = "f" }, "Bootstrap"},
+		{"file", func(f *identity.Federation) { f.URL = "https://a.example" }, "File is set"},
+		{"file", func(f *identity.Federation) { f.File = "" }, "File is missing"},
+		{"file", func(f *identity.Federation) { f.Profile = identity.HTTPSWeb }, "Profile is for a URL"},
+		{"file", func(f *identity.Federation) { f.Bootstrap = "f" }, "Bootstrap is for a URL"},
 		{"file", func(f *identity.Federation) { f.MaxAge = identity.MinMaxAge }, ""},
 		{"file", func(f *identity.Federation) { f.MaxAge = identity.MinMaxAge - 1 }, "MaxAge is"},
 		{"file", func(f *identity.Federation) { f.MaxAge = identity.MaxMaxAge }, ""},
@@ -652,18 +652,18 @@ func TestFederationNamesWhatIsWrong(t *testing.T) {
 		{"https_web", func(f *identity.Federation) { f.URL = "https:///x" }, "URL is"},
 		{"https_web", func(f *identity.Federation) { f.URL = "https://a.example/#x" }, "URL is"},
 		{"https_web", func(f *identity.Federation) { f.Profile = "" }, "Profile is"},
-		{"https_web", func(f *identity.Federation) { f.EndpointID = endpointID }, "EndpointID and Bootstrap"},
+		{"https_web", func(f *identity.Federation) { f.EndpointID = endpointID }, "EndpointID is for https_spiffe"},
 		{"https_spiffe", func(f *identity.Federation) { f.EndpointID = "" }, "EndpointID is"},
 		{"https_spiffe", func(f *identity.Federation) { f.EndpointID = "spiffe://" + theirs }, "EndpointID is"},
 		{"https_spiffe", func(f *identity.Federation) { f.EndpointID = worker }, "EndpointID is"},
 		{"https_spiffe", func(f *identity.Federation) { f.Bootstrap = "" }, "Bootstrap is"},
-		{"https_spiffe", func(f *identity.Federation) { f.CAFile = "f" }, "CAFile is"},
+		{"https_spiffe", func(f *identity.Federation) { f.CAFile = "f" }, "CAFile is for https_web"},
 	} {
 		f := good[c.of]
 		c.edit(&f)
 		source := identity.FromWorkloadAPI("", nil)
 		err := source.Federate(identity.Federation{TrustDomain: "first.example", File: "f"}, f)
-		if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "federation[1]")) {
+		if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "federation 1: ")) {
 			t.Errorf("%+v: %v; want %q", f, err, c.want)
 		}
 	}
@@ -681,7 +681,7 @@ func TestFederationIsBounded(t *testing.T) {
 	if err := source.Federate(all...); err == nil || !strings.Contains(err.Error(), "at most 100") {
 		t.Errorf("one more: %v", err)
 	}
-	if err := source.Federate(all[0], all[0]); err == nil || !strings.Contains(err.Error(), "twice") {
+	if err := source.Federate(all[0], all[0]); err == nil || !strings.Contains(err.Error(), "already") {
 		t.Errorf("one twice: %v", err)
 	}
 	source.MaxAge = identity.MinMaxAge - 1

@@ -139,7 +139,7 @@ func (c *Config) complete() error {
 		c.Withdrawal = DefaultWithdrawal
 	}
 	if c.Withdrawal < 0 || c.Withdrawal > MaxWithdrawal {
-		return fmt.Errorf("server: Withdrawal is %v; it must be at most %v, or zero for %v", c.Withdrawal, MaxWithdrawal, DefaultWithdrawal)
+		return &ConfigError{"Withdrawal", fmt.Errorf("withdrawal is %v; it must be at most %v, or zero for %v", c.Withdrawal, MaxWithdrawal, DefaultWithdrawal)}
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

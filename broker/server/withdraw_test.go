@@ -241,7 +241,7 @@ func TestWithdrawalIsBounded(t *testing.T) {
 			Identity: identity.FromFiles(a.files(dir, a.issue(brokerID, nil)), nil), Registry: known(t), Withdrawal: d,
 		}
 		s, err := server.New(c)
-		if (err == nil) != good || err != nil && !strings.Contains(err.Error(), "Withdrawal") {
+		if mistake, ok := errors.AsType[*server.ConfigError](err); (err == nil) != good || err != nil && (!ok || mistake.Field != "Withdrawal") {
 			t.Errorf("%v: %v", d, err)
 		}
 		if err == nil {
