@@ -41,6 +41,8 @@ var (
 	ErrAudit = errors.New("audit log unavailable")
 	// ErrSigning: no key can sign now.
 	ErrSigning = errors.New("signing unavailable")
+	// ErrTooEarly: verifiers may not have the next key yet; the error says from when on they do.
+	ErrTooEarly = errors.New("too early to rotate")
 	// ErrNotReady: the broker has not read the store's feed yet, or has lost it.
 	ErrNotReady = errors.New("broker not ready")
 )

@@ -14,6 +14,7 @@ const (
 	EventGrantRevoked EventKind = "grant.revoked"
 	EventRevoked      EventKind = "selector.revoked"
 	EventKeyRevoked   EventKind = "key.revoked"
+	EventKeyRotated   EventKind = "key.rotated"
 	EventLocked       EventKind = "lock.added"
 	EventLifted       EventKind = "lock.lifted"
 )

@@ -25,9 +25,12 @@ type Minter interface {
 	// Draft writes the claims and picks the key. ErrSigning when there is none, ErrInvalid when the
 	// token would be too large for verifiers.
 	Draft(context.Context, Task, Grant) (Draft, error)
-	// Retire takes a key out of use at once and stops publishing it. ErrNotFound when there is no
-	// such key.
+	// Retire takes a key out of use at once and stops publishing it; doing it again is no error.
+	// ErrNotFound when there is no such key.
 	Retire(kid string) error
+	// Rotate makes the next key the active one now, and returns its kid. ErrTooEarly while verifiers
+	// may not have it yet.
+	Rotate() (kid string, err error)
 }
 
 // Draft is a token that lacks its signature.

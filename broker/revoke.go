@@ -14,8 +14,9 @@ type Revocation struct {
 	Key      string // a kid: every token that it signed
 	All      bool   // every token that was issued before now
 
-	Actor  string // who says so
-	Reason string // why; required
+	Actor   string // who says so
+	Address string // the peer's
+	Reason  string // why; required
 }
 
 // Revoke makes tokens dead: a task's with everything below it, one grant's, or those that a selector
@@ -45,7 +46,7 @@ func (b *Broker) Revoke(ctx context.Context, r Revocation) (Receipt, error) {
 	end.Task, end.Grant, end.Selector, end.Key = r.Task, r.Grant, r.Selector, r.Key
 	switch end.Kind {
 	case TargetTask, TargetGrant:
-		return b.endOne(ctx, r.Actor, "", end)
+		return b.endOne(ctx, r.Actor, r.Address, end)
 	case TargetSelector:
 		if err := r.Selector.Validate(); err != nil {
 			return Receipt{}, err
@@ -59,7 +60,7 @@ func (b *Broker) Revoke(ctx context.Context, r Revocation) (Receipt, error) {
 			return Receipt{}, err
 		}
 	}
-	return b.control(ctx, end, Event{Kind: kind, Actor: r.Actor, Reason: r.Reason, Selector: r.Selector, Key: r.Key})
+	return b.control(ctx, end, Event{Kind: kind, Actor: r.Actor, Address: r.Address, Reason: r.Reason, Selector: r.Selector, Key: r.Key})
 }
 
 // Lock denies new tasks and tokens to what the selector matches, until it expires. Tokens that are

@@ -13,15 +13,20 @@ import (
 	"github.com/errandhq/errand/sdk/wire"
 )
 
-// Config has what the API stands on. All but Logger, Metrics and Observe are required.
+// Config has what the API stands on. All but AllKeys, Operators, Logger, Metrics and Observe are
+// required.
 type Config struct {
 	Broker   *broker.Broker
 	Registry broker.Registry
 	Feed     *feed.Feed
 	Keys     func() keys.Set
+	AllKeys  func() []keys.Key // for operators; required when there are any
 
 	// Identify returns the verdict on the peer of a request.
 	Identify func(*http.Request) (broker.Workload, error)
+
+	// Operators may use the operator listener.
+	Operators Operators
 
 	Issuer    string // the public listener's URL; the iss of every token
 	BrokerURL string // the workload listener's URL
@@ -44,6 +49,9 @@ type API struct {
 func New(c Config) (*API, error) {
 	if c.Broker == nil || c.Registry == nil || c.Feed == nil || c.Keys == nil || c.Identify == nil || c.Ready == nil {
 		return nil, errors.New("httpapi: Broker, Registry, Feed, Keys, Identify and Ready are required")
+	}
+	if len(c.Operators) > 0 && c.AllKeys == nil {
+		return nil, errors.New("httpapi: AllKeys is required when there are operators")
 	}
 	if c.Issuer == "" || c.BrokerURL == "" {
 		return nil, errors.New("httpapi: Issuer and BrokerURL are required")

@@ -21,13 +21,14 @@ type router struct {
 	api      *API
 	listener string
 	echo     *echo.Echo
-	routes   map[string]bool // by echo's path
+	routes   map[string]bool     // by echo's path
+	guard    echo.MiddlewareFunc // of the routes that are added, before their bodies are read; nil for none
 }
 
 type workloadKey struct{}
 
-// router makes the routes' home. guard, when set, runs before anything of the request is read.
-func (a *API) router(listener string, guard echo.MiddlewareFunc) *router {
+// router makes the routes' home. identify, when set, runs before anything of the request is read.
+func (a *API) router(listener string, identify echo.MiddlewareFunc) *router {
 	e := echo.New()
 	e.HideBanner, e.HidePort = true, true
 	// The peer's address comes from the connection alone: no header is believed.
@@ -35,8 +36,8 @@ func (a *API) router(listener string, guard echo.MiddlewareFunc) *router {
 	r := &router{api: a, listener: listener, echo: e, routes: map[string]bool{}}
 	e.HTTPErrorHandler = r.fail
 	e.Use(r.requestID, r.observe, r.recover)
-	if guard != nil {
-		e.Use(guard)
+	if identify != nil {
+		e.Use(identify)
 	}
 	return r
 }
@@ -113,8 +114,28 @@ func workloadOf(ctx context.Context) broker.Workload {
 // add registers a route; "{id}" in a path is ":id" to echo.
 func (r *router) add(method, path string, h echo.HandlerFunc) {
 	path = strings.NewReplacer("{", ":", "}", "").Replace(path)
+	if r.guard != nil {
+		h = r.guard(h)
+	}
 	r.echo.Add(method, path, h)
 	r.routes[path] = true
+}
+
+// forRole is the same router for routes that need a role.
+func (r *router) forRole(least broker.Role) *router {
+	guarded := *r
+	guarded.guard = func(next echo.HandlerFunc) echo.HandlerFunc {
+		return func(c echo.Context) error {
+			id := workloadOf(c.Request().Context()).ID
+			if has := r.api.Operators[id]; has < least {
+				err := &roleNeeded{id: id, has: has, needs: least}
+				r.api.Logger.Warn("an operator's route was refused", "route", c.Path(), "error", err)
+				return err
+			}
+			return next(c)
+		}
+	}
+	return &guarded
 }
 
 // identify refuses a request whose peer is nobody, before anything of it is read.

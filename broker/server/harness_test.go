@@ -82,6 +82,12 @@ type replica struct {
 // start starts a replica; federated are the bundles that its Workload API has beside our own.
 func start(t testing.TB, federated ...*x509bundle.Bundle) *replica {
 	t.Helper()
+	return startFederated(t, federated)
+}
+
+// startFederated is start with changes to the configuration.
+func startFederated(t testing.TB, federated []*x509bundle.Bundle, edits ...func(*server.Config)) *replica {
+	t.Helper()
 	ca, err := devmode.NewCA("prod", devmode.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -104,7 +110,7 @@ func start(t testing.TB, federated ...*x509bundle.Bundle) *replica {
 		<-done
 		os.RemoveAll(dir)
 	})
-	r := startWith(t, dir, identity.FromWorkloadAPI(socket, slog.New(slog.DiscardHandler)))
+	r := startWith(t, dir, identity.FromWorkloadAPI(socket, slog.New(slog.DiscardHandler)), edits...)
 	r.ca, r.agent = ca, api
 	return r
 }

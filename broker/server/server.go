@@ -35,6 +35,7 @@ const (
 	DefaultWorkloadAddr = ":8443"
 	DefaultPublicAddr   = ":8444"
 	DefaultOpsAddr      = "127.0.0.1:9090"
+	DefaultOperatorAddr = "127.0.0.1:9443"
 
 	// ShutdownTimeout is how long requests may take to finish when the replica stops.
 	ShutdownTimeout = 10 * time.Second
@@ -45,6 +46,11 @@ type Config struct {
 	// WorkloadAddr, PublicAddr and OpsAddr are where to listen; port 0 picks a free one. OpsAddr
 	// must be a loopback address: it asks nobody who they are.
 	WorkloadAddr, PublicAddr, OpsAddr string
+
+	// Operators may use the operator listener, each in its role. There is none when this is empty.
+	Operators httpapi.Operators
+	// OperatorAddr is where to listen for them. Optional.
+	OperatorAddr string
 
 	// Issuer and BrokerURL are the public and workload listeners' URLs as clients see them.
 	// Optional: https and the listener's own address.
@@ -106,9 +112,7 @@ func New(c Config) (_ *Server, err error) {
 	if s.audit, err = audit.Open(c.AuditLog); err != nil {
 		return nil, &ConfigError{"AuditLog", err}
 	}
-	for _, at := range []struct{ name, field, addr string }{
-		{"workload", "WorkloadAddr", c.WorkloadAddr}, {"public", "PublicAddr", c.PublicAddr}, {"ops", "OpsAddr", c.OpsAddr},
-	} {
+	for _, at := range c.listeners() {
 		l, err := net.Listen("tcp", at.addr)
 		if err != nil {
 			return nil, &ConfigError{at.field, fmt.Errorf("the %s listener: %w; stop what is using the address, or choose another", at.name, err)}
@@ -127,6 +131,7 @@ func (c *Config) complete() error {
 	}
 	for addr, value := range map[*string]string{
 		&c.WorkloadAddr: DefaultWorkloadAddr, &c.PublicAddr: DefaultPublicAddr, &c.OpsAddr: DefaultOpsAddr,
+		&c.OperatorAddr: DefaultOperatorAddr,
 	} {
 		if *addr == "" {
 			*addr = value
@@ -148,6 +153,19 @@ func (c *Config) complete() error {
 		c.Now = time.Now
 	}
 	return nil
+}
+
+// listener is one to open: its name, and the field of Config that has its address.
+type listener struct{ name, field, addr string }
+
+func (c *Config) listeners() []listener {
+	all := []listener{
+		{"workload", "WorkloadAddr", c.WorkloadAddr}, {"public", "PublicAddr", c.PublicAddr}, {"ops", "OpsAddr", c.OpsAddr},
+	}
+	if len(c.Operators) > 0 {
+		all = append(all, listener{"operator", "OperatorAddr", c.OperatorAddr})
+	}
+	return all
 }
 
 // IsLoopback reports whether only this machine can reach an address, which is host:port.
@@ -211,7 +229,8 @@ func (s *Server) assemble() error {
 		return err
 	}
 	api, err := httpapi.New(httpapi.Config{
-		Broker: s.broker, Registry: c.Registry, Feed: s.feed, Keys: s.ring.Set, Identify: c.Identity.Workload,
+		Broker: s.broker, Registry: c.Registry, Feed: s.feed, Keys: s.ring.Set, AllKeys: s.ring.Keys,
+		Identify: c.Identity.Workload, Operators: c.Operators,
 		Issuer: c.Issuer, BrokerURL: c.BrokerURL, Algorithm: signer.Algorithm().Header(), Ready: s.Ready,
 		Logger: c.Logger, Metrics: metrics.handler(), Observe: metrics.observe,
 	})
@@ -221,6 +240,9 @@ func (s *Server) assemble() error {
 	s.servers[0].server = httpapi.NewServer(api.Workload(), identity.ServerTLS(c.Identity), identity.ConnContext, c.Logger)
 	s.servers[1].server = httpapi.NewServer(api.Public(), identity.PublicTLS(c.Identity), nil, c.Logger)
 	s.servers[2].server = httpapi.NewServer(api.Ops(), nil, nil, c.Logger)
+	if len(c.Operators) > 0 {
+		s.servers[3].server = httpapi.NewServer(api.Operator(), identity.ServerTLS(c.Identity), identity.ConnContext, c.Logger)
+	}
 	return nil
 }
 
@@ -233,7 +255,8 @@ func (s *Server) Issuer() string { return s.config.Issuer }
 // BrokerURL is the workload listener's URL.
 func (s *Server) BrokerURL() string { return s.config.BrokerURL }
 
-// Listening has the address of each listener by name: workload, public and ops.
+// Listening has the address of each listener by name: workload, public, ops, and operator if there is
+// one.
 func (s *Server) Listening() map[string]string {
 	out := map[string]string{}
 	for _, at := range s.servers {

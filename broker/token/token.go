@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/keys"
@@ -58,13 +59,35 @@ func (m *Minter) Draft(_ context.Context, task broker.Task, grant broker.Grant) 
 	return &draft{payload: payload, signer: signer}, nil
 }
 
-// Retire takes a key out of use at once. ErrNotFound when the ring does not have it.
+// Retire takes a key out of use at once. One that was retired before is no error, so that whoever
+// could not finish can repeat all of it. ErrNotFound when the ring does not have the key.
 func (m *Minter) Retire(kid string) error {
 	err := m.ring.Remove(kid)
-	if errors.Is(err, keys.ErrUnknownKey) {
-		return fmt.Errorf("%w: key %s", broker.ErrNotFound, kid)
+	if !errors.Is(err, keys.ErrUnknownKey) {
+		return err
 	}
-	return err
+	for _, k := range m.ring.Keys() {
+		if k.ID == kid && k.Removed {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: key %s", broker.ErrNotFound, kid)
+}
+
+// Rotate makes the next key the active one now. Errors match broker.ErrTooEarly or
+// broker.ErrSigning.
+func (m *Minter) Rotate() (string, error) {
+	err := m.ring.Rotate()
+	if errors.Is(err, keys.ErrTooEarly) {
+		return "", fmt.Errorf("%w: %s", broker.ErrTooEarly, strings.TrimPrefix(err.Error(), keys.ErrTooEarly.Error()+": "))
+	}
+	if err == nil {
+		var signer *keys.Signer
+		if signer, err = m.ring.Signer(); err == nil {
+			return signer.KeyID(), nil
+		}
+	}
+	return "", fmt.Errorf("%w: %w", broker.ErrSigning, err)
 }
 
 func (m *Minter) claims(task broker.Task, grant broker.Grant) wire.Claims {

@@ -70,7 +70,11 @@ func serve(ctx context.Context, c *config.Config, s *server.Server, log *slog.Lo
 	go func() { ended <- s.Run(running) }()
 	at := s.Listening()
 	log.Info("errand "+Version, "issuer", s.Issuer(), "broker_url", s.BrokerURL(), "inventory", c.Inventory, "audit_log", c.Audit.Log)
-	log.Info("listening", "workload", at["workload"], "public", at["public"], "ops", at["ops"])
+	operator := at["operator"]
+	if operator == "" {
+		operator = "off: nobody is named under operators"
+	}
+	log.Info("listening", "workload", at["workload"], "public", at["public"], "operator", operator, "ops", at["ops"])
 
 	starting, done := context.WithTimeoutCause(running, c.Identity.Wait, errors.New("it has not come within identity.wait, "+c.Identity.Wait.String()))
 	defer done()

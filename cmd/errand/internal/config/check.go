@@ -9,9 +9,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/broker/httpapi"
 	"github.com/errandhq/errand/broker/registry"
 	"github.com/errandhq/errand/broker/server"
 	"github.com/errandhq/errand/keys"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // bounds are the least and the most of each duration.
@@ -68,6 +71,7 @@ func (c *Config) check() Problems {
 	}
 	c.checkAddresses(say)
 	c.checkIdentity(say)
+	c.operators(say)
 	slices.SortFunc(out, byPlace) // maps have no order
 	return out
 }
@@ -82,7 +86,7 @@ func (c *Config) checkAddresses(say say) {
 		}
 	}
 	for key, text := range map[string]string{
-		"listeners.workload": c.Listeners.Workload, "listeners.public": c.Listeners.Public, "listeners.ops": c.Listeners.Ops,
+		"listeners.workload": c.Listeners.Workload, "listeners.public": c.Listeners.Public, "listeners.ops": c.Listeners.Ops, "listeners.operator": c.Listeners.Operator,
 	} {
 		if _, _, err := net.SplitHostPort(text); err != nil {
 			say(key, "is %q; it must be host:port, as 10.0.0.5:8443, or :8443 for all addresses", text)
@@ -116,6 +120,33 @@ func (c *Config) checkIdentity(say say) {
 	case !strings.HasPrefix(i.WorkloadAPI, "unix://") && !strings.HasPrefix(i.WorkloadAPI, "tcp://"):
 		say("identity.workload_api", "is %q; it must be as unix:///run/spire/agent/api.sock, or tcp://127.0.0.1:8081", i.WorkloadAPI)
 	}
+}
+
+// operators are the roles by SPIFFE ID.
+func (c *Config) operators(say say) httpapi.Operators {
+	out := httpapi.Operators{}
+	for _, of := range []struct {
+		key  string
+		role broker.Role
+		ids  []string
+	}{
+		{"operators.viewer", broker.RoleViewer, c.Operators.Viewer}, {"operators.operator", broker.RoleOperator, c.Operators.Operator},
+		{"operators.admin", broker.RoleAdmin, c.Operators.Admin},
+	} {
+		for _, text := range of.ids {
+			id, err := spiffeid.FromString(text)
+			switch {
+			case err != nil:
+				say(of.key, "has %q, which is not a SPIFFE ID: %v", text, err)
+			case id.Path() == "":
+				say(of.key, "has %q, which is a trust domain; name one operator", text)
+			case out[id] != broker.NoRole:
+				say(of.key, "has %q, which is there already; name each operator once, in the role that may most", text)
+			}
+			out[id] = of.role
+		}
+	}
+	return out
 }
 
 // CheckFiles looks at what the configuration names on the disk. It returns Problems, or nil.

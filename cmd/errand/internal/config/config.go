@@ -33,6 +33,7 @@ type Config struct {
 	Audit     Audit     `yaml:"audit"`
 	Store     Store     `yaml:"store"`
 	Keys      Keys      `yaml:"keys"`
+	Operators Operators `yaml:"operators"`
 	Log       Log       `yaml:"log"`
 
 	origins map[string]Origin // by key; a key that is not there has its default
@@ -42,6 +43,7 @@ type Config struct {
 type Listeners struct {
 	Workload string `yaml:"workload"`
 	Public   string `yaml:"public"`
+	Operator string `yaml:"operator"`
 	Ops      string `yaml:"ops"`
 }
 
@@ -71,6 +73,13 @@ type Keys struct {
 	Period    time.Duration `yaml:"period"`
 }
 
+// Operators has the SPIFFE IDs of each role.
+type Operators struct {
+	Viewer   []string `yaml:"viewer"`
+	Operator []string `yaml:"operator"`
+	Admin    []string `yaml:"admin"`
+}
+
 // Log is what is said on stderr.
 type Log struct {
 	Level  string `yaml:"level"`
@@ -86,11 +95,14 @@ func Example() string { return example }
 // Default has what a key is when nothing says otherwise.
 func Default() *Config {
 	return &Config{
-		Listeners: Listeners{Workload: server.DefaultWorkloadAddr, Public: server.DefaultPublicAddr, Ops: server.DefaultOpsAddr},
-		Identity:  Identity{MaxSVIDLife: identity.DefaultMaxSVIDLife, Wait: time.Minute},
-		Keys:      Keys{Algorithm: string(keys.ES256), Period: keys.DefaultPeriod},
-		Log:       Log{Level: "info", Format: "text"},
-		origins:   map[string]Origin{},
+		Listeners: Listeners{
+			Workload: server.DefaultWorkloadAddr, Public: server.DefaultPublicAddr,
+			Operator: server.DefaultOperatorAddr, Ops: server.DefaultOpsAddr,
+		},
+		Identity: Identity{MaxSVIDLife: identity.DefaultMaxSVIDLife, Wait: time.Minute},
+		Keys:     Keys{Algorithm: string(keys.ES256), Period: keys.DefaultPeriod},
+		Log:      Log{Level: "info", Format: "text"},
+		origins:  map[string]Origin{},
 	}
 }
 

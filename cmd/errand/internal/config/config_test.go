@@ -214,6 +214,11 @@ func TestMistakes(t *testing.T) {
 		"a URL with a path": {strings.Replace(good, "a:1", "a:1/x", 1), []string{`errand.yaml:1:9: issuer is "https://a:1/x" must be https://`}},
 		"half an identity":  {strings.Replace(good, "workload_api: \"unix:///s\"", "key: k", 1), []string{"identity.bundle is missing", "identity.certificate is missing"}},
 		"two identities":    {strings.Replace(good, "identity: {", "identity: {certificate: c, ", 1), []string{"errand.yaml:3:42: identity.workload_api is set, and so are files"}},
+		"no list":           {good + "operators: {admin: spiffe://a/b}\n", []string{"errand.yaml:7:20: operators.admin must be a list, as [a, b]"}},
+		"list of lists":     {good + "operators: {admin: [[a]]}\n", []string{"operators.admin has an element that must be a single value"}},
+		"no SPIFFE ID":      {good + "operators: {admin: [alice]}\n", []string{`errand.yaml:7:20: operators.admin has "alice", which is not a SPIFFE ID`}},
+		"a trust domain":    {good + "operators: {viewer: [\"spiffe://a\"]}\n", []string{`operators.viewer has "spiffe://a", which is a trust domain`}},
+		"in two roles":      {good + "operators: {viewer: [\"spiffe://a/b\"], admin: [\"spiffe://a/b\"]}\n", []string{`operators.admin has "spiffe://a/b", which is there already`}},
 		"several at once":   {good + "log: {level: loud, fromat: json}\nkeys: {period: 1s}\n", []string{"log.level is", "log.fromat is not a key", "keys.period is 1s; it must be 10m to 2160h"}},
 	} {
 		_, problems := parse(t, c.text, nil, nil)
@@ -279,6 +284,21 @@ func TestWorkloadSocketOfTheEnvironment(t *testing.T) {
 	c, problems = parse(t, files, []string{"SPIFFE_ENDPOINT_SOCKET=unix:///t"}, nil)
 	if problems != nil || c.Identity.WorkloadAPI != "" {
 		t.Errorf("files, and %q: %v", c.Identity.WorkloadAPI, problems)
+	}
+}
+
+func TestLists(t *testing.T) {
+	for text, want := range map[string][]string{
+		"spiffe://a/b": {"spiffe://a/b"}, "spiffe://a/b,spiffe://a/c": {"spiffe://a/b", "spiffe://a/c"}, " spiffe://a/b, spiffe://a/c ": {"spiffe://a/b", "spiffe://a/c"},
+	} {
+		c, problems := parse(t, good, []string{"ERRAND_OPERATORS_ADMIN=" + text}, nil)
+		if problems != nil || !slices.Equal(c.Operators.Admin, want) {
+			t.Errorf("%q is %q: %v", text, c.Operators.Admin, problems)
+		}
+	}
+	c, problems := parse(t, good+"operators:\n  viewer: []\n  admin:\n  - spiffe://a/b\n  - \"spiffe://a/c\"\n", nil, nil)
+	if problems != nil || len(c.Operators.Viewer) != 0 || !slices.Equal(c.Operators.Admin, []string{"spiffe://a/b", "spiffe://a/c"}) {
+		t.Errorf("%+v: %v", c.Operators, problems)
 	}
 }
 

@@ -29,6 +29,7 @@ func (c *Config) Replica(log *slog.Logger) (server.Config, error) {
 	}
 	return server.Config{
 		WorkloadAddr: c.Listeners.Workload, PublicAddr: c.Listeners.Public, OpsAddr: c.Listeners.Ops,
+		OperatorAddr: c.Listeners.Operator, Operators: c.operators(func(string, string, ...any) {}), // checked by Load
 		Issuer: c.Issuer, BrokerURL: c.BrokerURL,
 		Identity: c.identity(log), Registry: inventory, AuditLog: c.Audit.Log,
 		Algorithm: keys.Algorithm(c.Keys.Algorithm), KeyPeriod: c.Keys.Period, Logger: log,
@@ -47,7 +48,8 @@ func (c *Config) identity(log *slog.Logger) *identity.Source {
 // serverFields are the keys of server.Config's fields.
 var serverFields = map[string]string{
 	"WorkloadAddr": "listeners.workload", "PublicAddr": "listeners.public", "OpsAddr": "listeners.ops",
-	"Issuer": "issuer", "BrokerURL": "broker_url", "AuditLog": "audit.log",
+	"OperatorAddr": "listeners.operator",
+	"Issuer":       "issuer", "BrokerURL": "broker_url", "AuditLog": "audit.log",
 }
 
 // Blame turns an error of the server into a Problem of the key that it is about, if it is about one.

@@ -12,11 +12,31 @@ import (
 
 // fromYAML sets the key to the value of a node.
 func (s setting) fromYAML(node ast.Node) error {
+	if list, ok := s.value.Addr().Interface().(*[]string); ok {
+		return listFromYAML(list, node)
+	}
 	text, err := scalar(node)
 	if err != nil {
 		return err
 	}
 	return s.fromText(text)
+}
+
+func listFromYAML(list *[]string, node ast.Node) error {
+	sequence, ok := node.(*ast.SequenceNode)
+	if !ok {
+		return errors.New("must be a list, as [a, b], or [] for none")
+	}
+	out := []string{}
+	for _, element := range sequence.Values {
+		text, err := scalar(element)
+		if err != nil {
+			return fmt.Errorf("has an element that %w", err)
+		}
+		out = append(out, text)
+	}
+	*list = out
+	return nil
 }
 
 // scalar is the text of a single value, as it was written.
@@ -41,6 +61,8 @@ func (s setting) fromText(text string) error {
 	switch v := s.value.Addr().Interface().(type) {
 	case *string:
 		*v = text
+	case *[]string:
+		*v = strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' })
 	case *time.Duration:
 		d, err := time.ParseDuration(text)
 		if err != nil {
@@ -60,6 +82,8 @@ func (s setting) text() string {
 		return duration(v)
 	case string:
 		return masked(v)
+	case []string:
+		return strings.Join(v, ", ")
 	}
 	panic("config: " + s.name)
 }

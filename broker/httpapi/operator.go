@@ -1,0 +1,78 @@
+package httpapi
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/keys"
+	"github.com/errandhq/errand/sdk/wire"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Operators has the roles of those who may use the operator listener.
+type Operators map[spiffeid.ID]broker.Role
+
+// Operator returns the handler of the operator listener. Every route says which role it needs.
+func (a *API) Operator() http.Handler {
+	r := a.router("operator", a.identify)
+	viewer, admin := r.forRole(broker.RoleViewer), r.forRole(broker.RoleAdmin)
+	get(viewer, wire.PathKeys, a.listKeys)
+	post(admin, wire.PathKeyRotate, http.StatusOK, a.rotateKey)
+	post(admin, wire.PathKeyRevoke, http.StatusOK, a.revokeKey)
+	return r
+}
+
+// roleNeeded is a peer that may not do what it wants as an operator.
+type roleNeeded struct {
+	id         spiffeid.ID
+	has, needs broker.Role
+}
+
+func (e *roleNeeded) Error() string {
+	return fmt.Sprintf("this needs the role %s, and %s has the role %s", e.needs, e.id, e.has)
+}
+
+func (a *API) listKeys(context.Context, request[none]) (wire.KeyList, error) {
+	out := wire.KeyList{Keys: []wire.Key{}}
+	for _, k := range a.AllKeys() {
+		out.Keys = append(out.Keys, encodeKey(k))
+	}
+	return out, nil
+}
+
+func (a *API) rotateKey(ctx context.Context, r request[wire.OperatorRequest]) (wire.KeyRotation, error) {
+	kid, err := a.Broker.Rotate(ctx, broker.Rotation{Actor: r.Workload.ID.String(), Address: r.Workload.Address, Reason: r.Body.Reason})
+	return wire.KeyRotation{Active: kid}, err
+}
+
+func (a *API) revokeKey(ctx context.Context, r request[wire.OperatorRequest]) (wire.KeyRevocation, error) {
+	receipt, err := a.Broker.Revoke(ctx, broker.Revocation{
+		Key: r.ID, Actor: r.Workload.ID.String(), Address: r.Workload.Address, Reason: r.Body.Reason,
+	})
+	if err != nil {
+		return wire.KeyRevocation{}, err
+	}
+	return wire.KeyRevocation{
+		Event: string(receipt.Event), Key: r.ID, Reason: r.Body.Reason, RevokedAt: receipt.Ended.UTC(),
+		Feed: wire.Position(receipt.Feed).String(), Durable: receipt.Durable,
+	}, nil
+}
+
+func encodeKey(k keys.Key) wire.Key {
+	return wire.Key{
+		ID: k.ID, Algorithm: string(k.Algorithm), State: string(k.State), CreatedAt: k.Created.UTC(),
+		ActivatedAt: moment(k.Activated), RetiredAt: moment(k.Retired), GoneAt: moment(k.Gone), Revoked: k.Removed,
+	}
+}
+
+// moment is nil for what has not happened.
+func moment(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
