@@ -50,6 +50,7 @@ server. What errand dev env prints lets a program in another shell find all of i
 	flags.StringVar(&config.Inventory, "inventory", "", "an inventory file to use instead of the sample one")
 	flags.StringVar(&config.WorkloadAddr, "workload-address", "127.0.0.1:8443", "the broker's workload listener")
 	flags.StringVar(&config.PublicAddr, "public-address", "127.0.0.1:8444", "the broker's public listener")
+	flags.StringVar(&config.OperatorAddr, "operator-address", "127.0.0.1:9443", "the broker's operator listener, for the identity operator")
 	flags.StringVar(&config.OpsAddr, "ops-address", "127.0.0.1:9090", "metrics and readiness")
 	flags.StringVar(&config.OrdersAddr, "orders-address", "127.0.0.1:8081", "the sample resource server")
 	flags.BoolVarP(&verbose, "verbose", "v", false, "log every request to stderr")
@@ -69,7 +70,7 @@ func runDev(cmd *cobra.Command, dir string, config demo.Config) (err error) {
 	defer cancel()
 	local, err := demo.Start(starting, config)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("%w, with --workload-address, --public-address, --ops-address or --orders-address; 127.0.0.1:0 takes a free port", err)
+		return fmt.Errorf("%w, with --workload-address, --public-address, --operator-address, --ops-address or --orders-address; 127.0.0.1:0 takes a free port", err)
 	}
 	if err != nil {
 		return err
@@ -86,7 +87,7 @@ func prepareDir(dir string) (string, error) {
 	}
 	if d, err := demo.Describe(dir); err == nil {
 		if d.Alive() {
-			return "", fmt.Errorf("errand dev is running already, at %s: stop it first, or give this one a --dir of its own, and --workload-address, --public-address, --ops-address and --orders-address 127.0.0.1:0", d.BrokerURL)
+			return "", fmt.Errorf("errand dev is running already, at %s: stop it first, or give this one a --dir of its own, and --workload-address, --public-address, --operator-address, --ops-address and --orders-address 127.0.0.1:0", d.BrokerURL)
 		}
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -116,6 +117,7 @@ func printDev(out io.Writer, config demo.Config, d demo.Description, dir string)
   broker      %s   %s
   issuer      %s   keys, metadata, problem pages
   orders      %s   the sample resource server
+  operators   %s   for the identity operator
   operations  %s/readyz   /metrics
   audit log   %s   %s
   workloads   %s
@@ -123,8 +125,9 @@ func printDev(out io.Writer, config demo.Config, d demo.Description, dir string)
 In another shell:
   eval "$(%s dev%s env %s)"     be that workload, for programs that use the SDK
   %s dev%s svid %s --out DIR    its certificate as files, for curl
-`, Version, d.BrokerURL, d.BrokerID, d.Issuer, d.OrdersURL, d.OpsURL, d.AuditLog, kept,
-		strings.Join(config.Identities, " "), program(), flag, first, program(), flag, first)
+  eval "$(%s dev%s env operator)"; %s keys list    be the operator, and look at the keys
+`, Version, d.BrokerURL, d.BrokerID, d.Issuer, d.OrdersURL, d.Operator, d.OpsURL, d.AuditLog, kept,
+		strings.Join(config.Identities, " "), program(), flag, first, program(), flag, first, program(), flag, program())
 }
 
 // program is how this program was called, so that what is printed can be pasted. What go run has
@@ -153,7 +156,7 @@ or the whole of it: report, or spiffe://dev.errand/report.
 			}
 			for _, v := range [][2]string{
 				{"SPIFFE_ENDPOINT_SOCKET", socket}, {"ERRAND_BROKER_URL", d.BrokerURL}, {"ERRAND_BROKER_ID", d.BrokerID},
-				{"ERRAND_ISSUER", d.Issuer}, {"ERRAND_DEV_ORDERS", d.OrdersURL},
+				{"ERRAND_ISSUER", d.Issuer}, {"ERRAND_OPERATOR_URL", d.Operator}, {"ERRAND_DEV_ORDERS", d.OrdersURL},
 			} {
 				fmt.Fprintf(cmd.OutOrStdout(), "export %s=%s\n", v[0], quote(v[1]))
 			}

@@ -46,16 +46,17 @@ var mayImport = map[string][]string{
 		"broker/audit", "broker/report", "broker/httpapi", "broker/console", "broker/devmode",
 		"store", "store/redis", "store/memory", "keys", "sdk/wire"},
 
-	"sdk":                        {"sdk/wire"},
-	"sdk/verify":                 {"sdk/wire"},
-	"sdk/verify/verifyspiffe":    {"sdk", "sdk/verify", "sdk/wire"},
-	"sdk/examples/export":        {"sdk"},
-	"sdk/examples/orders":        {"sdk/verify", "sdk/verify/verifyspiffe"},
-	"sdk/brokertest":             {"*"},
-	"cmd/errand":                 {"*"},
-	"cmd/errand/internal/bench":  {"*"},
-	"cmd/errand/internal/config": {"*"},
-	"cmd/errand/internal/demo":   {"*"},
+	"sdk":                          {"sdk/wire"},
+	"sdk/verify":                   {"sdk/wire"},
+	"sdk/verify/verifyspiffe":      {"sdk", "sdk/verify", "sdk/wire"},
+	"sdk/examples/export":          {"sdk"},
+	"sdk/examples/orders":          {"sdk/verify", "sdk/verify/verifyspiffe"},
+	"sdk/brokertest":               {"*"},
+	"cmd/errand":                   {"*"},
+	"cmd/errand/internal/bench":    {"*"},
+	"cmd/errand/internal/config":   {"*"},
+	"cmd/errand/internal/demo":     {"*"},
+	"cmd/errand/internal/operator": {"sdk", "sdk/verify/verifyspiffe", "sdk/wire"},
 }
 
 // fences says who may import a third party's packages, for non-test files. "x/..." is x and all

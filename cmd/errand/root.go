@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/errandhq/errand/cmd/errand/internal/demo"
+	"github.com/errandhq/errand/cmd/errand/internal/operator"
+	"github.com/errandhq/errand/sdk/wire"
 	"github.com/spf13/cobra"
 )
 
@@ -20,12 +22,16 @@ const Version = "0.1.0-dev"
 
 // Exit codes. A script can tell its own mistake from the broker's answer.
 const (
-	exitOK       = 0
-	exitFailed   = 1
-	exitUsage    = 2
-	exitNotFound = 3
-	exitPanic    = 4
+	exitOK           = 0
+	exitFailed       = 1
+	exitUsage        = 2 // or nobody to ask
+	exitNotFound     = 3
+	exitNoIdentity   = 4
+	exitDenied       = 5
+	exitPrecondition = 7
+	exitUnreachable  = 8
 
+	exitPanic       = 70  // as sysexits.h has it for a fault of the program
 	exitInterrupted = 130 // as a shell reports Ctrl-C
 )
 
@@ -64,16 +70,36 @@ func run(args []string, stdout, stderr io.Writer) (code int) {
 		fmt.Fprintf(stderr, "errand: %v\n", err)
 	}
 	var usage usageError
+	if errors.As(err, &usage) {
+		fmt.Fprintf(stderr, "Run  %s --help  for what there is.\n", usage.command)
+	}
+	return exitCodeOf(err)
+}
+
+// exitCodes of the broker's refusals; any other is exitFailed.
+var exitCodes = map[string]int{
+	wire.ProblemNotFound: exitNotFound, wire.ProblemUnauthenticated: exitNoIdentity,
+	wire.ProblemRoleRequired: exitDenied, wire.ProblemTooEarly: exitPrecondition,
+}
+
+func exitCodeOf(err error) int {
+	var usage usageError
+	var refused *operator.Refusal
 	switch {
 	case err == nil:
 		return exitOK
 	case errors.As(err, &usage):
-		fmt.Fprintf(stderr, "Run  %s --help  for what there is.\n", usage.command)
 		return exitUsage
 	case errors.Is(err, errInterrupted):
 		return exitInterrupted
 	case errors.Is(err, demo.ErrNotRunning):
 		return exitNotFound
+	case errors.Is(err, operator.ErrNoIdentity):
+		return exitNoIdentity
+	case errors.Is(err, operator.ErrUnreachable):
+		return exitUnreachable
+	case errors.As(err, &refused) && exitCodes[refused.Name()] != 0:
+		return exitCodes[refused.Name()]
 	}
 	return exitFailed
 }
@@ -98,7 +124,7 @@ In production:      errand serve    one replica; errand config init has the manu
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%w", err) })
 	root.SetVersionTemplate("errand {{.Version}}\n")
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newDemo(), newDev(), newServe(), newConfig(), newVersion())
+	root.AddCommand(newDemo(), newDev(), newServe(), newConfig(), newKeys(), newVersion())
 	return root
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net"
 	"net/http"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"github.com/errandhq/errand/broker/devmode"
+	"github.com/errandhq/errand/cmd/errand/internal/demo"
+	"github.com/errandhq/errand/sdk/wire"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/goleak"
@@ -48,7 +51,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"ready": ready, "await": await, "busy": busy, "pause": pauseShort, "exitcode": exitCode, "svids": svids, "ports": ports, "hold": hold,
+			"ready": ready, "await": await, "busy": busy, "pause": pauseShort, "exitcode": exitCode, "svids": svids, "ports": ports, "hold": hold, "kid": kid, "as": as,
 		},
 	})
 }
@@ -115,6 +118,35 @@ func hold(ts *testscript.TestScript, neg bool, args []string) {
 	conn, err := net.Dial("tcp", args[0])
 	ts.Check(err)
 	ts.Defer(func() { conn.Close() })
+}
+
+// as makes the script an identity of the development broker of a folder, as errand dev env does.
+func as(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: as NAME DIR")
+	}
+	d, err := demo.Describe(ts.MkAbs(args[1]))
+	ts.Check(err)
+	ts.Setenv("SPIFFE_ENDPOINT_SOCKET", d.Sockets[args[0]])
+	ts.Setenv("ERRAND_OPERATOR_URL", d.Operator)
+	ts.Setenv("ERRAND_BROKER_ID", d.BrokerID)
+}
+
+// kid sets a variable to the kid of the first key in a state, as the last command has printed them in
+// JSON.
+func kid(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: kid STATE VARIABLE")
+	}
+	var list wire.KeyList
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &list))
+	for _, k := range list.Keys {
+		if k.State == args[0] {
+			ts.Setenv(args[1], k.ID)
+			return
+		}
+	}
+	ts.Fatalf("no key is %s", args[0])
 }
 
 // svids makes a trust domain, example.org, and writes the identities that are named, each into a

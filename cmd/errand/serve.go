@@ -64,19 +64,23 @@ the replica is ready.
 
 // serve runs the replica until ctx ends or it fails.
 func serve(ctx context.Context, c *config.Config, s *server.Server, log *slog.Logger) error {
-	running, cancel := context.WithCancel(ctx)
-	defer cancel()
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(running) }()
-	at := s.Listening()
 	log.Info("errand "+Version, "issuer", s.Issuer(), "broker_url", s.BrokerURL(), "inventory", c.Inventory, "audit_log", c.Audit.Log)
+	at := s.Listening()
 	operator := at["operator"]
 	if operator == "" {
 		operator = "off: nobody is named under operators"
 	}
 	log.Info("listening", "workload", at["workload"], "public", at["public"], "operator", operator, "ops", at["ops"])
 
-	starting, done := context.WithTimeoutCause(running, c.Identity.Wait, errors.New("it has not come within identity.wait, "+c.Identity.Wait.String()))
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	running, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(running) }()
+
+	starting, done := context.WithTimeout(running, c.Identity.Wait)
 	defer done()
 	log.Info("waiting for the replica's own SVID", "source", s.Config().Identity.String(), "for", c.Identity.Wait)
 	if err := s.Config().Identity.Wait(starting); err != nil && ctx.Err() == nil {
@@ -84,14 +88,11 @@ func serve(ctx context.Context, c *config.Config, s *server.Server, log *slog.Lo
 		return errors.Join(<-ended, c.BlameIdentity(err))
 	}
 	go becomeReady(running, s, log)
-	return wait(ctx, ended, log)
+	return wait(ctx, ended, hangup, log)
 }
 
 // wait returns when the replica has ended, and says meanwhile what the signals do.
-func wait(ctx context.Context, ended <-chan error, log *slog.Logger) error {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
+func wait(ctx context.Context, ended <-chan error, hangup <-chan os.Signal, log *slog.Logger) error {
 	stopping := ctx.Done()
 	for {
 		select {

@@ -18,7 +18,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/broker/devmode"
+	"github.com/errandhq/errand/broker/httpapi"
 	"github.com/errandhq/errand/broker/identity"
 	"github.com/errandhq/errand/broker/registry"
 	"github.com/errandhq/errand/broker/server"
@@ -31,7 +33,12 @@ const (
 	TrustDomain = "dev.errand"
 	BrokerName  = "errand"
 	OrdersName  = "orders" // the sample resource server, and its audience
+
+	OperatorName = "operator" // may do everything on the operator listener
 )
+
+// reserved identities are always there.
+var reserved = []string{BrokerName, OrdersName, OperatorName}
 
 // Config describes a local environment. Zero values pick free ports.
 type Config struct {
@@ -41,6 +48,7 @@ type Config struct {
 	Inventory    string   // a registry file to use instead of the sample one. Optional.
 	WorkloadAddr string
 	PublicAddr   string
+	OperatorAddr string
 	OpsAddr      string
 	OrdersAddr   string
 	Algorithm    keys.Algorithm
@@ -67,6 +75,7 @@ type Description struct {
 	BrokerURL string            `json:"broker_url"`
 	BrokerID  string            `json:"broker_id"`
 	OrdersURL string            `json:"orders_url"`
+	Operator  string            `json:"operator_url"`
 	OpsURL    string            `json:"ops_url"`
 	AuditLog  string            `json:"audit_log"`
 	Sockets   map[string]string `json:"sockets"` // Workload API addresses by identity
@@ -105,7 +114,7 @@ func Start(ctx context.Context, c Config) (_ *Local, err error) {
 }
 
 func (c *Config) check() error {
-	for _, addr := range []*string{&c.WorkloadAddr, &c.PublicAddr, &c.OpsAddr, &c.OrdersAddr} {
+	for _, addr := range []*string{&c.WorkloadAddr, &c.PublicAddr, &c.OperatorAddr, &c.OpsAddr, &c.OrdersAddr} {
 		if *addr == "" {
 			*addr = "127.0.0.1:0"
 		}
@@ -118,7 +127,7 @@ func (c *Config) check() error {
 		if _, err := spiffeid.FromString("spiffe://" + TrustDomain + "/" + name); err != nil || strings.Contains(name, "/") {
 			return fmt.Errorf("the identity %q is not allowed: use letters, digits, dots, dashes and underscores", name)
 		}
-		if name == BrokerName || name == OrdersName || slices.Contains(c.Identities[:min(i, len(c.Identities))], name) {
+		if slices.Contains(reserved, name) || slices.Contains(c.Identities[:min(i, len(c.Identities))], name) {
 			return fmt.Errorf("the identity %q is there already: choose another name", name)
 		}
 	}
@@ -135,7 +144,7 @@ func (l *Local) serveIdentities(c Config, spawn func(func(context.Context) error
 	}
 	l.api = devmode.NewWorkloadAPI(ca, c.Dir, time.Hour)
 	l.Sockets = map[string]string{}
-	for _, name := range slices.Concat([]string{BrokerName, OrdersName}, c.Identities, c.Strangers) {
+	for _, name := range slices.Concat(reserved, c.Identities, c.Strangers) {
 		if l.Sockets[name], err = l.api.Add(id(name)); err != nil {
 			return err
 		}
@@ -163,12 +172,14 @@ func (l *Local) serve(ctx context.Context, c Config, spawn func(func(context.Con
 	l.source = identity.FromWorkloadAPI(l.Sockets[BrokerName], c.Logger)
 	l.Server, err = server.New(server.Config{
 		WorkloadAddr: c.WorkloadAddr, PublicAddr: c.PublicAddr, OpsAddr: c.OpsAddr, Identity: l.source,
+		OperatorAddr: c.OperatorAddr, Operators: httpapi.Operators{id(OperatorName): broker.RoleAdmin},
 		Registry: inventory, AuditLog: l.AuditLog, Algorithm: c.Algorithm, Logger: c.Logger,
 	})
 	if err != nil {
 		return err
 	}
 	l.Issuer, l.BrokerURL, l.OpsURL = l.Server.Issuer(), l.Server.BrokerURL(), "http://"+l.Server.OpsAddr()
+	l.Operator = "https://" + l.Server.Listening()["operator"]
 	spawn(l.Server.Run)
 	if err := l.source.Wait(ctx); err != nil {
 		return err
