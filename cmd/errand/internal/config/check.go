@@ -2,15 +2,18 @@ package config
 
 import (
 	"cmp"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/broker/httpapi"
+	"github.com/errandhq/errand/broker/identity"
 	"github.com/errandhq/errand/broker/registry"
 	"github.com/errandhq/errand/broker/server"
 	"github.com/errandhq/errand/keys"
@@ -20,7 +23,9 @@ import (
 // bounds are the least and the most of each duration.
 var bounds = map[string][2]time.Duration{
 	"identity.max_svid_life": {time.Minute, 31 * 24 * time.Hour},
+	"identity.max_age":       {identity.MinMaxAge, identity.MaxMaxAge},
 	"identity.wait":          {time.Second, time.Hour},
+	"identity.withdrawal":    {time.Second, server.MaxWithdrawal},
 	"keys.period":            {keys.DefaultPublish, 90 * 24 * time.Hour},
 }
 
@@ -72,6 +77,7 @@ func (c *Config) check() Problems {
 	c.checkAddresses(say)
 	c.checkIdentity(say)
 	c.operators(say)
+	c.checkFederation(say)
 	slices.SortFunc(out, byPlace) // maps have no order
 	return out
 }
@@ -149,6 +155,30 @@ func (c *Config) operators(say say) httpapi.Operators {
 	return out
 }
 
+// federation is what the source of the identity is told.
+func (c *Config) federation() []identity.Federation {
+	var out []identity.Federation
+	for _, f := range c.Identity.Federation {
+		out = append(out, identity.Federation{
+			TrustDomain: f.TrustDomain, File: f.File, URL: f.URL, Profile: identity.Profile(f.Profile),
+			CAFile: f.CAFile, EndpointID: f.EndpointID, Bootstrap: f.Bootstrap, MaxAge: f.MaxAge,
+		})
+	}
+	return out
+}
+
+func (c *Config) checkFederation(say say) {
+	err := identity.FromWorkloadAPI("", nil).Federate(c.federation()...)
+	var bad *identity.FederationError
+	switch {
+	case errors.As(err, &bad):
+		field, _ := reflect.TypeFor[Federation]().FieldByName(bad.Field)
+		say("identity.federation", "[%d].%s %s", bad.Index, field.Tag.Get("yaml"), bad.Detail)
+	case err != nil:
+		say("identity.federation", "cannot be used: %v", err)
+	}
+}
+
 // CheckFiles looks at what the configuration names on the disk. It returns Problems, or nil.
 func (c *Config) CheckFiles() error {
 	var out Problems
@@ -158,6 +188,13 @@ func (c *Config) CheckFiles() error {
 	} {
 		if path != "" {
 			c.checkReadable(say, key, path)
+		}
+	}
+	for _, f := range c.Identity.Federation {
+		for _, path := range []string{f.File, f.CAFile, f.Bootstrap} {
+			if path != "" {
+				c.checkReadable(say, "identity.federation", path)
+			}
 		}
 	}
 	if c.Inventory != "" {

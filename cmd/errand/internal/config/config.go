@@ -54,7 +54,23 @@ type Identity struct {
 	Key         string        `yaml:"key"`
 	Bundle      string        `yaml:"bundle"`
 	MaxSVIDLife time.Duration `yaml:"max_svid_life"`
+	MaxAge      time.Duration `yaml:"max_age"`
 	Wait        time.Duration `yaml:"wait"`
+	Federation  []Federation  `yaml:"federation"`
+	Withdrawal  time.Duration `yaml:"withdrawal"`
+}
+
+// Federation is another trust domain, and where its bundle comes from. The fields are those of
+// identity.Federation.
+type Federation struct {
+	TrustDomain string        `yaml:"trust_domain"`
+	File        string        `yaml:"file"`
+	URL         string        `yaml:"url"`
+	Profile     string        `yaml:"profile"`
+	CAFile      string        `yaml:"ca_file"`
+	EndpointID  string        `yaml:"endpoint_id"`
+	Bootstrap   string        `yaml:"bootstrap"`
+	MaxAge      time.Duration `yaml:"max_age"`
 }
 
 // Audit is the audit log.
@@ -99,10 +115,12 @@ func Default() *Config {
 			Workload: server.DefaultWorkloadAddr, Public: server.DefaultPublicAddr,
 			Operator: server.DefaultOperatorAddr, Ops: server.DefaultOpsAddr,
 		},
-		Identity: Identity{MaxSVIDLife: identity.DefaultMaxSVIDLife, Wait: time.Minute},
-		Keys:     Keys{Algorithm: string(keys.ES256), Period: keys.DefaultPeriod},
-		Log:      Log{Level: "info", Format: "text"},
-		origins:  map[string]Origin{},
+		Identity: Identity{
+			MaxSVIDLife: identity.DefaultMaxSVIDLife, MaxAge: identity.DefaultMaxAge, Wait: time.Minute, Withdrawal: server.DefaultWithdrawal,
+		},
+		Keys:    Keys{Algorithm: string(keys.ES256), Period: keys.DefaultPeriod},
+		Log:     Log{Level: "info", Format: "text"},
+		origins: map[string]Origin{},
 	}
 }
 

@@ -108,6 +108,13 @@ func TestExampleIsTheManual(t *testing.T) {
 		if b, ok := bounds[s.name]; ok && !strings.Contains(comment, duration(b[0])+" to "+duration(b[1])) {
 			t.Errorf("%s: the comment must have the bounds %s to %s: %q", s.name, duration(b[0]), duration(b[1]), comment)
 		}
+		if s.name == "identity.federation" {
+			for _, part := range fields("", reflect.ValueOf(&Federation{}).Elem()) {
+				if !strings.Contains(comment, part.name) {
+					t.Errorf("%s: the comment must say what %s is: %q", s.name, part.name, comment)
+				}
+			}
+		}
 		for _, choice := range choices[s.name] {
 			if !strings.Contains(comment, choice) {
 				t.Errorf("%s: the comment must name the choice %s: %q", s.name, choice, comment)
@@ -132,6 +139,9 @@ func TestVariables(t *testing.T) {
 		value := "x"
 		if b, ok := bounds[s.name]; ok {
 			value = b[1].String()
+		}
+		if s.name == "identity.federation" {
+			value = "[{trust_domain: a, file: b}]"
 		}
 		if options := choices[s.name]; options != nil {
 			value = options[len(options)-1]
@@ -188,6 +198,11 @@ audit: {log: l}
 store: {type: memory}
 `
 
+// federated is good with one federated trust domain.
+func federated(text string) string {
+	return strings.Replace(good, `"unix:///s"`, `"unix:///s", federation: [{`+text+`}]`, 1)
+}
+
 func TestMistakes(t *testing.T) {
 	for name, c := range map[string]struct {
 		text string
@@ -219,6 +234,13 @@ func TestMistakes(t *testing.T) {
 		"no SPIFFE ID":      {good + "operators: {admin: [alice]}\n", []string{`errand.yaml:7:20: operators.admin has "alice", which is not a SPIFFE ID`}},
 		"a trust domain":    {good + "operators: {viewer: [\"spiffe://a\"]}\n", []string{`operators.viewer has "spiffe://a", which is a trust domain`}},
 		"in two roles":      {good + "operators: {viewer: [\"spiffe://a/b\"], admin: [\"spiffe://a/b\"]}\n", []string{`operators.admin has "spiffe://a/b", which is there already`}},
+		"federation":        {federated("trust_domain: partner.example"), []string{"errand.yaml:3:51: identity.federation[0].file is missing, and so is URL"}},
+		"federated twice":   {federated("trust_domain: a, file: b}, {trust_domain: a, file: c"), []string{`identity.federation[1].trust_domain is "a", which another one names already`}},
+		"unknown part":      {federated("trust_domain: a, flie: b"), []string{"errand.yaml:3:70: identity.federation[0].flie is not a key; there are bootstrap, ca_file,"}},
+		"part without unit": {federated("trust_domain: a, file: b, max_age: 3"), []string{`errand.yaml:3:88: identity.federation[0].max_age is "3"; it must be a duration`}},
+		"part out of bound": {federated("trust_domain: a, file: b, max_age: 1s"), []string{`identity.federation[0].max_age is 1s; it must be 5m0s to 720h0m0s`}},
+		"not a list":        {strings.Replace(good, "identity: {", "identity: {federation: {a: b}, ", 1), []string{"identity.federation must be a list of trust domains"}},
+		"not a mapping":     {strings.Replace(good, "identity: {", "identity: {federation: [a], ", 1), []string{"errand.yaml:3:25: identity.federation[0] must have keys"}},
 		"several at once":   {good + "log: {level: loud, fromat: json}\nkeys: {period: 1s}\n", []string{"log.level is", "log.fromat is not a key", "keys.period is 1s; it must be 10m to 2160h"}},
 	} {
 		_, problems := parse(t, c.text, nil, nil)

@@ -29,11 +29,14 @@ func (o Origin) String() string {
 type Problem struct {
 	Origin Origin // of the value that is wrong; zero when it is missing
 	Key    string // empty when it is about the whole file
-	Text   string // reads on from the key: "is 5m; it must be …"
+	Text   string // reads on from the key: "is 5m; it must be …", or "[1].file is …"
 }
 
 func (p Problem) String() string {
 	out := strings.TrimSpace(p.Key + " " + p.Text)
+	if strings.HasPrefix(p.Text, "[") { // an element of a list
+		out = p.Key + p.Text
+	}
 	if p.Origin == (Origin{}) {
 		return out
 	}

@@ -145,8 +145,12 @@ func (r *reader) mapping(prefix string, at Origin, node ast.Node) bool {
 // take gives a key its value.
 func (r *reader) take(key string, at Origin, set func(setting) error) {
 	if err := set(r.settings[key]); err != nil {
+		var p *placed
+		if errors.As(err, &p) && at.File != "" {
+			at = r.at(p.node)
+		}
 		r.blamed[key] = true
-		r.refuse(at, key, "%v", err)
+		r.problems = append(r.problems, Problem{at, key, err.Error()})
 		return
 	}
 	r.config.origins[key] = at

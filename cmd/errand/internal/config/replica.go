@@ -27,22 +27,26 @@ func (c *Config) Replica(log *slog.Logger) (server.Config, error) {
 	if err != nil {
 		return server.Config{}, Problems{c.problem("inventory", "cannot be used: %v", err)}
 	}
+	source, err := c.identity(log)
+	if err != nil {
+		return server.Config{}, err
+	}
 	return server.Config{
 		WorkloadAddr: c.Listeners.Workload, PublicAddr: c.Listeners.Public, OpsAddr: c.Listeners.Ops,
 		OperatorAddr: c.Listeners.Operator, Operators: c.operators(func(string, string, ...any) {}), // checked by Load
 		Issuer: c.Issuer, BrokerURL: c.BrokerURL,
-		Identity: c.identity(log), Registry: inventory, AuditLog: c.Audit.Log,
+		Identity: source, Withdrawal: c.Identity.Withdrawal, Registry: inventory, AuditLog: c.Audit.Log,
 		Algorithm: keys.Algorithm(c.Keys.Algorithm), KeyPeriod: c.Keys.Period, Logger: log,
 	}, nil
 }
 
-func (c *Config) identity(log *slog.Logger) *identity.Source {
+func (c *Config) identity(log *slog.Logger) (*identity.Source, error) {
 	source := identity.FromWorkloadAPI(c.Identity.WorkloadAPI, log)
 	if c.Identity.Certificate != "" {
 		source = identity.FromFiles(identity.Files{Cert: c.Identity.Certificate, Key: c.Identity.Key, Bundle: c.Identity.Bundle}, log)
 	}
-	source.MaxSVIDLife = c.Identity.MaxSVIDLife
-	return source
+	source.MaxSVIDLife, source.MaxAge = c.Identity.MaxSVIDLife, c.Identity.MaxAge
+	return source, source.Federate(c.federation()...)
 }
 
 // serverFields are the keys of server.Config's fields.

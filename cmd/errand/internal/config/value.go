@@ -3,17 +3,24 @@ package config
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
+	"reflect"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
 )
 
 // fromYAML sets the key to the value of a node.
 func (s setting) fromYAML(node ast.Node) error {
-	if list, ok := s.value.Addr().Interface().(*[]string); ok {
+	switch list := s.value.Addr().Interface().(type) {
+	case *[]string:
 		return listFromYAML(list, node)
+	case *[]Federation:
+		return federationFromYAML(list, node)
 	}
 	text, err := scalar(node)
 	if err != nil {
@@ -39,6 +46,44 @@ func listFromYAML(list *[]string, node ast.Node) error {
 	return nil
 }
 
+func federationFromYAML(list *[]Federation, node ast.Node) error {
+	sequence, ok := node.(*ast.SequenceNode)
+	if !ok {
+		return errors.New("must be a list of trust domains, as [{trust_domain: partner.example, file: /etc/errand/partner.pem}]")
+	}
+	out := make([]Federation, len(sequence.Values))
+	for i, element := range sequence.Values {
+		pairs, ok := element.(ast.MapNode)
+		if !ok {
+			return &placed{element, fmt.Errorf("[%d] must have keys with values below it, as {trust_domain: partner.example}", i)}
+		}
+		known := map[string]setting{}
+		for _, s := range fields("", reflect.ValueOf(&out[i]).Elem()) {
+			known[s.name] = s
+		}
+		for pair := pairs.MapRange(); pair.Next(); {
+			name := pair.Key().GetToken().Value
+			s, ok := known[name]
+			if !ok {
+				return &placed{pair.Key(), fmt.Errorf("[%d].%s is not a key; there are %s", i, name, strings.Join(slices.Sorted(maps.Keys(known)), ", "))}
+			}
+			if err := s.fromYAML(pair.Value()); err != nil {
+				return &placed{pair.Value(), fmt.Errorf("[%d].%s %w", i, name, err)}
+			}
+		}
+	}
+	*list = out
+	return nil
+}
+
+// placed is an error that is about one node of a value.
+type placed struct {
+	node ast.Node
+	err  error
+}
+
+func (p *placed) Error() string { return p.err.Error() }
+
 // scalar is the text of a single value, as it was written.
 func scalar(node ast.Node) (string, error) {
 	switch n := node.(type) {
@@ -63,6 +108,12 @@ func (s setting) fromText(text string) error {
 		*v = text
 	case *[]string:
 		*v = strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' })
+	case *[]Federation:
+		file, err := parser.ParseBytes([]byte(text), 0)
+		if err != nil || len(file.Docs) != 1 || file.Docs[0].Body == nil {
+			return errors.New("must be YAML as in the file, on one line")
+		}
+		return federationFromYAML(v, file.Docs[0].Body)
 	case *time.Duration:
 		d, err := time.ParseDuration(text)
 		if err != nil {
@@ -84,6 +135,12 @@ func (s setting) text() string {
 		return masked(v)
 	case []string:
 		return strings.Join(v, ", ")
+	case []Federation:
+		var names []string
+		for _, f := range v {
+			names = append(names, f.TrustDomain)
+		}
+		return strings.Join(names, ", ")
 	}
 	panic("config: " + s.name)
 }
