@@ -54,7 +54,7 @@ server. What errand dev env prints lets a program in another shell find all of i
 	flags.StringVar(&config.OpsAddr, "ops-address", "127.0.0.1:9090", "metrics and readiness")
 	flags.StringVar(&config.OrdersAddr, "orders-address", "127.0.0.1:8081", "the sample resource server")
 	flags.BoolVarP(&verbose, "verbose", "v", false, "log every request to stderr")
-	cmd.AddCommand(newDevEnv(&dir), newDevSVID(&dir))
+	cmd.AddCommand(newDevEnv(&dir), newDevSVID(&dir), newDevIdentities(&dir))
 	return cmd
 }
 
@@ -87,7 +87,7 @@ func prepareDir(dir string) (string, error) {
 	}
 	if d, err := demo.Describe(dir); err == nil {
 		if d.Alive() {
-			return "", fmt.Errorf("errand dev is running already, at %s: stop it first, or give this one a --dir of its own, and --workload-address, --public-address, --operator-address, --ops-address and --orders-address 127.0.0.1:0", d.BrokerURL)
+			return "", fmt.Errorf("errand dev is running already, in %s: stop it first, or give this one a --dir of its own, and --workload-address, --public-address, --operator-address, --ops-address and --orders-address 127.0.0.1:0", dir)
 		}
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -158,7 +158,9 @@ or the whole of it: report, or spiffe://dev.errand/report.
 				{"SPIFFE_ENDPOINT_SOCKET", socket}, {"ERRAND_BROKER_URL", d.BrokerURL}, {"ERRAND_BROKER_ID", d.BrokerID},
 				{"ERRAND_ISSUER", d.Issuer}, {"ERRAND_OPERATOR_URL", d.Operator}, {"ERRAND_DEV_ORDERS", d.OrdersURL},
 			} {
-				fmt.Fprintf(cmd.OutOrStdout(), "export %s=%s\n", v[0], quote(v[1]))
+				if v[1] != "" { // errand dev identities has no broker to name
+					fmt.Fprintf(cmd.OutOrStdout(), "export %s=%s\n", v[0], quote(v[1]))
+				}
 			}
 			return nil
 		},

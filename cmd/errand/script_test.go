@@ -51,7 +51,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"ready": ready, "await": await, "busy": busy, "pause": pauseShort, "exitcode": exitCode, "svids": svids, "ports": ports, "hold": hold, "kid": kid, "as": as,
+			"ready": ready, "await": await, "appears": appears, "busy": busy, "pause": pauseShort, "exitcode": exitCode, "svids": svids, "ports": ports, "hold": hold, "kid": kid, "as": as,
 		},
 	})
 }
@@ -79,6 +79,17 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: await ADDRESS")
 	}
 	eventually(ts, func() bool { return isReady(args[0]) })
+}
+
+// appears waits until a file is there.
+func appears(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: appears FILE")
+	}
+	eventually(ts, func() bool {
+		_, err := os.Stat(ts.MkAbs(args[0]))
+		return err == nil
+	})
 }
 
 func eventually(ts *testscript.TestScript, ok func() bool) {

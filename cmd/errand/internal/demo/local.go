@@ -124,15 +124,23 @@ func (c *Config) check() error {
 		}
 	}
 	for i, name := range slices.Concat(c.Identities, c.Strangers) {
-		if _, err := spiffeid.FromString("spiffe://" + TrustDomain + "/" + name); err != nil || strings.Contains(name, "/") {
-			return fmt.Errorf("the identity %q is not allowed: use letters, digits, dots, dashes and underscores", name)
-		}
-		if slices.Contains(reserved, name) || slices.Contains(c.Identities[:min(i, len(c.Identities))], name) {
-			return fmt.Errorf("the identity %q is there already: choose another name", name)
+		if err := checkName(name, append(reserved[:len(reserved):len(reserved)], c.Identities[:min(i, len(c.Identities))]...)); err != nil {
+			return err
 		}
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// checkName wants one segment of a SPIFFE ID that nobody has yet.
+func checkName(name string, taken []string) error {
+	if _, err := spiffeid.FromString("spiffe://" + TrustDomain + "/" + name); err != nil || strings.Contains(name, "/") {
+		return fmt.Errorf("the identity %q is not allowed: use letters, digits, dots, dashes and underscores", name)
+	}
+	if slices.Contains(taken, name) {
+		return fmt.Errorf("the identity %q is there already: choose another name", name)
 	}
 	return nil
 }
@@ -263,12 +271,14 @@ func (d Description) Socket(name string) (string, error) {
 
 // Alive reports whether the environment still runs.
 func (d Description) Alive() bool {
-	conn, err := net.DialTimeout("tcp", strings.TrimPrefix(d.BrokerURL, "https://"), time.Second)
-	if err != nil {
-		return false
+	for _, addr := range d.Sockets {
+		conn, err := net.DialTimeout("unix", strings.TrimPrefix(addr, "unix://"), time.Second)
+		if err != nil {
+			return false
+		}
+		conn.Close()
 	}
-	conn.Close()
-	return true
+	return len(d.Sockets) > 0
 }
 
 // Wait returns when a part of the environment has stopped by itself, or ctx has ended.
