@@ -32,6 +32,9 @@ type Begun struct {
 	Task     Task
 	Tokens   []Issued
 	Replayed bool // the task was there already; tokens that have expired are left out
+
+	// EndKey is for EndRequest.Key: with it the task also ends while the store is away.
+	EndKey EndKey
 }
 
 // Begin starts a task and issues its first tokens. Errors: ErrInvalid, ErrUnregistered,
@@ -45,7 +48,9 @@ func (b *Broker) Begin(ctx context.Context, w Workload, req BeginRequest) (Begun
 	if err != nil {
 		return Begun{}, b.refuse(w, registration, req.Name, Decision{Rule: "registry/unregistered"}, unregistered(w, err))
 	}
-	shard, err := b.beginShard(ctx, w, &req)
+	asking, cancel := context.WithTimeout(ctx, storeBudget)
+	defer cancel()
+	shard, err := b.beginShard(asking, w, &req)
 	if err != nil {
 		return Begun{}, err
 	}
@@ -54,7 +59,7 @@ func (b *Broker) Begin(ctx context.Context, w Workload, req BeginRequest) (Begun
 		Lease: req.Lease,
 	}
 	var asks []approved
-	reply, err := b.commit(ctx, shard, func(control Control, now time.Time) (GrantRequest, error) {
+	reply, err := b.commit(asking, shard, func(control Control, now time.Time) (GrantRequest, error) {
 		asks = nil
 		ceiling, err := b.decideBegin(ctx, w, registration, task, control, now)
 		if err != nil {
@@ -77,8 +82,14 @@ func (b *Broker) Begin(ctx context.Context, w Workload, req BeginRequest) (Begun
 	if err != nil {
 		return Begun{}, err
 	}
+	if err := b.stillGood(asking, w, &reply); err != nil {
+		return Begun{}, err
+	}
 	tokens, err := b.release(ctx, w, registration, reply, asks, true)
-	return Begun{Task: reply.Task, Tokens: tokens, Replayed: reply.Replayed}, err
+	if err != nil {
+		return Begun{}, err
+	}
+	return Begun{Task: reply.Task, Tokens: tokens, Replayed: reply.Replayed, EndKey: b.endKeys.of(reply.Task)}, nil
 }
 
 // beginShard returns the shard for the new task. A child goes where its parent is and stays within
@@ -90,6 +101,9 @@ func (b *Broker) beginShard(ctx context.Context, w Workload, req *BeginRequest) 
 	parent, err := b.Task(ctx, w, req.Parent)
 	if err != nil {
 		return 0, err
+	}
+	if parent.State.Final() {
+		return 0, ended(parent)
 	}
 	if len(req.Ceiling.Audiences) == 0 {
 		req.Ceiling.Audiences = parent.Ceiling.Audiences

@@ -26,6 +26,11 @@ type Config struct {
 	// SweepInterval is how often ends that nobody called for are looked for: DefaultSweep when
 	// zero. It delays the announcement of a lapse, never the lapse.
 	SweepInterval time.Duration
+
+	// EndKeySecret makes the end keys: EndKeySecretSize random bytes that all replicas share, and
+	// nobody else. nil makes one for this process: the keys of others, and those of before, then
+	// count for nothing.
+	EndKeySecret []byte
 }
 
 // DefaultSweep announces a lapse well within a second.
@@ -33,6 +38,13 @@ const DefaultSweep = 250 * time.Millisecond
 
 // staleAudit is how long an event may wait for the audit log before the broker is not ready.
 const staleAudit = 2 * time.Second
+
+// What one request may take of the store. All of it together stays under a second, so that a store
+// that hangs is an answer within one.
+const (
+	storeBudget = 850 * time.Millisecond // all its calls
+	storeTry    = 400 * time.Millisecond // a write, which may need a second try
+)
 
 // staleView is how old the view of the store's feed may be before the broker is not ready.
 const staleView = 2 * time.Second
@@ -43,6 +55,8 @@ type Broker struct {
 	Config
 	view    view
 	backlog backlog
+	pending pending
+	endKeys endKeys
 }
 
 // New checks the configuration. The broker issues nothing before Run has read the store's feed.
@@ -64,17 +78,24 @@ func New(c Config) (*Broker, error) {
 	if c.SweepInterval == 0 {
 		c.SweepInterval = DefaultSweep
 	}
-	return &Broker{Config: c, view: newView(), backlog: backlog{max: maxBacklog, wake: make(chan struct{})}}, nil
+	keys, err := newEndKeys(c.EndKeySecret)
+	if err != nil {
+		return nil, err
+	}
+	c.EndKeySecret = nil // it is in keys, which does not print it
+	return &Broker{Config: c, view: newView(), pending: newPending(), endKeys: keys, backlog: backlog{max: maxBacklog, wake: make(chan struct{})}}, nil
 }
 
-// Run follows the store's feed, sweeps, and records what has happened, until ctx ends. It returns
-// the context's error, after a last try to record what is left.
+// Run follows the store's feed, sweeps, and writes and records what has happened, until ctx ends. It
+// returns the context's error, after a last try to write and record what is left.
 func (b *Broker) Run(ctx context.Context) error {
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return b.watch(ctx) })
 	tasks.Go(func() error { return b.sweepEvery(ctx, b.SweepInterval) })
 	tasks.Go(func() error { return b.writeBacklog(ctx) })
+	tasks.Go(func() error { return b.writePending(ctx) })
 	err := tasks.Wait()
+	b.flushPending(ctx)
 	b.flushBacklog(ctx)
 	return err
 }

@@ -3,18 +3,28 @@ package broker
 import (
 	"context"
 	"errors"
-	"fmt"
+	"time"
 )
 
 // EndRequest says how the caller's task ended.
 type EndRequest struct {
 	State  State  // Completed, Failed or Canceled
 	Reason string // at most MaxPurpose bytes; may be empty
+
+	// Key is the task's end key. One that is not this task's and workload's is no key: their identity
+	// alone decides, for as long as the store can say whose the task is.
+	Key EndKey
 }
 
 // End ends a task of the workload, with everything below it and every token. It may be repeated:
 // the first end wins, whoever called for it, and its receipt is the answer to all. When End returns
-// nil the tokens are dead for every look-up. Errors: ErrInvalid, ErrNotFound and those of the store.
+// nil the tokens are dead for every look-up of this replica and on its feed, and when the receipt is
+// Durable for every look-up. A ctx that ends does not undo it. Errors: ErrInvalid, ErrNotFound and
+// those of the store.
+//
+// With its end key a task also ends while the store is away, or when it has lost the task. Such a
+// receipt is not Durable: it says what is in force here, and this replica brings it into the store as
+// soon as that is back. If the task had ended by itself before, that is then what its receipt says.
 func (b *Broker) End(ctx context.Context, w Workload, id TaskID, req EndRequest) (Receipt, error) {
 	switch req.State {
 	case Completed, Failed, Canceled:
@@ -24,33 +34,63 @@ func (b *Broker) End(ctx context.Context, w Workload, id TaskID, req EndRequest)
 	if len(req.Reason) > MaxPurpose {
 		return Receipt{}, invalid("reason", "has %d bytes; at most %d are allowed", len(req.Reason), MaxPurpose)
 	}
-	return b.endOne(ctx, w.ID.String(), w.Address, Ending{
-		Kind: TargetTask, Task: id, Workload: w.ID, State: req.State, Cause: CauseCaller, Reason: req.Reason,
-	})
+	lost := b.endKeys.proves(req.Key, id, w.ID)
+	p := &pendingEnd{actor: w.ID.String(), address: w.Address, Ending: Ending{
+		Kind: TargetTask, Task: id, Workload: w.ID, State: req.State, Cause: CauseCaller, Reason: req.Reason, Lost: lost,
+	}}
+	if !lost.IsZero() {
+		p.until = lost.Add(Margin)
+	}
+	return b.endOne(ctx, p)
 }
 
-// endOne ends one target and records the end if this call made it.
-func (b *Broker) endOne(ctx context.Context, actor, address string, req Ending) (Receipt, error) {
-	req.Event = NewEventID()
-	replies, err := b.Store.End(ctx, []Ending{req})
-	if errors.Is(err, ErrUnconfirmed) {
+// endOne ends one target and records the end if this call made it. While the store is away it is
+// only in force here, if there is a moment until which it must be.
+func (b *Broker) endOne(ctx context.Context, p *pendingEnd) (Receipt, error) {
+	if receipt, ok := b.pending.find(p.Ending); ok {
+		return receipt, nil
+	}
+	p.Event = NewEventID()
+	ctx = context.WithoutCancel(ctx)
+	replies, err := b.tryEnd(ctx, p.Ending)
+	unsure := errors.Is(err, ErrUnconfirmed)
+	if unsure {
 		// It may have happened. The same event ID shows whether it was this call.
-		replies, err = b.Store.End(ctx, []Ending{req})
+		replies, err = b.tryEnd(ctx, p.Ending)
+	}
+	if err == nil && isAway(replies[0].Err) {
+		err = replies[0].Err
 	}
 	if err != nil {
-		return Receipt{}, err
-	}
-	if len(replies) != 1 {
-		return Receipt{}, fmt.Errorf("%w: %d answers to one end", ErrUnconfirmed, len(replies))
+		return b.endHere(p, unsure || !errors.Is(err, ErrUnavailable), err)
 	}
 	if replies[0].Err != nil {
 		return Receipt{}, replies[0].Err
 	}
 	receipt := replies[0].Receipt
-	receipt.First = receipt.First || receipt.Event == req.Event
+	receipt.First = receipt.First || receipt.Event == p.Event
 	replies[0].Receipt = receipt
-	b.record(ctx, b.endEvents(replies, actor, address))
+	b.record(ctx, b.endEvents(replies, p.actor, p.address))
 	return receipt, nil
+}
+
+// endHere puts an end in force on this replica, which then brings it into the store. What may not be
+// in force without the store is only looked after when it may have happened.
+func (b *Broker) endHere(p *pendingEnd, unsure bool, away error) (Receipt, error) {
+	now := b.Now().UTC().Truncate(time.Millisecond)
+	if p.told = now.Before(p.until); p.told {
+		p.receipt = Receipt{
+			Event: p.Event, Task: p.Task, Grant: p.Grant, State: p.State, Cause: p.Cause, Reason: p.Reason, Ended: now, First: true,
+		}
+		b.Logger.Warn("the store is away; an end is in force on this replica, and not durable yet", "task", string(p.Task), "grant", string(p.Grant), "event", string(p.Event), "error", away)
+		return b.pending.add(p, b.Announcer.Early)
+	}
+	if unsure {
+		if _, err := b.pending.add(p, b.Announcer.Early); err != nil {
+			b.Logger.Error("an end may have happened that is not recorded", "task", string(p.Task), "grant", string(p.Grant), "event", string(p.Event))
+		}
+	}
+	return Receipt{}, away
 }
 
 // endEvents are the audit events of the ends that these replies report first.

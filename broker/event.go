@@ -11,6 +11,7 @@ const (
 	EventGrantIssued  EventKind = "grant.issued"
 	EventDenied       EventKind = "request.denied"
 	EventTaskEnded    EventKind = "task.ended"
+	EventEndMoot      EventKind = "end.moot" // it was answered while the store was away, and another one had been first
 	EventGrantRevoked EventKind = "grant.revoked"
 	EventRevoked      EventKind = "selector.revoked"
 	EventKeyRevoked   EventKind = "key.revoked"

@@ -16,9 +16,16 @@ func (b *Broker) Heartbeat(ctx context.Context, w Workload, ids []TaskID) ([]Pul
 	for i, id := range ids {
 		beats[i] = Beat{Task: id, Workload: w.ID}
 	}
+	ctx, cancel := context.WithTimeout(ctx, storeBudget)
+	defer cancel()
 	pulses, err := b.Store.Heartbeat(ctx, beats)
 	if err == nil && len(pulses) != len(ids) {
 		err = fmt.Errorf("%w: %d answers to %d heartbeats", ErrUnconfirmed, len(pulses), len(ids))
+	}
+	for i := range pulses {
+		if pulses[i].Err == nil {
+			pulses[i].Task = b.pending.task(pulses[i].Task)
+		}
 	}
 	return pulses, err
 }

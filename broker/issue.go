@@ -48,7 +48,9 @@ func (b *Broker) Issue(ctx context.Context, w Workload, id TaskID, req TokenRequ
 	if err != nil {
 		return Issued{}, b.refuse(w, registration, "", Decision{Rule: "registry/unregistered"}, unregistered(w, err))
 	}
-	task, err := b.Task(ctx, w, id)
+	asking, cancel := context.WithTimeout(ctx, storeBudget)
+	defer cancel()
+	task, err := b.Task(asking, w, id)
 	if err != nil {
 		return Issued{}, err
 	}
@@ -59,7 +61,7 @@ func (b *Broker) Issue(ctx context.Context, w Workload, id TaskID, req TokenRequ
 		return Issued{}, err
 	}
 	var ask approved
-	reply, err := b.commit(ctx, id.Shard(), func(control Control, now time.Time) (GrantRequest, error) {
+	reply, err := b.commit(asking, id.Shard(), func(control Control, now time.Time) (GrantRequest, error) {
 		ask, err = b.decideIssue(ctx, w, registration, task, req, control, now)
 		return GrantRequest{
 			Workload: w.ID, Task: id, Grants: []Asked{ask.Asked},
@@ -72,6 +74,9 @@ func (b *Broker) Issue(ctx context.Context, w Workload, id TaskID, req TokenRequ
 	tokens, err := b.release(ctx, w, registration, reply, []approved{ask}, false)
 	if err != nil {
 		return Issued{}, err
+	}
+	if len(tokens) != 1 {
+		return Issued{}, fmt.Errorf("%w: %d grants where one was asked for", ErrUnconfirmed, len(tokens))
 	}
 	return tokens[0], nil
 }
@@ -92,7 +97,7 @@ func (b *Broker) commit(ctx context.Context, shard int, decide func(Control, tim
 			return GrantReply{}, err
 		}
 		req.Control = control.Version
-		reply, err := b.Store.Grant(ctx, req)
+		reply, err := b.grant(ctx, req)
 		behind := (*Behind)(nil)
 		if !errors.As(err, &behind) {
 			return reply, err
@@ -102,6 +107,25 @@ func (b *Broker) commit(ctx context.Context, shard int, decide func(Control, tim
 		}
 	}
 	return GrantReply{}, &wrapped{ErrUnavailable, "the control list keeps changing; try again"}
+}
+
+// grant asks the store, and once more when it may have happened: the IDs are new, so that what is
+// there under them is this call's own. When that is not known either, nothing is signed, and what
+// there may be expires unused.
+func (b *Broker) grant(ctx context.Context, req GrantRequest) (GrantReply, error) {
+	try := func() (GrantReply, error) {
+		ctx, cancel := context.WithTimeout(ctx, storeTry)
+		defer cancel()
+		return b.Store.Grant(ctx, req)
+	}
+	reply, err := try()
+	if errors.Is(err, ErrUnconfirmed) && ctx.Err() == nil {
+		reply, err = try()
+	}
+	if err == nil && reply.Task.ID == req.Task {
+		reply.Replayed = false
+	}
+	return reply, err
 }
 
 // withinCeiling refuses what is outside a ceiling that the workload has set itself. An empty part of
@@ -195,9 +219,6 @@ func tokenLife(ask Ask, allowed time.Duration) time.Duration {
 // grants, or the task when it was begun with them, are taken back: nothing that could not be
 // recorded stays alive. A replay was released before and is left alone.
 func (b *Broker) release(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, asks []approved, begun bool) ([]Issued, error) {
-	if err := b.stillGood(ctx, w, &reply); err != nil {
-		return nil, err
-	}
 	drafts, events, err := b.drafts(ctx, w, registration, reply, asks, begun)
 	if err == nil {
 		if err = b.recordFirst(ctx, events); err != nil {
@@ -216,6 +237,10 @@ func (b *Broker) release(ctx context.Context, w Workload, registration WorkloadR
 		})
 	}
 	if err == nil {
+		// It may have ended here in the meantime, where the store could not know.
+		if task := b.pending.task(reply.Task); task.State.Final() {
+			return nil, ended(task)
+		}
 		return issued, nil
 	}
 	if !reply.Replayed {
@@ -235,7 +260,7 @@ func (b *Broker) stillGood(ctx context.Context, w Workload, reply *GrantReply) e
 		return err
 	}
 	reply.Grants = slices.DeleteFunc(reply.Grants, func(g Grant) bool {
-		return g.Revoked || control.Denies(g) || g.Binding == BindCertificate && g.Thumbprint != w.Thumbprint
+		return g.Revoked || b.pending.revoked(g.ID) || control.Denies(g) || g.Binding == BindCertificate && g.Thumbprint != w.Thumbprint
 	})
 	return nil
 }

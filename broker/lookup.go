@@ -8,6 +8,8 @@ import (
 // Task returns a task of the workload, as of the store's time. ErrNotFound for one that is unknown
 // or somebody else's.
 func (b *Broker) Task(ctx context.Context, w Workload, id TaskID) (Task, error) {
+	ctx, cancel := context.WithTimeout(ctx, storeBudget)
+	defer cancel()
 	record, err := b.lookup(ctx, w, Ref{Task: id})
 	return record.Task, err
 }
@@ -22,6 +24,8 @@ type GrantStatus struct {
 // Grant returns a grant of the workload, as of the store's time. ErrNotFound for one that is
 // unknown or somebody else's.
 func (b *Broker) Grant(ctx context.Context, w Workload, id GrantID) (GrantStatus, error) {
+	ctx, cancel := context.WithTimeout(ctx, storeBudget)
+	defer cancel()
 	record, err := b.lookup(ctx, w, Ref{Grant: id})
 	if err != nil {
 		return GrantStatus{}, err
@@ -30,6 +34,7 @@ func (b *Broker) Grant(ctx context.Context, w Workload, id GrantID) (GrantStatus
 	if err != nil {
 		return GrantStatus{}, err
 	}
+	record.Grant.Revoked = record.Grant.Revoked || b.pending.revoked(id)
 	live := record.Grant.Live(record.Now, record.Task) && !control.Denies(record.Grant)
 	return GrantStatus{Grant: record.Grant, Task: record.Task, Live: live}, nil
 }
@@ -42,10 +47,11 @@ func (b *Broker) lookup(ctx context.Context, w Workload, ref Ref) (Record, error
 	if record.Task.Workload != w.ID {
 		return Record{}, ErrNotFound
 	}
+	record.Task = b.pending.task(record.Task)
 	return record, nil
 }
 
-// controlAt returns a control list that is not older than version.
+// controlAt waits for a control list that is not older than version, until ctx ends.
 func (b *Broker) controlAt(ctx context.Context, shard int, version uint64) (Control, error) {
 	if err := b.view.catchUp(ctx, &Behind{Shard: shard, Version: version}); err != nil {
 		return Control{}, err

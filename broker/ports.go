@@ -50,4 +50,9 @@ type Auditor interface {
 // Announcer is told of everything that Store.Watch delivers, in order, and must not block.
 type Announcer interface {
 	Announce(Update)
+	// Early is told of a denial that is in force although the store's feed does not have it, to be
+	// told to everybody at once. It has no number.
+	Early(Entry)
+	// Settled is told when that feed has it, or nothing is left for it to kill.
+	Settled(Denial)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // Revocation is an operator's word that something is over. Exactly one of the targets is set.
@@ -21,8 +22,9 @@ type Revocation struct {
 
 // Revoke makes tokens dead: a task's with everything below it, one grant's, or those that a selector
 // matches and that were issued before this moment. When it returns nil they are dead for every
-// look-up; those of a key are dead at every verifier, and the key signs nothing any more. Errors:
-// ErrInvalid, ErrNotFound and those of the store.
+// look-up; those of a key are dead at every verifier, and the key signs nothing any more. While the
+// store is away a task or grant is revoked as End does it with an end key; the rest is refused.
+// Errors: ErrInvalid, ErrNotFound and those of the store.
 func (b *Broker) Revoke(ctx context.Context, r Revocation) (Receipt, error) {
 	end := Ending{Cause: CauseOperator, State: Revoked, Reason: r.Reason}
 	targets := 0
@@ -46,7 +48,7 @@ func (b *Broker) Revoke(ctx context.Context, r Revocation) (Receipt, error) {
 	end.Task, end.Grant, end.Selector, end.Key = r.Task, r.Grant, r.Selector, r.Key
 	switch end.Kind {
 	case TargetTask, TargetGrant:
-		return b.endOne(ctx, r.Actor, r.Address, end)
+		return b.endOne(ctx, &pendingEnd{Ending: end, actor: r.Actor, address: r.Address, until: b.Now().Add(longest(end.Kind))})
 	case TargetSelector:
 		if err := r.Selector.Validate(); err != nil {
 			return Receipt{}, err
@@ -61,6 +63,15 @@ func (b *Broker) Revoke(ctx context.Context, r Revocation) (Receipt, error) {
 		}
 	}
 	return b.control(ctx, end, Event{Kind: kind, Actor: r.Actor, Address: r.Address, Reason: r.Reason, Selector: r.Selector, Key: r.Key})
+}
+
+// longest is how long a target can go on killing nothing that is alive: no task has tokens for
+// longer, and no grant.
+func longest(kind TargetKind) time.Duration {
+	if kind == TargetGrant {
+		return MaxTokenLife + Margin
+	}
+	return MaxDeadline + Margin
 }
 
 // Lock denies new tasks and tokens to what the selector matches, until it expires. Tokens that are

@@ -1,14 +1,22 @@
 package broker
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // sweeper is the actor of ends that nobody called for.
 const sweeper = "errand"
+
+// sweepTimeout lets the next round begin anew when the store hangs.
+const sweepTimeout = 5 * time.Second
 
 // Sweep announces the tasks that are past their lease or deadline. They are dead already; this tells
 // the verifiers and the audit log. Any number of replicas may sweep at once, late or twice: the
 // store ends only what is due, and once.
 func (b *Broker) Sweep(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
+	defer cancel()
 	for {
 		page, err := b.Store.List(ctx, Query{Due: true})
 		if err != nil || len(page.Tasks) == 0 {

@@ -89,13 +89,24 @@ func (v *view) control(shard int) (Control, time.Time, error) {
 	return v.controls[shard], v.now, nil
 }
 
-// catchUpTimeout bounds how long an answer waits for the store's feed.
-const catchUpTimeout = time.Second
+// covers reports whether everything up to a position has been read, or is of a data set that is no
+// more.
+func (v *view) covers(p Position) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if p.Epoch != v.position.Epoch {
+		return p.Epoch < v.position.Epoch
+	}
+	for shard, n := range p.Numbers {
+		if shard >= len(v.position.Numbers) || v.position.Numbers[shard] < n {
+			return false
+		}
+	}
+	return true
+}
 
-// catchUp waits until the control list of a shard has reached a version.
+// catchUp waits until the control list of a shard has reached a version, or ctx ends.
 func (v *view) catchUp(ctx context.Context, behind *Behind) error {
-	ctx, cancel := context.WithTimeout(ctx, catchUpTimeout)
-	defer cancel()
 	for {
 		v.mu.Lock()
 		changed := v.changed

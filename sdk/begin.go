@@ -59,7 +59,7 @@ func (c *Client) begin(ctx, parent context.Context, spec TaskSpec) (*Task, error
 		}
 		return nil, err
 	}
-	t := newTask(c, answer.Task, sent, parent)
+	t := newTask(c, answer, sent, parent)
 	if !c.adopt(t) {
 		// Close came in between.
 		_, err := t.end(context.WithoutCancel(ctx), Canceled, "the client was closed")
@@ -82,7 +82,7 @@ func (c *Client) abandon(key string, body wire.BeginRequest) {
 	c.start(func() {
 		answer, sent, _, err := c.askBegin(c.life, key, body)
 		if err == nil {
-			_ = newTask(c, answer.Task, sent, c.life).Close()
+			_ = newTask(c, answer, sent, c.life).Close()
 		}
 	})
 }

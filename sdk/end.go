@@ -40,8 +40,13 @@ type Receipt struct {
 	EndedAt  time.Time
 	Grants   int    // issued under the task, ever
 	SubTasks int    // begun under it, ever
-	Feed     string // the position in the feed that has this end
-	Durable  bool   // false: in force, but not yet safe against the loss of the broker's store
+	Feed     string // the position in the feed that has this end; "" while it is not Durable
+
+	// Durable is false when the broker could not reach its store: the tokens are dead at the replica
+	// that has answered and at the verifiers that listen to it, and it brings the end into the store
+	// by itself. Until then the end lives in that replica's memory alone. Should the task have ended
+	// by itself before, then that is what the broker's records say in the end, under another event.
+	Durable bool
 }
 
 // ending is the one end of a task.
@@ -136,7 +141,9 @@ func (t *Task) settle(e *ending) {
 
 // askEnd tells the broker, up to so many times, and takes over the state of its receipt.
 func (t *Task) askEnd(ctx context.Context, e *ending, tries int) (Receipt, error) {
-	q := question{method: http.MethodPost, path: pathOf(wire.PathTaskEnd, t.id), body: e.request, patience: endPatience}
+	body := e.request
+	body.EndKey = t.endKey()
+	q := question{method: http.MethodPost, path: pathOf(wire.PathTaskEnd, t.id), body: body, patience: endPatience}
 	var answer wire.Receipt
 	err := again(ctx, tries, func() error {
 		answer = wire.Receipt{}

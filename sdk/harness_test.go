@@ -186,6 +186,9 @@ func (f *fake) answer(w http.ResponseWriter, r *http.Request) {
 	case "end":
 		var req wire.EndRequest
 		f.read(body, &req)
+		if req.EndKey != endKeyOf(id) {
+			f.tb.Errorf("the end of %s came with the key %q", id, req.EndKey)
+		}
 		switch f.states[id] {
 		case "":
 			refuse(w, http.StatusNotFound, wire.Problem{Type: "https://broker/problems/not-found", Title: "Not found"})
@@ -218,7 +221,7 @@ func (f *fake) begin(w http.ResponseWriter, r *http.Request, body []byte) {
 	}
 	// Its clock is an hour off, which must not matter.
 	now := time.Now().Add(time.Hour)
-	reply(w, http.StatusCreated, wire.BeginResponse{Task: wire.Task{
+	reply(w, http.StatusCreated, wire.BeginResponse{EndKey: endKeyOf(id), Task: wire.Task{
 		ID: id, Root: id, State: wire.StateActive, BegunAt: now, LeaseSeconds: lease,
 		LeaseExpiresAt: now.Add(time.Duration(lease) * time.Second), Deadline: now.Add(time.Duration(deadline) * time.Second),
 	}})
@@ -244,6 +247,8 @@ func (f *fake) issue(w http.ResponseWriter, id string, body []byte) {
 }
 
 func secretOf(grant string) string { return "eyJhbGciOiJFUzI1NiJ9." + grant + ".c2lnbmF0dXJl" }
+
+func endKeyOf(task string) string { return "end_1." + task }
 
 func (f *fake) read(body []byte, into any) {
 	if err := json.Unmarshal(body, into); err != nil {

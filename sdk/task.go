@@ -45,6 +45,9 @@ type Task struct {
 	lease    time.Duration
 	deadline time.Time // by the steady clock
 
+	// A func, as of a Token, since a text could be printed by reflection.
+	endKey func() string
+
 	ctx    context.Context // for the caller; ends with the parent's, too
 	life   context.Context // ends with the task alone
 	cancel func(cause error)
@@ -62,8 +65,10 @@ type Task struct {
 	ending  *ending
 }
 
-func newTask(c *Client, w wire.Task, sent instant, parent context.Context) *Task {
+func newTask(c *Client, answer wire.BeginResponse, sent instant, parent context.Context) *Task {
+	w, key := answer.Task, answer.EndKey
 	t := &Task{
+		endKey: func() string { return key },
 		client: c, id: w.ID, root: w.Root, lease: time.Duration(w.LeaseSeconds) * time.Second,
 		deadline: sent.steady.Add(w.Deadline.Sub(w.BegunAt)),
 		state:    Active, renewed: sent, touched: c.clock().steady,

@@ -6,6 +6,9 @@
 // audience, each shard's in order, none missing, whichever replica it asks next. Announce never
 // waits for a reader: one that does not keep up is dropped, and resumes from its last position.
 //
+// What is in force on this replica before the store has it goes out early: to every reader, without
+// a position, and to those that join, until the store's own entry has come.
+//
 // The entries held are those that the store holds: each goes when the last token that it can kill
 // has expired, so there are as many as endings in a few minutes.
 package feed
@@ -14,6 +17,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -60,9 +64,10 @@ type Feed struct {
 
 	mu       sync.Mutex // guards all below; held for memory work only
 	position broker.Position
-	readAt   time.Time        // ours: when the store proved the position
-	entries  [][]broker.Entry // by shard, in the order of their numbers
-	trimmed  time.Time        // the store's
+	readAt   time.Time                      // ours: when the store proved the position
+	entries  [][]broker.Entry               // by shard, in the order of their numbers
+	trimmed  time.Time                      // the store's
+	early    map[broker.Denial]broker.Entry // those that the store's feed does not have yet
 	readers  map[*reader]struct{}
 	closed   bool
 }
@@ -81,7 +86,7 @@ func New(c Config) *Feed {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	return &Feed{Config: c, readers: map[*reader]struct{}{}}
+	return &Feed{Config: c, early: map[broker.Denial]broker.Entry{}, readers: map[*reader]struct{}{}}
 }
 
 // Announce takes in one delivery of the store's feed and passes it on to the readers.
@@ -106,6 +111,33 @@ func (f *Feed) Announce(u broker.Update) {
 	if len(fresh) > 0 {
 		f.deliver(fresh)
 	}
+}
+
+// Early tells every reader of a denial that the store's feed does not have yet.
+func (f *Feed) Early(e broker.Entry) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.early[e.Denial] = e
+	d := earlyDelivery([]broker.Entry{e})
+	for r := range f.readers {
+		f.send(r, d)
+	}
+}
+
+// Settled forgets an early denial.
+func (f *Feed) Settled(d broker.Denial) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.early, d)
+}
+
+// earlyDelivery moves no reader's position: it names none.
+func earlyDelivery(entries []broker.Entry) Delivery {
+	body := wire.FeedEvent{}
+	for _, e := range entries {
+		body.Entries = append(body.Entries, encode(e))
+	}
+	return newDelivery(wire.EventDenials, body)
 }
 
 // unknown leaves out what is there already, as when the store's feed was read again from its
@@ -142,11 +174,16 @@ func (f *Feed) deliver(entries []broker.Entry) {
 		if d == nil {
 			continue
 		}
-		select {
-		case r.queue <- *d:
-		default:
-			f.drop(r, ErrSlow)
-		}
+		f.send(r, *d)
+	}
+}
+
+// send is called with mu held.
+func (f *Feed) send(r *reader, d Delivery) {
+	select {
+	case r.queue <- d:
+	default:
+		f.drop(r, ErrSlow)
 	}
 }
 
@@ -163,7 +200,7 @@ func (f *Feed) delivery(audience string, entries []broker.Entry) *Delivery {
 // Snapshot returns everything that is denied for an audience, and the position that it reflects.
 func (f *Feed) Snapshot(audience string) (wire.FeedSnapshot, error) {
 	f.mu.Lock()
-	position, lists := f.position, slices.Clone(f.entries)
+	position, lists := f.position, append(slices.Clone(f.entries), slices.Collect(maps.Values(f.early)))
 	f.mu.Unlock()
 	if position.IsZero() {
 		return wire.FeedSnapshot{}, broker.ErrNotReady
@@ -195,7 +232,7 @@ func (f *Feed) Readers() int {
 	return len(f.readers)
 }
 
-// Entries is how many denials are held.
+// Entries is how many denials are held, early ones aside.
 func (f *Feed) Entries() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -244,7 +281,7 @@ func text(p broker.Position) string { return wire.Position(p).String() }
 // Delivery is one server-sent event, encoded.
 type Delivery struct {
 	Event string // wire.EventDenials, EventBeat or EventReset
-	ID    string // the position; empty for a reset
+	ID    string // the position; empty for a reset, and for what moves nobody's
 	Data  []byte // one line of JSON
 }
 

@@ -3,6 +3,7 @@ package feed
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -31,12 +32,16 @@ type reader struct {
 // ErrCursor, ErrSlow, ErrReset, ErrFull, or broker.ErrNotReady.
 func (f *Feed) Follow(ctx context.Context, server, audience string, from wire.Position, emit func(Delivery) error) error {
 	r := &reader{server: server, audience: audience, queue: make(chan Delivery, f.Buffer), gone: make(chan struct{})}
-	position, lists, err := f.join(r, from)
+	position, lists, early, err := f.join(r, from)
 	if err != nil {
 		return err
 	}
 	defer f.leave(r)
-	for _, d := range missed(audience, from, position, lists) {
+	deliveries := missed(audience, from, position, lists)
+	for piece := range slices.Chunk(early, MaxEntries) {
+		deliveries = append(deliveries, earlyDelivery(piece))
+	}
+	for _, d := range deliveries {
 		if err := emit(d); err != nil {
 			return err
 		}
@@ -61,27 +66,29 @@ func (f *Feed) Follow(ctx context.Context, server, audience string, from wire.Po
 		if err := emit(d); err != nil {
 			return err
 		}
-		told, toldAt = d.ID, f.Now()
+		if d.ID != "" {
+			told, toldAt = d.ID, f.Now()
+		}
 	}
 }
 
 // join registers a reader and returns what there was until then, in one step: nothing is lost in
 // between. What it returns is not changed any more.
-func (f *Feed) join(r *reader, from wire.Position) (broker.Position, [][]broker.Entry, error) {
+func (f *Feed) join(r *reader, from wire.Position) (_ broker.Position, lists [][]broker.Entry, early []broker.Entry, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
 	case f.closed:
-		return broker.Position{}, nil, ErrReset
+		return broker.Position{}, nil, nil, ErrReset
 	case f.position.IsZero():
-		return broker.Position{}, nil, broker.ErrNotReady
+		return broker.Position{}, nil, nil, broker.ErrNotReady
 	case !wire.Position(f.position).Covers(from):
-		return broker.Position{}, nil, f.ahead(from)
+		return broker.Position{}, nil, nil, f.ahead(from)
 	case len(f.readers) >= f.MaxReaders || f.of(r.server) >= f.PerServer:
-		return broker.Position{}, nil, ErrFull
+		return broker.Position{}, nil, nil, ErrFull
 	}
 	f.readers[r] = struct{}{}
-	return f.position, slices.Clone(f.entries), nil
+	return f.position, slices.Clone(f.entries), slices.Collect(maps.Values(f.early)), nil
 }
 
 // of counts the readers of one server.

@@ -77,6 +77,9 @@ func post[Body, Answer any](r *router, path string, status int, h handler[Body, 
 		if located, ok := any(answer).(interface{ location() string }); ok {
 			c.Response().Header().Set("Location", located.location())
 		}
+		if told, ok := any(answer).(interface{ status() int }); ok {
+			status = told.status()
+		}
 		return c.JSON(status, answer)
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/errandhq/errand/broker"
@@ -25,7 +26,7 @@ func (a *API) begin(ctx context.Context, r request[wire.BeginRequest]) (begun, e
 	if err != nil {
 		return begun{}, err
 	}
-	out := begun{wire.BeginResponse{Task: encodeTask(b.Task)}}
+	out := begun{wire.BeginResponse{Task: encodeTask(b.Task), EndKey: b.EndKey.Secret()}}
 	for _, issued := range b.Tokens {
 		out.Tokens = append(out.Tokens, encodeToken(issued))
 	}
@@ -60,21 +61,40 @@ func (a *API) task(ctx context.Context, r request[none]) (wire.Task, error) {
 	return encodeTask(task), nil
 }
 
-func (a *API) end(ctx context.Context, r request[wire.EndRequest]) (wire.Receipt, error) {
+// ended is a Receipt that knows with which status it is answered.
+type ended struct{ wire.Receipt }
+
+func (e ended) status() int {
+	if e.Durable {
+		return http.StatusOK
+	}
+	return http.StatusAccepted
+}
+
+func (a *API) end(ctx context.Context, r request[wire.EndRequest]) (ended, error) {
 	id, err := broker.ParseTaskID(r.ID)
 	if err != nil {
-		return wire.Receipt{}, err
+		return ended{}, err
 	}
-	receipt, err := a.Broker.End(ctx, r.Workload, id, broker.EndRequest{State: broker.State(r.Body.Outcome), Reason: r.Body.Reason})
+	key, err := broker.ParseEndKey(r.Body.EndKey)
 	if err != nil {
-		return wire.Receipt{}, err
+		return ended{}, err
 	}
-	return wire.Receipt{
+	receipt, err := a.Broker.End(ctx, r.Workload, id, broker.EndRequest{
+		State: broker.State(r.Body.Outcome), Reason: r.Body.Reason, Key: key,
+	})
+	if err != nil {
+		return ended{}, err
+	}
+	out := wire.Receipt{
 		Event: string(receipt.Event), Task: string(receipt.Task), State: string(receipt.State),
 		Cause: string(receipt.Cause), Reason: receipt.Reason, EndedAt: receipt.Ended.UTC(),
-		Grants: receipt.Grants, SubTasks: receipt.SubTasks,
-		Feed: wire.Position(receipt.Feed).String(), Durable: receipt.Durable,
-	}, nil
+		Grants: receipt.Grants, SubTasks: receipt.SubTasks, Durable: receipt.Durable,
+	}
+	if !receipt.Feed.IsZero() {
+		out.Feed = wire.Position(receipt.Feed).String()
+	}
+	return ended{out}, nil
 }
 
 func (a *API) heartbeat(ctx context.Context, r request[wire.HeartbeatRequest]) (wire.HeartbeatResponse, error) {

@@ -67,8 +67,13 @@ type Config struct {
 
 	Algorithm keys.Algorithm // Optional: ES256.
 	KeyPeriod time.Duration  // How long a key signs. Optional: keys.DefaultPeriod.
-	Logger    *slog.Logger   // Optional: discards.
-	Now       func() time.Time
+
+	// EndKeySecret makes the end keys: broker.EndKeySecretSize random bytes that all replicas share.
+	// Optional: random, so that each replica knows its own keys alone, and until it stops.
+	EndKeySecret []byte
+
+	Logger *slog.Logger // Optional: discards.
+	Now    func() time.Time
 }
 
 // ConfigError is a mistake that New has found, with the field of Config that it is in.
@@ -220,10 +225,11 @@ func (s *Server) assemble() error {
 	}
 	if s.broker, err = broker.New(broker.Config{
 		Store: c.Store, Registry: c.Registry, Policy: policy.Ceiling{Revision: c.Registry.Revision}, Minter: minter,
-		Auditor: metrics.auditor(s.audit), Announcer: s.feed, Logger: c.Logger, Now: c.Now,
+		Auditor: metrics.auditor(s.audit), Announcer: s.feed, Logger: c.Logger, Now: c.Now, EndKeySecret: c.EndKeySecret,
 	}); err != nil {
 		return err
 	}
+	s.config.EndKeySecret = nil // the broker has it, and prints it nowhere
 	signer, err := s.ring.Signer()
 	if err != nil {
 		return err
@@ -246,7 +252,7 @@ func (s *Server) assemble() error {
 	return nil
 }
 
-// Config is the configuration with everything filled in.
+// Config is the configuration with everything filled in, and without the secret.
 func (s *Server) Config() Config { return s.config }
 
 // Issuer is the public listener's URL, and the iss of every token.

@@ -12,7 +12,9 @@ import (
 type FeedSnapshot = FeedEvent
 
 // FeedEvent is one delivery of the feed: the position that it brings the reader to, and what is
-// new. Filtering by audience leaves no gap, since the position is always the whole of it.
+// new. Filtering by audience leaves no gap, since the position is always the whole of it. One without
+// a position, and without the id of a server-sent event, moves no reader: its entries are in force on
+// a replica whose store does not have them yet. They come once more with a position, when it has.
 type FeedEvent struct {
 	Position string      `json:"position"`
 	Entries  []FeedEntry `json:"entries,omitempty"`
@@ -22,7 +24,7 @@ type FeedEvent struct {
 // before. An unknown Kind makes the reader deny everything from before the entry.
 type FeedEntry struct {
 	Shard  int       `json:"shard"`
-	Number uint64    `json:"number"`
+	Number uint64    `json:"number"`       // 0 while the store does not have it
 	Kind   string    `json:"kind"`         // "grant", "task", "key", "all" or "selector"
 	ID     string    `json:"id,omitempty"` // of "grant", "task" and "key"
 	Until  time.Time `json:"until"`

@@ -49,6 +49,10 @@ type Task struct {
 type BeginResponse struct {
 	Task   Task            `json:"task"`
 	Tokens []TokenResponse `json:"tokens,omitempty"`
+
+	// EndKey is a secret that can do one thing: end this task for this workload, also while the
+	// broker cannot reach its store. Send it back with the end.
+	EndKey string `json:"end_key"`
 }
 
 // TokenResponse carries a token, in the shape of RFC 6749 §5.1.
@@ -108,6 +112,9 @@ const (
 type EndRequest struct {
 	Outcome string `json:"outcome"`          // StateCompleted, StateFailed or StateCanceled
 	Reason  string `json:"reason,omitempty"` // at most 1024 bytes, for the audit log
+
+	// EndKey is that of the BeginResponse. One that is not this task's and caller's is ignored.
+	EndKey string `json:"end_key,omitempty"`
 }
 
 // Receipt is the broker's statement about one end. It is evidence: the audit log has the same
@@ -119,10 +126,15 @@ type Receipt struct {
 	Cause    string    `json:"cause"`
 	Reason   string    `json:"reason,omitempty"`
 	EndedAt  time.Time `json:"ended_at"`
-	Grants   int       `json:"grants"`    // issued under the task, ever
-	SubTasks int       `json:"sub_tasks"` // begun under it, ever
-	Feed     string    `json:"feed"`      // the position that has this end
-	Durable  bool      `json:"durable"`
+	Grants   int       `json:"grants"`         // issued under the task, ever
+	SubTasks int       `json:"sub_tasks"`      // begun under it, ever
+	Feed     string    `json:"feed,omitempty"` // the position that has this end
+
+	// Durable is false, and the status 202, while the store is away: the end is in force on the
+	// broker's replica that answers and on its feed, and lives in its memory alone until it is in the
+	// store. There is no Feed yet, nothing is counted, and if the task had ended by itself before,
+	// later receipts say so.
+	Durable bool `json:"durable"`
 }
 
 // Grant is a grant as of the answer.

@@ -1,0 +1,338 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sync/errgroup"
+)
+
+// Bounds of the ends that are in force here and not yet in the store. When there is no room an end
+// is refused with ErrUnavailable; one that was answered is never dropped.
+const (
+	MaxPendingEnds      = 10_000
+	MaxPendingPerCaller = 1000 // of one workload: it must not take the others' places
+)
+
+const (
+	maxPendingBatch = 200                    // ends in one call of the store
+	pendingPause    = 250 * time.Millisecond // at least, and less than twice that, between tries
+	lastTry         = 2 * time.Second        // for what is left when the broker stops
+)
+
+// pendingEnd is an end that was asked for and that the store has not confirmed.
+type pendingEnd struct {
+	Ending
+	actor, address string
+
+	// told says that a receipt was given: the end is in force here. Of one that was refused all
+	// that matters is whether it has happened after all, for the audit log.
+	told    bool
+	receipt Receipt
+	until   time.Time // no token that it kills lives longer
+
+	// written is set when the store has it; then it only waits for the store's feed.
+	written bool
+}
+
+func (p *pendingEnd) denial() Denial {
+	if p.Kind == TargetGrant {
+		return Denial{Kind: DenyGrant, Grant: p.Grant}
+	}
+	return Denial{Kind: DenyTask, Task: p.Task}
+}
+
+func (p *pendingEnd) shard() int {
+	if p.Kind == TargetGrant {
+		return p.Grant.Shard()
+	}
+	return p.Task.Shard()
+}
+
+// pending is this replica's own log of ends, for as long as the store does not have them. It lives
+// in memory alone, which is what Receipt.Durable says.
+type pending struct {
+	size atomic.Int64 // of list; spares everybody mu while there is nothing
+
+	mu      sync.Mutex // guards what follows; held for memory work only
+	list    []*pendingEnd
+	inForce map[Denial]*pendingEnd
+	callers map[spiffeid.ID]int
+	wake    chan struct{} // has an element when something was added
+}
+
+func newPending() pending {
+	return pending{inForce: map[Denial]*pendingEnd{}, callers: map[spiffeid.ID]int{}, wake: make(chan struct{}, 1)}
+}
+
+// find returns the receipt of an end that is in force, to whoever may know of it.
+func (q *pending) find(e Ending) (Receipt, bool) {
+	if q.size.Load() == 0 {
+		return Receipt{}, false
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.known(&pendingEnd{Ending: e})
+}
+
+// known is called with mu held.
+func (q *pending) known(p *pendingEnd) (Receipt, bool) {
+	there, ok := q.inForce[p.denial()]
+	proven := p.Workload.IsZero() || !p.Lost.IsZero()
+	if !ok || !proven && there.Workload != p.Workload {
+		return Receipt{}, false
+	}
+	receipt := there.receipt
+	receipt.First, receipt.Feed = false, receipt.Feed.Clone()
+	return receipt, true
+}
+
+// add takes in an end. One that is told is in force when add returns, and announce was called for
+// it; if another one of the same target was first, that one's receipt is returned.
+func (q *pending) add(p *pendingEnd, announce func(Entry)) (Receipt, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	first, known := q.known(p)
+	if known {
+		p.told = false
+	}
+	if len(q.list) >= MaxPendingEnds || q.callers[p.Workload] >= MaxPendingPerCaller && !p.Workload.IsZero() {
+		if known {
+			return first, nil
+		}
+		return Receipt{}, &wrapped{ErrUnavailable, "too many ends wait for it already"}
+	}
+	q.list = append(q.list, p)
+	q.callers[p.Workload]++
+	q.size.Store(int64(len(q.list)))
+	if p.told {
+		q.inForce[p.denial()] = p
+		announce(Entry{Denial: p.denial(), Until: p.until})
+	}
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+	if known {
+		return first, nil
+	}
+	return p.receipt, nil
+}
+
+// unwritten returns the ends that the store does not have, the oldest first.
+func (q *pending) unwritten() []*pendingEnd {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(q.list), func(p *pendingEnd) bool { return p.written })
+}
+
+// wrote notes that the store has an end, or has nothing to end.
+func (q *pending) wrote(p *pendingEnd, receipt Receipt) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	p.written, p.receipt = true, receipt
+}
+
+// drop forgets the ends that are over, and calls settled for each that was in force.
+func (q *pending) drop(over func(*pendingEnd) bool, settled func(Denial)) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.list = slices.DeleteFunc(q.list, func(p *pendingEnd) bool {
+		if !over(p) {
+			return false
+		}
+		if q.callers[p.Workload]--; q.callers[p.Workload] == 0 {
+			delete(q.callers, p.Workload)
+		}
+		if q.inForce[p.denial()] == p {
+			delete(q.inForce, p.denial())
+			settled(p.denial())
+		}
+		return true
+	})
+	q.size.Store(int64(len(q.list)))
+}
+
+// task is a task as it is with the ends that are in force here.
+func (q *pending) task(t Task) Task {
+	if q.size.Load() == 0 || t.State != Active {
+		return t
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, id := range slices.Backward(t.Path) {
+		p, ok := q.inForce[Denial{Kind: DenyTask, Task: id}]
+		switch {
+		case ok && id == t.ID:
+			t.State, t.Cause, t.Ended = p.receipt.State, p.receipt.Cause, p.receipt.Ended
+			return t
+		case ok:
+			t.State, t.Cause, t.Ended = Canceled, CauseParent, p.receipt.Ended
+			return t
+		}
+	}
+	return t
+}
+
+// revoked reports whether a grant was revoked by itself.
+func (q *pending) revoked(id GrantID) bool {
+	if q.size.Load() == 0 {
+		return false
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	_, ok := q.inForce[Denial{Kind: DenyGrant, Grant: id}]
+	return ok
+}
+
+// wait returns when there is something, or with ctx's error.
+func (q *pending) wait(ctx context.Context) error {
+	for q.size.Load() == 0 {
+		select {
+		case <-q.wake:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return ctx.Err()
+}
+
+// PendingEnds is how many ends the store has not confirmed to this replica.
+func (b *Broker) PendingEnds() int { return int(b.pending.size.Load()) }
+
+// writePending brings what is pending into the store, until ctx ends.
+func (b *Broker) writePending(ctx context.Context) error {
+	for {
+		if err := b.pending.wait(ctx); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(pendingPause + rand.N(pendingPause)):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if err := b.settlePending(ctx); err != nil && ctx.Err() == nil {
+			b.Logger.Error("ends are in force on this replica alone; they are written when the store is back", "ends", b.PendingEnds(), "error", err)
+		}
+	}
+}
+
+// flushPending is the last try before the broker stops.
+func (b *Broker) flushPending(ctx context.Context) {
+	if b.PendingEnds() == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastTry)
+	defer cancel()
+	err := b.settlePending(ctx)
+	for _, p := range b.pending.unwritten() {
+		b.Logger.Error("the broker stops, and an end that it has answered is lost unless it is asked for again",
+			"task", string(p.Task), "grant", string(p.Grant), "event", string(p.Event), "actor", p.actor, "told", p.told, "error", err)
+	}
+}
+
+// settlePending writes what the store does not have, and forgets what its feed has brought back.
+func (b *Broker) settlePending(ctx context.Context) error {
+	err := b.writeBatches(ctx)
+	now := b.Now()
+	b.pending.drop(func(p *pendingEnd) bool {
+		if !p.written && p.told && !now.Before(p.until) {
+			b.handOver([]Event{b.mootEvent(p, p.receipt)}) // nothing is left that it could kill
+			return true
+		}
+		// Whoever joins the feed in between must hear of it one way or the other.
+		return p.written && (!p.told || b.view.covers(p.receipt.Feed))
+	}, b.Announcer.Settled)
+	return err
+}
+
+// writeBatches asks for all ends that the store does not have. Shards do not wait for each other: one
+// of them may be away alone.
+func (b *Broker) writeBatches(ctx context.Context) error {
+	shards := map[int][]*pendingEnd{}
+	for _, p := range b.pending.unwritten() {
+		shards[p.shard()] = append(shards[p.shard()], p)
+	}
+	var all errgroup.Group
+	for _, list := range shards {
+		all.Go(func() error {
+			for batch := range slices.Chunk(list, maxPendingBatch) {
+				if err := b.writeBatch(ctx, batch); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return all.Wait()
+}
+
+func (b *Broker) writeBatch(ctx context.Context, batch []*pendingEnd) error {
+	ends := make([]Ending, len(batch))
+	for i, p := range batch {
+		ends[i] = p.Ending
+	}
+	replies, err := b.tryEnd(ctx, ends...)
+	if err != nil {
+		return err
+	}
+	for i, p := range batch {
+		if isAway(replies[i].Err) {
+			err = replies[i].Err
+			continue
+		}
+		b.settle(p, replies[i])
+	}
+	return err
+}
+
+// settle takes in the store's answer to one pending end, and records it.
+func (b *Broker) settle(p *pendingEnd, reply EndReply) {
+	truth := reply.Receipt
+	truth.First = truth.First || truth.Event == p.Event
+	reply.Receipt = truth
+	events := b.endEvents([]EndReply{reply}, p.actor, p.address)
+	if reply.Err != nil {
+		truth = p.receipt // nothing is known that is truer
+	}
+	if len(events) == 0 && p.told {
+		b.Logger.Warn("an end that was answered was not the one", "task", string(p.Task), "grant", string(p.Grant), "event", string(p.Event), "error", reply.Err)
+		events = append(events, b.mootEvent(p, truth))
+	}
+	b.handOver(events)
+	b.pending.wrote(p, truth)
+}
+
+// mootEvent is what the log has under the event of a receipt that was given for an end which then
+// turned out not to be the one.
+func (b *Broker) mootEvent(p *pendingEnd, truth Receipt) Event {
+	e := Event{
+		ID: p.Event, Kind: EventEndMoot, Time: p.receipt.Ended, Actor: p.actor, Address: p.address,
+		Task: p.Task, Grant: p.Grant, State: truth.State, Cause: truth.Cause, Reason: p.Reason,
+	}
+	if !p.Workload.IsZero() {
+		e.Workload, e.Owner = p.Workload.String(), b.registration(Task{Workload: p.Workload}).Owner
+	}
+	return e
+}
+
+// tryEnd asks the store once.
+func (b *Broker) tryEnd(ctx context.Context, ends ...Ending) ([]EndReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, storeTry)
+	defer cancel()
+	replies, err := b.Store.End(ctx, ends)
+	if err == nil && len(replies) != len(ends) {
+		err = fmt.Errorf("%w: %d answers to %d ends", ErrUnconfirmed, len(replies), len(ends))
+	}
+	return replies, err
+}
+
+// isAway reports whether an error says that the store could not answer.
+func isAway(err error) bool { return errors.Is(err, ErrUnavailable) || errors.Is(err, ErrUnconfirmed) }
