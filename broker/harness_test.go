@@ -110,6 +110,14 @@ func inBubble(t *testing.T, f func(h *harness)) {
 // newHarness starts a replica on a store; edit may change its configuration.
 func newHarness(t *testing.T, store broker.Store, edit func(*broker.Config)) *harness {
 	t.Helper()
+	h, stop := startHarness(t, store, edit)
+	t.Cleanup(stop)
+	return h
+}
+
+// startHarness is newHarness for one that stops before its test does.
+func startHarness(t *testing.T, store broker.Store, edit func(*broker.Config)) (_ *harness, stop func()) {
+	t.Helper()
 	h := &harness{t: t, store: store, audit: &recorder{}, feed: feed.New(feed.Config{})}
 	var err error
 	if h.registry, err = registry.Parse([]byte(inventory)); err != nil {
@@ -135,14 +143,13 @@ func newHarness(t *testing.T, store broker.Store, edit func(*broker.Config)) *ha
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- h.Run(ctx) }()
-	t.Cleanup(func() {
+	synctest.Wait()
+	return h, func() {
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {
 			t.Errorf("Run: %v", err)
 		}
-	})
-	synctest.Wait()
-	return h
+	}
 }
 
 func (h *harness) begin(w string, edit func(*broker.BeginRequest)) broker.Begun {
@@ -178,11 +185,15 @@ func (h *harness) issue(w string, id broker.TaskID) broker.Issued {
 
 func (h *harness) end(w string, id broker.TaskID) broker.Receipt {
 	h.t.Helper()
-	receipt, err := h.End(context.Background(), workload(w), id, broker.EndRequest{State: broker.Completed})
+	receipt, err := h.tryEnd(w, id, broker.EndKey{})
 	if err != nil {
 		h.t.Fatalf("end: %v", err)
 	}
 	return receipt
+}
+
+func (h *harness) tryEnd(w string, id broker.TaskID, key broker.EndKey) (broker.Receipt, error) {
+	return h.End(context.Background(), workload(w), id, broker.EndRequest{State: broker.Completed, Key: key})
 }
 
 func (h *harness) live(w string, id broker.GrantID) bool {

@@ -2,6 +2,7 @@ package broker_test
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -11,117 +12,161 @@ import (
 	"github.com/errandhq/errand/store/memory"
 )
 
-// awayStore is a store that goes away and comes back.
-type awayStore struct {
+// Faults of a store.
+const (
+	works     = iota
+	away      // it says that it is not there, and does nothing
+	hangs     // it says nothing, and does nothing
+	loses     // it does what it is asked, and its answer is lost
+	stalls    // it does what it is asked, and says nothing
+	losesOnce // loses, and then works
+)
+
+// faultyStore is a store that can be made to fail, each kind of call by itself.
+type faultyStore struct {
 	broker.Store
-	away *atomic.Bool
+	grants, ends, beats, reads, feed *atomic.Int32
 }
 
-func (s awayStore) Grant(ctx context.Context, r broker.GrantRequest) (broker.GrantReply, error) {
-	if s.away.Load() {
-		return broker.GrantReply{}, broker.ErrUnavailable
+func newFaulty(t *testing.T) *faultyStore {
+	t.Helper()
+	store, err := memory.New(memory.Config{Shards: 4})
+	if err != nil {
+		t.Fatal(err)
 	}
-	return s.Store.Grant(ctx, r)
+	return &faultyStore{store, new(atomic.Int32), new(atomic.Int32), new(atomic.Int32), new(atomic.Int32), new(atomic.Int32)}
 }
 
-func (s awayStore) End(ctx context.Context, r []broker.Ending) ([]broker.EndReply, error) {
-	if s.away.Load() {
-		return nil, broker.ErrUnavailable
+func (s *faultyStore) all(fault int32) {
+	for _, f := range []*atomic.Int32{s.grants, s.ends, s.beats, s.reads, s.feed} {
+		f.Store(fault)
 	}
-	return s.Store.End(ctx, r)
 }
 
-func (s awayStore) Lookup(ctx context.Context, r broker.Ref) (broker.Record, error) {
-	if s.away.Load() {
-		return broker.Record{}, broker.ErrUnavailable
+func faulty[T any](ctx context.Context, fault *atomic.Int32, call func() (T, error)) (T, error) {
+	var none T
+	switch fault.Load() {
+	case away:
+		return none, broker.ErrUnavailable
+	case hangs:
+		<-ctx.Done()
+		return none, broker.ErrUnconfirmed
+	case loses, losesOnce:
+		fault.CompareAndSwap(losesOnce, works)
+		_, _ = call()
+		return none, broker.ErrUnconfirmed
+	case stalls:
+		_, _ = call()
+		<-ctx.Done()
+		return none, broker.ErrUnconfirmed
 	}
-	return s.Store.Lookup(ctx, r)
+	return call()
 }
 
-func (s awayStore) Watch(ctx context.Context, from broker.Position, emit func(broker.Update) error) error {
-	if s.away.Load() {
-		return broker.ErrUnavailable
-	}
+func (s *faultyStore) Grant(ctx context.Context, r broker.GrantRequest) (broker.GrantReply, error) {
+	return faulty(ctx, s.grants, func() (broker.GrantReply, error) { return s.Store.Grant(ctx, r) })
+}
+
+func (s *faultyStore) End(ctx context.Context, r []broker.Ending) ([]broker.EndReply, error) {
+	return faulty(ctx, s.ends, func() ([]broker.EndReply, error) { return s.Store.End(ctx, r) })
+}
+
+func (s *faultyStore) Heartbeat(ctx context.Context, r []broker.Beat) ([]broker.Pulse, error) {
+	return faulty(ctx, s.beats, func() ([]broker.Pulse, error) { return s.Store.Heartbeat(ctx, r) })
+}
+
+func (s *faultyStore) Lookup(ctx context.Context, r broker.Ref) (broker.Record, error) {
+	return faulty(ctx, s.reads, func() (broker.Record, error) { return s.Store.Lookup(ctx, r) })
+}
+
+func (s *faultyStore) List(ctx context.Context, q broker.Query) (broker.Page, error) {
+	return faulty(ctx, s.reads, func() (broker.Page, error) { return s.Store.List(ctx, q) })
+}
+
+func (s *faultyStore) Watch(ctx context.Context, from broker.Position, emit func(broker.Update) error) error {
 	return s.Store.Watch(ctx, from, func(u broker.Update) error {
-		if s.away.Load() {
+		for s.feed.Load() != works && s.feed.Load() != away {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+		if s.feed.Load() == away {
 			return broker.ErrUnavailable
 		}
 		return emit(u)
 	})
 }
 
-// TestP10_StoreAway: nothing is issued and nothing is said to have ended while the store is away; the
-// replica stops being ready, and all of it heals by itself.
+// TestP10_StoreAway: whatever is wrong with the store, nothing is issued, everything is answered within
+// a second, only an end key ends something, the replica stops being ready, and all of it heals by
+// itself.
 func TestP10_StoreAway(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		store, err := memory.New(memory.Config{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		away := &atomic.Bool{}
-		h := newHarness(t, awayStore{store, away}, nil)
-		begun := h.begin(report, withToken)
-		away.Store(true)
-		start := time.Now()
-		_, err = h.tryBegin(report, withToken)
-		want(t, err, broker.ErrUnavailable)
-		_, err = h.Issue(ctx, workload(report), begun.Task.ID, broker.TokenRequest{Audience: "orders"})
-		want(t, err, broker.ErrUnavailable)
-		_, err = h.End(ctx, workload(report), begun.Task.ID, broker.EndRequest{State: broker.Completed})
-		want(t, err, broker.ErrUnavailable)
-		if took := time.Since(start); took > time.Second {
-			t.Errorf("it took %s to say so", took)
-		}
-		time.Sleep(3 * time.Second)
-		want(t, h.Ready(), broker.ErrNotReady)
-		if p, err := h.feed.Position("n"); err != nil || p.AgeMS < 2500 {
-			t.Errorf("the feed claims an age of %d ms, %v", p.AgeMS, err)
-		}
-		away.Store(false)
-		time.Sleep(time.Second)
-		if err := h.Ready(); err != nil {
-			t.Error(err)
-		}
-		h.end(report, begun.Task.ID)
-		if !h.names("orders", string(begun.Task.ID)) {
-			t.Error("the end after the outage is not on the feed")
-		}
-	})
-}
-
-// unsureStore commits and then says that it does not know.
-type unsureStore struct {
-	broker.Store
-	unsure *atomic.Bool
-}
-
-func (s unsureStore) Grant(ctx context.Context, r broker.GrantRequest) (broker.GrantReply, error) {
-	reply, err := s.Store.Grant(ctx, r)
-	if s.unsure.Load() {
-		return broker.GrantReply{}, broker.ErrUnconfirmed
+	for name, fault := range map[string]int32{"away": away, "hangs": hangs, "loses": loses, "stalls": stalls} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store := newFaulty(t)
+				h := newHarness(t, store, nil)
+				begun, other := h.begin(report, withToken), h.begin(report, withToken)
+				id := begun.Task.ID
+				issued := len(h.audit.of(broker.EventGrantIssued))
+				store.all(fault)
+				for what, call := range map[string]func() error{
+					"begin":     func() error { _, err := h.tryBegin(report, withToken); return err },
+					"sub-task":  func() error { _, err := h.tryBegin(report, func(r *broker.BeginRequest) { r.Parent = id }); return err },
+					"issue":     func() error { _, err := h.Issue(ctx, workload(report), id, broker.TokenRequest{Audience: "orders"}); return err },
+					"heartbeat": func() error { _, err := h.Heartbeat(ctx, workload(report), []broker.TaskID{id}); return err },
+					"task":      func() error { _, err := h.Task(ctx, workload(report), id); return err },
+					"grant":     func() error { _, err := h.Grant(ctx, workload(report), begun.Tokens[0].Grant.ID); return err },
+					"end":       func() error { _, err := h.tryEnd(report, other.Task.ID, broker.EndKey{}); return err },
+				} {
+					start := time.Now()
+					if err := call(); !errors.Is(err, broker.ErrUnavailable) && !errors.Is(err, broker.ErrUnconfirmed) {
+						t.Errorf("%s: %v", what, err)
+					}
+					if took := time.Since(start); took >= time.Second {
+						t.Errorf("%s: it took %s to say so", what, took)
+					}
+				}
+				start := time.Now()
+				if r, err := h.tryEnd(report, id, begun.EndKey); err != nil || r.Durable || time.Since(start) >= time.Second {
+					t.Errorf("an end with its key: %+v, %v, after %s", r, err, time.Since(start))
+				}
+				time.Sleep(3 * time.Second)
+				want(t, h.Ready(), broker.ErrNotReady)
+				if p, err := h.feed.Position("n"); err != nil || p.AgeMS < 2500 {
+					t.Errorf("the feed claims an age of %d ms, %v", p.AgeMS, err)
+				}
+				if n := len(h.audit.of(broker.EventGrantIssued)); n != issued {
+					t.Errorf("%d grants more in the audit log", n-issued)
+				}
+				store.all(works)
+				time.Sleep(3 * time.Second)
+				if err := h.Ready(); err != nil {
+					t.Error(err)
+				}
+				h.end(report, other.Task.ID)
+				for _, id := range []broker.TaskID{id, other.Task.ID} {
+					if !h.names("orders", string(id)) {
+						t.Errorf("%s is not on the feed after the outage", id)
+					}
+				}
+				if n := h.PendingEnds(); n != 0 {
+					t.Errorf("%d ends are pending", n)
+				}
+			})
+		})
 	}
-	return reply, err
-}
-
-func (s unsureStore) End(ctx context.Context, e []broker.Ending) ([]broker.EndReply, error) {
-	replies, err := s.Store.End(ctx, e)
-	if s.unsure.CompareAndSwap(true, false) {
-		return nil, broker.ErrUnconfirmed
-	}
-	return replies, err
 }
 
 // TestAnEndWhoseAnswerWasLostIsRecorded once, and its receipt names that record.
 func TestAnEndWhoseAnswerWasLostIsRecorded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store, err := memory.New(memory.Config{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		unsure := &atomic.Bool{}
-		h := newHarness(t, unsureStore{store, unsure}, nil)
+		store := newFaulty(t)
+		h := newHarness(t, store, nil)
 		begun := h.begin(report, withToken)
-		unsure.Store(true)
+		store.ends.Store(losesOnce)
 		receipt := h.end(report, begun.Task.ID)
 		ends := h.audit.of(broker.EventTaskEnded)
 		if !receipt.First || len(ends) != 1 || ends[0].ID != receipt.Event {
@@ -130,20 +175,61 @@ func TestAnEndWhoseAnswerWasLostIsRecorded(t *testing.T) {
 	})
 }
 
+// TestAnEndWithoutAKeyThatHappenedIsRecorded although nobody could be told that it had.
+func TestAnEndWithoutAKeyThatHappenedIsRecorded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newFaulty(t)
+		h := newHarness(t, store, nil)
+		begun := h.begin(report, withToken)
+		store.ends.Store(loses)
+		_, err := h.tryEnd(report, begun.Task.ID, broker.EndKey{})
+		want(t, err, broker.ErrUnconfirmed)
+		if len(h.denied("orders")) != 1 || h.denied("orders")[0].Number == 0 {
+			t.Errorf("an end that was refused is on the feed early: %+v", h.denied("orders"))
+		}
+		store.ends.Store(works)
+		time.Sleep(time.Second)
+		receipt := h.end(report, begun.Task.ID)
+		ends := h.audit.of(broker.EventTaskEnded)
+		if receipt.First || len(ends) != 1 || ends[0].ID != receipt.Event || h.PendingEnds() != 0 {
+			t.Errorf("receipt %+v, %+v in the audit log, %d pending", receipt, ends, h.PendingEnds())
+		}
+	})
+}
+
+// TestALostAnswerToABeginOrIssueIsAskedForAgain, and what it was is no replay to the caller.
+func TestALostAnswerToABeginOrIssueIsAskedForAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newFaulty(t)
+		h := newHarness(t, store, nil)
+		store.grants.Store(losesOnce)
+		begun := h.begin(report, withToken)
+		if begun.Replayed || len(begun.Tokens) != 1 || !h.live(report, begun.Tokens[0].Grant.ID) {
+			t.Errorf("begun %+v", begun)
+		}
+		store.grants.Store(losesOnce)
+		if issued := h.issue(report, begun.Task.ID); !h.live(report, issued.Grant.ID) {
+			t.Errorf("issued %+v", issued)
+		}
+		if b, i := len(h.audit.of(broker.EventTaskBegun)), len(h.audit.of(broker.EventGrantIssued)); b != 1 || i != 2 {
+			t.Errorf("%d begins and %d grants are in the audit log", b, i)
+		}
+	})
+}
+
 // TestAnUnknownOutcomeIsNeverSigned: and repeating with the same key finds what was committed.
 func TestAnUnknownOutcomeIsNeverSigned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store, err := memory.New(memory.Config{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		unsure := &atomic.Bool{}
-		h := newHarness(t, unsureStore{store, unsure}, nil)
+		store := newFaulty(t)
+		h := newHarness(t, store, nil)
 		with := func(r *broker.BeginRequest) { withToken(r); r.Key = "k" }
-		unsure.Store(true)
-		_, err = h.tryBegin(report, with)
+		store.grants.Store(loses)
+		_, err := h.tryBegin(report, with)
 		want(t, err, broker.ErrUnconfirmed)
-		unsure.Store(false)
+		if n := len(h.audit.of(broker.EventGrantIssued)); n != 0 {
+			t.Errorf("%d grants of a begin that was refused are in the audit log", n)
+		}
+		store.grants.Store(works)
 		again := h.begin(report, with)
 		page, err := store.List(ctx, broker.Query{})
 		if err != nil || len(page.Tasks) != 1 || page.Tasks[0].ID != again.Task.ID || !again.Replayed || len(again.Tokens) != 1 {
@@ -151,6 +237,12 @@ func TestAnUnknownOutcomeIsNeverSigned(t *testing.T) {
 		}
 		if n := len(h.audit.of(broker.EventGrantIssued)); n != 1 {
 			t.Errorf("%d grants are in the audit log", n)
+		}
+		store.grants.Store(loses)
+		_, err = h.Issue(ctx, workload(report), again.Task.ID, broker.TokenRequest{Audience: "orders"})
+		want(t, err, broker.ErrUnconfirmed)
+		if n := len(h.audit.of(broker.EventGrantIssued)); n != 1 {
+			t.Errorf("%d grants are in the audit log after an issue that was refused", n)
 		}
 	})
 }
