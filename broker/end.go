@@ -20,7 +20,7 @@ type EndRequest struct {
 // the first end wins, whoever called for it, and its receipt is the answer to all. When End returns
 // nil the tokens are dead for every look-up of this replica and on its feed, and when the receipt is
 // Durable for every look-up. A ctx that ends does not undo it. Errors: ErrInvalid, ErrNotFound and
-// those of the store.
+// those of the store; after ErrUnconfirmed it may have happened, or happen yet.
 //
 // With its end key a task also ends while the store is away, or when it has lost the task. Such a
 // receipt is not Durable: it says what is in force here, and this replica brings it into the store as

@@ -113,9 +113,12 @@ func TestP10_StoreAway(t *testing.T) {
 				issued := len(h.audit.of(broker.EventGrantIssued))
 				store.all(fault)
 				for what, call := range map[string]func() error{
-					"begin":     func() error { _, err := h.tryBegin(report, withToken); return err },
-					"sub-task":  func() error { _, err := h.tryBegin(report, func(r *broker.BeginRequest) { r.Parent = id }); return err },
-					"issue":     func() error { _, err := h.Issue(ctx, workload(report), id, broker.TokenRequest{Audience: "orders"}); return err },
+					"begin":    func() error { _, err := h.tryBegin(report, withToken); return err },
+					"sub-task": func() error { _, err := h.tryBegin(report, func(r *broker.BeginRequest) { r.Parent = id }); return err },
+					"issue": func() error {
+						_, err := h.Issue(ctx, workload(report), id, broker.TokenRequest{Audience: "orders"})
+						return err
+					},
 					"heartbeat": func() error { _, err := h.Heartbeat(ctx, workload(report), []broker.TaskID{id}); return err },
 					"task":      func() error { _, err := h.Task(ctx, workload(report), id); return err },
 					"grant":     func() error { _, err := h.Grant(ctx, workload(report), begun.Tokens[0].Grant.ID); return err },

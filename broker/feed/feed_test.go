@@ -359,3 +359,77 @@ func TestAStepBackIsAReset(t *testing.T) {
 		}
 	})
 }
+
+// TestEarlyDenialsReachEverybodyAndMoveNobody, for as long as they are not settled.
+func TestEarlyDenialsReachEverybodyAndMoveNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := feed.New(feed.Config{})
+		announce(f, position(3))
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		there := follow(ctx, f, "a", "7.3")
+		there.next(t) // where it is
+		synctest.Wait()
+		early := entry(0, 0)
+		f.Early(early)
+		joining := follow(ctx, f, "b", "7.3")
+		joining.next(t)
+		for what, reader := range map[string]*follower{"who was there": there, "who joins": joining} {
+			if d, e := reader.next(t); d.Event != wire.EventDenials || d.ID != "" || len(e.Entries) != 1 || e.Entries[0].ID != string(early.Denial.Task) || e.Entries[0].Number != 0 {
+				t.Errorf("%s got %+v under %q", what, e, d.ID)
+			}
+		}
+		if s, err := f.Snapshot("c"); err != nil || len(s.Entries) != 1 || s.Position != "7.3" || f.Entries() != 0 {
+			t.Errorf("snapshot %+v, %v", s, err)
+		}
+		// Another data set does not undo it.
+		f.Announce(broker.Update{Position: broker.Position{Epoch: epoch + 1, Numbers: []uint64{0}}, Now: time.Now()})
+		if s, err := f.Snapshot("c"); err != nil || len(s.Entries) != 1 {
+			t.Errorf("snapshot of another data set %+v, %v", s, err)
+		}
+		f.Settled(early.Denial)
+		if s, err := f.Snapshot("c"); err != nil || len(s.Entries) != 0 {
+			t.Errorf("snapshot afterwards %+v, %v", s, err)
+		}
+		late := follow(ctx, f, "c", "8.0")
+		if d, e := late.next(t); d.Event != wire.EventBeat || len(e.Entries) != 0 {
+			t.Errorf("who joins afterwards got %+v", e)
+		}
+		cancel()
+		for _, reader := range []*follower{there, joining, late} {
+			<-reader.done
+		}
+	})
+}
+
+// TestManyEarlyDenialsComeInPieces, and none is lost to who joins.
+func TestManyEarlyDenialsComeInPieces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := feed.New(feed.Config{})
+		announce(f, position(0))
+		want := feed.MaxEntries + 1
+		for i := range want {
+			e := entry(0, 0)
+			e.Denial.Task = broker.TaskID(fmt.Sprintf("tsk_%d", i))
+			f.Early(e)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		reader := follow(ctx, f, "a", "7.0")
+		reader.next(t)
+		got := map[string]bool{}
+		for range 2 {
+			d, e := reader.next(t)
+			if len(e.Entries) > feed.MaxEntries || d.ID != "" {
+				t.Errorf("%d entries in one piece, under %q", len(e.Entries), d.ID)
+			}
+			for _, entry := range e.Entries {
+				got[entry.ID] = true
+			}
+		}
+		if len(got) != want {
+			t.Errorf("%d of %d", len(got), want)
+		}
+		cancel()
+		<-reader.done
+	})
+}

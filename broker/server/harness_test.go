@@ -74,7 +74,7 @@ type replica struct {
 	dir     string
 	logs    *output
 	store   *memory.Store
-	secrets []string // of every token that was handed out
+	secrets []string // every token and end key that was handed out
 	mu      sync.Mutex
 	stop    func() // ends Run, without waiting
 }
@@ -180,7 +180,7 @@ func (r *replica) checkSecrets() {
 	for _, secret := range r.secrets {
 		signature := secret[strings.LastIndexByte(secret, '.')+1:]
 		if strings.Contains(r.logs.String(), signature) || bytes.Contains(audit, []byte(signature)) {
-			r.t.Error("a token is in the log or in the audit log")
+			r.t.Error("a token or an end key is in the log or in the audit log")
 		}
 	}
 }
@@ -295,10 +295,11 @@ func (c *caller) begin() wire.BeginResponse {
 	if a.header.Get("Location") != wire.PathTasks+"/"+out.Task.ID || a.header.Get("Cache-Control") != "no-store" {
 		c.r.t.Errorf("headers: %v", a.header)
 	}
+	c.r.mu.Lock()
+	defer c.r.mu.Unlock()
+	c.r.secrets = append(c.r.secrets, out.EndKey)
 	for _, token := range out.Tokens {
-		c.r.mu.Lock()
 		c.r.secrets = append(c.r.secrets, token.AccessToken)
-		c.r.mu.Unlock()
 	}
 	return out
 }

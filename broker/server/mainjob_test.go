@@ -49,7 +49,10 @@ func (r *replica) source(id string) fixedSource {
 }
 
 // verifier is a resource server's, connected to the replica.
-func (r *replica) verifier() *verify.Verifier {
+func (r *replica) verifier() *verify.Verifier { return r.verifierWithin(0) }
+
+// verifierWithin is one that lets its view be so old at most.
+func (r *replica) verifierWithin(stale time.Duration) *verify.Verifier {
 	r.t.Helper()
 	toBroker, err := verifyspiffe.TLS(r.source(ordersID), brokerID)
 	if err != nil {
@@ -57,7 +60,7 @@ func (r *replica) verifier() *verify.Verifier {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	v, err := verify.New(ctx, verify.Config{Issuer: r.Issuer(), Audience: "orders", TLS: toBroker})
+	v, err := verify.New(ctx, verify.Config{Issuer: r.Issuer(), Audience: "orders", TLS: toBroker, MaxStale: stale})
 	if err != nil {
 		r.t.Fatal(err)
 	}

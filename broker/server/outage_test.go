@@ -1,0 +1,227 @@
+package server_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/broker/server"
+	"github.com/errandhq/errand/sdk/verify"
+	"github.com/errandhq/errand/sdk/wire"
+)
+
+// Faults of a store.
+const (
+	works = iota
+	away  // it says at once that it is not there
+	hangs // it says nothing
+)
+
+// faultyStore is a store that can be made to fail.
+type faultyStore struct {
+	broker.Store
+	fault *atomic.Int32
+}
+
+func faulty[T any](ctx context.Context, s faultyStore, call func() (T, error)) (T, error) {
+	var none T
+	switch s.fault.Load() {
+	case away:
+		return none, broker.ErrUnavailable
+	case hangs:
+		<-ctx.Done()
+		return none, broker.ErrUnconfirmed
+	}
+	return call()
+}
+
+func (s faultyStore) Grant(ctx context.Context, r broker.GrantRequest) (broker.GrantReply, error) {
+	return faulty(ctx, s, func() (broker.GrantReply, error) { return s.Store.Grant(ctx, r) })
+}
+
+func (s faultyStore) End(ctx context.Context, r []broker.Ending) ([]broker.EndReply, error) {
+	return faulty(ctx, s, func() ([]broker.EndReply, error) { return s.Store.End(ctx, r) })
+}
+
+func (s faultyStore) Heartbeat(ctx context.Context, r []broker.Beat) ([]broker.Pulse, error) {
+	return faulty(ctx, s, func() ([]broker.Pulse, error) { return s.Store.Heartbeat(ctx, r) })
+}
+
+func (s faultyStore) Lookup(ctx context.Context, r broker.Ref) (broker.Record, error) {
+	return faulty(ctx, s, func() (broker.Record, error) { return s.Store.Lookup(ctx, r) })
+}
+
+func (s faultyStore) List(ctx context.Context, q broker.Query) (broker.Page, error) {
+	return faulty(ctx, s, func() (broker.Page, error) { return s.Store.List(ctx, q) })
+}
+
+func (s faultyStore) Watch(ctx context.Context, from broker.Position, emit func(broker.Update) error) error {
+	return s.Store.Watch(ctx, from, func(u broker.Update) error {
+		for s.fault.Load() == hangs { // a store notices by itself that its server is back
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+		_, err := faulty(ctx, s, func() (struct{}, error) { return struct{}{}, emit(u) })
+		return err
+	})
+}
+
+func (c *caller) endWith(id, key string) answer {
+	return c.post(taskPath(id, "/end"), fmt.Sprintf(`{"outcome":"completed","end_key":%q}`, key))
+}
+
+// outage is a replica whose store fails, with two tasks of before.
+type outage struct {
+	*replica
+	fault *atomic.Int32
+	v     *verify.Verifier
+	c     *caller
+	peer  *verify.Peer
+
+	ending, going wire.BeginResponse
+}
+
+func startOutage(t *testing.T, stale time.Duration) *outage {
+	o := &outage{fault: &atomic.Int32{}}
+	o.replica = startFederated(t, nil, func(c *server.Config) { c.Store = faultyStore{c.Store, o.fault} })
+	o.v = o.verifierWithin(stale)
+	o.c, o.peer = o.bearer(reportID)
+	o.ending, o.going = o.c.begin(), o.c.begin()
+	return o
+}
+
+func (o *outage) verify(begun wire.BeginResponse) error {
+	_, err := o.v.Verify(o.t.Context(), begun.Tokens[0].AccessToken, o.peer, "orders:read")
+	return err
+}
+
+func (o *outage) receipt(a answer, status int) wire.Receipt {
+	o.t.Helper()
+	if a.status != status {
+		o.t.Fatalf("got %d %s, want %d", a.status, a.body, status)
+	}
+	var r wire.Receipt
+	a.into(o.t, &r)
+	if r.Durable != (status == http.StatusOK) || r.Durable == (r.Feed == "") || r.State != wire.StateCompleted {
+		o.t.Errorf("under %d: %+v", status, r)
+	}
+	return r
+}
+
+// TestP4_NotYetDurableIsSaid, and in force all the same: on the replica and at the verifiers that it
+// serves, at once. When the store is back, it is durable by itself.
+func TestP4_NotYetDurableIsSaid(t *testing.T) {
+	for name, fault := range map[string]int32{"away": away, "hangs": hangs} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := startOutage(t, verify.DefaultMaxStale)
+			if err := o.verify(o.ending); err != nil {
+				t.Fatal(err)
+			}
+			o.fault.Store(fault)
+			id := o.ending.Task.ID
+			told := o.receipt(o.c.endWith(id, o.ending.EndKey), http.StatusAccepted)
+			answered := time.Now()
+			o.eventually("the verifier refuses the token", func() bool { return errors.Is(o.verify(o.ending), verify.ErrRevoked) })
+			if took := time.Since(answered); took > time.Second {
+				t.Errorf("the verifier refused it after %s", took)
+			}
+			if again := o.receipt(o.c.end(id, "failed"), http.StatusAccepted); again != told {
+				t.Errorf("repeated: %+v, at first %+v", again, told)
+			}
+			if metrics := o.ops("/metrics"); !strings.Contains(metrics, "errand_ends_pending 1\n") {
+				t.Error("the metric does not show it")
+			}
+			o.fault.Store(works)
+			o.eventually("it is durable", func() bool { return o.c.end(id, "failed").status == http.StatusOK })
+			if durable := o.receipt(o.c.end(id, "failed"), http.StatusOK); durable.Event != told.Event || durable.Grants != 1 {
+				t.Errorf("durable: %+v, at first %+v", durable, told)
+			}
+			o.eventually("the feed has it", func() bool {
+				var s wire.FeedSnapshot
+				o.client(ordersID).get(wire.PathFeedSnapshot+"?aud=orders").into(t, &s)
+				return len(s.Entries) == 1 && s.Entries[0].Number == 1 && s.Entries[0].ID == id
+			})
+			o.eventually("the verifier has it, too", func() bool { return strings.HasSuffix(o.v.Status().Position, ".1") })
+			if err := o.verify(o.ending); !errors.Is(err, verify.ErrRevoked) {
+				t.Error(err)
+			}
+			o.eventually("nothing is pending", func() bool { return strings.Contains(o.ops("/metrics"), "errand_ends_pending 0\n") })
+		})
+	}
+}
+
+// TestP10_StoreAway: nothing is issued and all is answered in time, only an end key ends something,
+// keys stay up, verifiers refuse when they are too old, and all of it heals by itself.
+func TestP10_StoreAway(t *testing.T) {
+	for name, fault := range map[string]int32{"away": away, "hangs": hangs} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := startOutage(t, verify.MinMaxStale)
+			unsure := o.c.begin().Task.ID // what was said of it may have happened, or happen yet
+			o.fault.Store(fault)
+			going := o.going.Task.ID
+			for what, call := range map[string]func() answer{
+				"begin":     func() answer { return o.c.post(wire.PathTasks, beginBody) },
+				"issue":     func() answer { return o.c.post(taskPath(going, "/tokens"), `{"audience":"orders"}`) },
+				"heartbeat": func() answer { return o.c.post(wire.PathHeartbeats, fmt.Sprintf(`{"tasks":[{"id":%q}]}`, going)) },
+				"task":      func() answer { return o.c.get(taskPath(going, "")) },
+				"end":       func() answer { return o.c.end(unsure, "completed") },
+				"wrong key": func() answer { return o.c.endWith(unsure, o.ending.EndKey) },
+			} {
+				start := time.Now()
+				a := call()
+				if a.status != http.StatusServiceUnavailable || a.name() != wire.ProblemStoreUnavailable || a.header.Get("Retry-After") == "" {
+					t.Errorf("%s: %d %s", what, a.status, a.body)
+				}
+				// The broker's own share is under a second; the machine has other things to do, too.
+				if took := time.Since(start); took > 2*time.Second {
+					t.Errorf("%s: an answer after %s", what, took)
+				}
+			}
+			if a := o.c.endWith(going, "end_1.x"); a.status != http.StatusUnprocessableEntity || a.problem.Field != "end_key" {
+				t.Errorf("what is no key: %d %s", a.status, a.body)
+			}
+			o.receipt(o.c.endWith(o.ending.Task.ID, o.ending.EndKey), http.StatusAccepted)
+			o.eventually("the verifier is too old", func() bool { return errors.Is(o.verify(o.going), verify.ErrStale) })
+			o.eventually("the replica is not ready", func() bool { return o.Ready() != nil })
+			for _, path := range []string{wire.PathJWKS, wire.PathMetadata, "/healthz"} {
+				if a := o.public(path, nil); a.status != http.StatusOK {
+					t.Errorf("%s: %d %s", path, a.status, a.body)
+				}
+			}
+			o.fault.Store(works)
+			o.eventually("the replica is ready", func() bool { return o.Ready() == nil })
+			o.eventually("the verifier accepts a live token", func() bool { return o.verify(o.going) == nil })
+			if err := o.verify(o.ending); !errors.Is(err, verify.ErrRevoked) {
+				t.Errorf("the ended one: %v", err)
+			}
+			o.c.begin()
+		})
+	}
+}
+
+// ops reads from the ops listener.
+func (r *replica) ops(path string) string {
+	r.t.Helper()
+	resp, err := http.Get("http://" + r.OpsAddr() + path)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return string(body)
+}
