@@ -17,6 +17,8 @@
 //   - a token leaves only after its grant is committed and its audit event is durable;
 //   - a task that has ended never becomes active again, and issues nothing more;
 //   - whatever ends a task ends everything below it, in the same write;
+//   - an end with its key is in force on this replica also while the store is away, and said to be not
+//     durable until it is in the store;
 //   - no life is ever made longer than the task's deadline, the policy's cap or the SVID's;
 //   - an error of a port means no token.
 //

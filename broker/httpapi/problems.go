@@ -77,7 +77,7 @@ var problemTypes = []problemType{
 	{wire.ProblemCursorExpired, 410, "Position of another epoch", "", "Take a snapshot and follow from its position.", matches(feed.ErrCursor, broker.ErrEpoch)},
 	{wire.ProblemQuota, 429, "Quota exceeded", "5", "Too many tasks or grants of this workload are live at once. End those that are done, or raise the quota in the registry.", matches(broker.ErrQuota)},
 	{wire.ProblemAuditUnavailable, 503, "Audit log unavailable", "1", "No token is issued that cannot be recorded. Tell the operators of the broker; try again.", matches(broker.ErrAudit)},
-	{wire.ProblemStoreUnavailable, 503, "Store unavailable", "1", "The broker cannot reach its store. Try again with the same Idempotency-Key; ending is safe to repeat.", matches(broker.ErrUnavailable, broker.ErrUnconfirmed)},
+	{wire.ProblemStoreUnavailable, 503, "Store unavailable", "1", "The broker cannot reach its store. Try again with the same Idempotency-Key. Ending is safe to repeat, and with the task's end_key needs no store, unless too many ends wait for it already.", matches(broker.ErrUnavailable, broker.ErrUnconfirmed)},
 	{wire.ProblemNotReady, 503, "Not ready", "1", "This replica cannot answer now. Try again, or ask another.", matches(broker.ErrNotReady, broker.ErrSigning, feed.ErrFull, feed.ErrReset)},
 	{wire.ProblemVerifierStale, 503, "Revocation view too old", "1", "The answer of a resource server that has not heard from the broker for too long to know what has ended. The token may be good: try again. If it lasts, its operators should look at its connection to the broker.", func(error) bool { return false }},
 	{wire.ProblemInternal, 500, "Internal error", "", "This is a mistake of the broker. Give its operators the request ID.", func(error) bool { return true }},
