@@ -588,7 +588,6 @@ func TestConfigurationDecides(t *testing.T) {
 	api, addr, _ := agent(t, ca, t.TempDir())
 	api.Federate(delivered.Bundle(), newCA(t, "third.example").Bundle())
 	dir, said := files{t, t.TempDir()}, &log{}
-	dir.write("partner", certPEM(partner.cert.Raw))
 	source := identity.FromWorkloadAPI(addr, said.logger())
 	source.Poll = poll
 	if err := source.Federate(
@@ -599,8 +598,12 @@ func TestConfigurationDecides(t *testing.T) {
 	}
 	runSource(t, source)
 	wait(t, source)
-	waitFor(t, source, theirs)
 	waitFor(t, source, "third.example")
+	if trusts(source, theirs) {
+		t.Error("before the configured bundle is there, the delivered one is trusted")
+	}
+	dir.write("partner", certPEM(partner.cert.Raw))
+	waitFor(t, source, theirs)
 	for name, c := range map[string]struct {
 		peer svid
 		good bool

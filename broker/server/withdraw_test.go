@@ -3,8 +3,10 @@ package server_test
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -131,21 +133,21 @@ func TestRemovingATrustDomainEndsItsTasks(t *testing.T) {
 	}
 }
 
-// plant begins a task of the partner's behind the replica's back, as another replica would have.
-func (r *replica) plant(t testing.TB) broker.TaskID {
-	t.Helper()
+// plant begins a task behind the replica's back, as another replica would have.
+func (r *replica) plant(workload string) broker.TaskID {
+	r.t.Helper()
 	req := broker.GrantRequest{
-		Workload: spiffeid.RequireFromString(agentID), Task: broker.NewTaskID(0),
+		Workload: spiffeid.RequireFromString(workload), Task: broker.NewTaskID(0),
 		Begin: &broker.Beginning{Name: "sync", Purpose: "left over", Lease: time.Minute, Deadline: time.Hour},
 	}
 	for {
-		reply, err := r.store.Grant(t.Context(), req)
+		reply, err := r.store.Grant(r.t.Context(), req)
 		if behind, ok := errors.AsType[*broker.Behind](err); ok {
 			req.Control = behind.Version
 			continue
 		}
 		if err != nil {
-			t.Fatal(err)
+			r.t.Fatal(err)
 		}
 		return reply.Task.ID
 	}
@@ -186,7 +188,7 @@ func TestTasksOfADomainThatIsNotThereAnyMore(t *testing.T) {
 		c.Store = store
 	})
 	for _, when := range []string{"left over", "late"} {
-		id := string(r.plant(t))
+		id := string(r.plant(agentID))
 		r.eventually(when+": the task has ended", func() bool { return r.task(id).State.Final() })
 		if got := r.task(id); got.State != broker.Revoked || got.Cause != broker.CauseIdentity {
 			t.Errorf("%s: the task is %s by %s", when, got.State, got.Cause)
@@ -221,7 +223,7 @@ func TestTasksOfADomainThatHasNotAnsweredYet(t *testing.T) {
 	if err := r.Ready(); err != nil {
 		t.Errorf("a partner that is silent makes the replica not ready: %v", err)
 	}
-	id := string(r.plant(t))
+	id := string(r.plant(agentID))
 	before := store.looks.Load()
 	r.eventually("the tasks are looked at", func() bool { return store.looks.Load() > before+2 })
 	if got := r.task(id); got.State.Final() {
@@ -231,6 +233,39 @@ func TestTasksOfADomainThatHasNotAnsweredYet(t *testing.T) {
 	late := time.Now().Add(identity.DefaultMaxAge + time.Minute)
 	now.Store(&late)
 	r.eventually("the task has ended", func() bool { return r.task(id).State.Final() })
+}
+
+// A replica whose own bundle is too old refuses everybody, and says that it is not ready.
+func TestOwnBundleTooOld(t *testing.T) {
+	a, dir := newAuthority(t), t.TempDir()
+	f := a.files(dir, a.issue(brokerID, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(100 * time.Hour) }))
+	said := &output{}
+	source := identity.FromFiles(f, slog.New(slog.NewTextHandler(said, nil)))
+	source.Poll = 5 * time.Millisecond
+	var late atomic.Bool
+	source.Now = func() time.Time {
+		if late.Load() {
+			return time.Now().Add(identity.DefaultMaxAge + time.Hour)
+		}
+		return time.Now()
+	}
+	r := startWith(t, dir, source)
+	own := string(r.plant(reportID))
+	if err := os.Remove(f.Bundle); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("it is noticed", func() bool { return strings.Contains(said.String(), "no such file") })
+	if err := r.Ready(); err != nil {
+		t.Errorf("before MaxAge: %v", err)
+	}
+	late.Store(true)
+	r.eventually("the replica is not ready", func() bool { return r.Ready() != nil })
+	if err := r.Ready(); !errors.Is(err, broker.ErrNotReady) || !strings.Contains(err.Error(), "too old") {
+		t.Errorf("Ready says %v", err)
+	}
+	if got := r.task(own); got.State.Final() {
+		t.Errorf("a task of our own domain is %s by %s", got.State, got.Cause)
+	}
 }
 
 func TestWithdrawalIsBounded(t *testing.T) {
