@@ -100,8 +100,8 @@ func (s *Store) selected(q broker.Query) []path {
 			tasks = sh.due
 		}
 		for id := range tasks {
-			if id <= q.After {
-				continue
+			if id <= q.After || len(first) > q.Limit && id >= first[0] {
+				continue // before finding it, which costs more
 			}
 			if _, err := sh.find(id, q.Workload); err == nil {
 				first.keep(id, q.Limit+1)
