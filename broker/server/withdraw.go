@@ -57,7 +57,7 @@ func (w *trustWatch) look(ctx context.Context, now time.Time) {
 		return
 	}
 	clean := w.withdraw(ctx, now)
-	w.next = now.Add(w.config.Withdrawal)
+	w.next = w.config.Now().Add(w.config.Withdrawal) // a scan that takes long does not run without a pause
 	if clean && now.After(w.until) {
 		w.next = time.Time{}
 		maps.DeleteFunc(w.held, func(_ spiffeid.TrustDomain, at time.Time) bool { return at.Before(now) })
