@@ -147,9 +147,10 @@ func showConfig(out io.Writer, c *config.Config, output string) error {
 	return table.Flush()
 }
 
-// showProblems prints the mistakes, one a line, and counts as their having been shown.
+// showProblems prints mistakes of the configuration, one a line. Any other error is returned as it is.
 func showProblems(cmd *cobra.Command, err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
+	var problems config.Problems
+	if !errors.As(err, &problems) {
 		return err
 	}
 	fmt.Fprintln(cmd.ErrOrStderr(), err)

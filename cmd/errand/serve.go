@@ -45,19 +45,19 @@ the replica is ready.
 		}
 		c, err := config.Load(from)
 		if err != nil {
-			return err
+			return showProblems(cmd, err)
 		}
 		log := c.Logger(cmd.ErrOrStderr())
 		server.TuneMemory()
 		settings, err := c.Replica(log)
 		if err != nil {
-			return err
+			return showProblems(cmd, err)
 		}
 		s, err := server.New(settings)
 		if err != nil {
-			return c.Blame(err)
+			return showProblems(cmd, c.Blame(err))
 		}
-		return serve(cmd.Context(), c, s, log)
+		return showProblems(cmd, serve(cmd.Context(), c, s, log))
 	}
 	return cmd
 }
