@@ -13,15 +13,16 @@ const (
 	maxWait   = time.Minute      // a clock that jumps is noticed after that
 )
 
-// Run makes the next key whenever there is none, and advances the ring on schedule. It returns the
-// context's error when that ends. A key that cannot be made is tried again every second; the active
-// one stays meanwhile.
+// Run makes the next key whenever there is none, and advances the ring on schedule; shared keys it
+// reads every ReadInterval. It returns the context's error when that ends. A key that cannot be made,
+// and a record that cannot be read or written, is tried again every second; the active key stays
+// meanwhile.
 func (r *Ring) Run(ctx context.Context) error {
 	timer := time.NewTimer(maxWait)
 	defer timer.Stop()
 	for {
 		wait := retryTime
-		if r.fill() == nil {
+		if r.fill(ctx) == nil {
 			wait = r.wait()
 		}
 		timer.Reset(wait)
@@ -34,71 +35,99 @@ func (r *Ring) Run(ctx context.Context) error {
 	}
 }
 
-// Rotate makes the next key the active one now. Before that has been published for Config.Publish,
-// or while MaxRetiring keys are retiring, the error matches ErrTooEarly and says when it can be done.
+// Rotate makes the next key the active one now. Before that has been published for Config.Publish (of
+// shared keys: by every replica), or while MaxRetiring keys are retiring, the error matches
+// ErrTooEarly and says when it can be done. ErrRecord means that it may or may not have happened.
 func (r *Ring) Rotate() error {
-	if err := r.fill(); err != nil {
+	ctx := context.Background()
+	if err := r.fill(ctx); err != nil {
 		return err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	now := r.config.Now()
-	r.advance(now)
-	if r.next == nil {
-		return fmt.Errorf("%w: it has just been done, and the key after that is still being made; repeat later", ErrTooEarly)
-	}
-	if at := r.earliest(); now.Before(at) {
-		return fmt.Errorf("%w: key %s may sign from %s on; repeat then, or remove the active key in an emergency",
-			ErrTooEarly, r.next.id, at.UTC().Format(time.RFC3339Nano))
-	}
-	r.rotate(now)
-	return nil
+	return r.update(ctx, func(s schedule, now time.Time) (schedule, error) {
+		if !s.complete() {
+			return s, fmt.Errorf("%w: it has just been done, and the key after that is still being made; repeat later", ErrTooEarly)
+		}
+		if at := s.earliest(); now.Before(at) {
+			return s, fmt.Errorf("%w: key %s may sign from %s on; repeat then, or remove the active key in an emergency",
+				ErrTooEarly, s.next.id, at.UTC().Format(time.RFC3339Nano))
+		}
+		return s.rotate(now), nil
+	})
 }
 
 // Remove takes a published key away at once, for when its private half may be known to others: what
 // it has signed can be verified by nobody who fetches the set from now on. If it was the active one,
 // the next one signs from now on, however young it is, and some verifiers have to fetch the set
-// before they can accept what it signs. An ID that is not published is ErrUnknownKey; any other error
-// means that the key is removed but its replacement could not be made yet.
+// before they can accept what it signs.
+//
+// An ID that is not published is ErrUnknownKey. ErrRecord means that the key is removed on this
+// replica, which goes on trying to tell the others; they use it until they are told by Deny, or until
+// they can read the record again. Repeating the call says how that went. Any other error means that
+// the key is removed but its replacement could not be made yet.
 func (r *Ring) Remove(kid string) error {
-	if err := r.remove(kid); err != nil {
-		return err
+	ctx := context.Background()
+	known := r.remove(kid)
+	if !known { // another replica may have made it a moment ago
+		if err := r.update(ctx, keep); err != nil {
+			return fmt.Errorf("whether key %q is published is not known: %w", kid, err)
+		}
+		known = r.remove(kid)
 	}
-	return r.fill()
-}
-
-func (r *Ring) remove(kid string) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	now := r.config.Now()
-	r.advance(now)
-	var k *key
-	switch i := slices.IndexFunc(r.retiring, func(k *key) bool { return k.id == kid }); {
-	case r.active != nil && r.active.id == kid:
-		k, r.active = r.active, nil
-	case r.next != nil && r.next.id == kid:
-		k, r.next = r.next, nil
-	case i >= 0:
-		k = r.retiring[i]
-		r.retiring = slices.Delete(r.retiring, i, i+1)
-	default:
+	if !known {
 		return fmt.Errorf("%w: %q; look at the list of keys", ErrUnknownKey, kid)
 	}
-	k.removed, k.gone = true, now
-	r.bury(k)
-	if r.active == nil && r.next != nil {
-		r.activate(now)
+	if err := r.update(ctx, keep); err != nil {
+		return fmt.Errorf("key %s is removed on this replica, and not yet for the others: %w", kid, err)
 	}
-	r.changed()
-	return nil
+	return r.fill(ctx)
 }
 
-// fill makes the keys that are missing: the next one, and the active one if even that is. Making an
-// RSA key takes long, so the ring is not locked meanwhile.
-func (r *Ring) fill() error {
+// Deny takes a key away that was removed elsewhere, at once and for good: it does not come back when
+// an older record is read. It does not wait for anything, repeating it changes nothing, and the ID
+// may be one that was never heard of.
+func (r *Ring) Deny(kid string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.advance()
+	r.deny(kid)
+}
+
+// remove takes a key away on this replica. It reports whether that was published, here or as far as
+// this replica knows for others.
+func (r *Ring) remove(kid string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.advance()
+	if r.schedule.find(kid) == nil && r.view.recorded.find(kid) == nil {
+		return false
+	}
+	r.deny(kid)
+	return true
+}
+
+// deny is called with mu held.
+func (r *Ring) deny(kid string) {
+	r.remember(kid)
+	r.show(r.schedule.remove(kid, r.now()))
+}
+
+// remember is called with mu held.
+func (r *Ring) remember(kid string) {
+	if !slices.Contains(r.removed, kid) {
+		r.removed = slices.Insert(r.removed, 0, kid)
+		r.removed = r.removed[:min(len(r.removed), MaxRemoved)]
+	}
+}
+
+// fill brings the ring up to date and makes the keys that are missing: the next one, and the active
+// one if even that is. Making an RSA key takes long, so nothing is locked meanwhile but fill itself.
+func (r *Ring) fill(ctx context.Context) error {
 	r.filling.Lock()
 	defer r.filling.Unlock()
-	for r.incomplete() {
+	if err := r.update(ctx, keep); err != nil {
+		return err
+	}
+	for !r.complete() {
 		private, err := r.generate()
 		if err != nil {
 			return fmt.Errorf("keys: make a %s key: %w", r.config.Algorithm, err)
@@ -107,109 +136,86 @@ func (r *Ring) fill() error {
 		if err != nil {
 			return err
 		}
-		r.add(k)
+		if err := r.update(ctx, func(s schedule, now time.Time) (schedule, error) {
+			if s.complete() { // another replica was faster
+				return s, nil
+			}
+			return s.add(r.config.plan(k, now)), nil
+		}); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-func (r *Ring) incomplete() bool {
+func (r *Ring) complete() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.advance(r.config.Now())
-	return r.active == nil || r.next == nil
-}
-
-// add publishes a new key.
-func (r *Ring) add(k *key) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	now := r.config.Now()
-	k.created = now
-	r.next = k
-	if r.active == nil {
-		r.activate(now)
-	}
-	r.changed()
+	r.advance()
+	return r.schedule.complete()
 }
 
 // wait brings the ring up to date and returns how long it stays so.
 func (r *Ring) wait() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	now := r.config.Now()
-	r.advance(now)
+	now := r.advance()
 	wait := maxWait
-	sooner := func(at time.Time) { wait = min(wait, at.Sub(now)) }
-	if r.active != nil && r.next != nil {
-		sooner(r.due())
+	if r.config.Shared != nil {
+		wait = ReadInterval
 	}
-	for _, k := range r.retiring {
+	sooner := func(at time.Time) { wait = min(wait, at.Sub(now)) }
+	if r.schedule.complete() {
+		sooner(r.schedule.due())
+	}
+	for _, k := range r.schedule.retiring {
 		sooner(k.gone)
-		if k.signer != nil {
-			sooner(k.retired.Add(FinishTime))
-		}
 	}
 	return max(wait, minWait)
 }
 
-// advance does what the clock asks for. Everything that reads the ring calls it first.
-func (r *Ring) advance(now time.Time) {
-	for _, k := range r.retiring {
-		if !now.Before(k.retired.Add(FinishTime)) {
-			k.signer = nil
+// keep changes nothing by itself.
+func keep(s schedule, _ time.Time) (schedule, error) { return s, nil }
+
+// update brings the ring up to date, and makes of its schedule what change makes of it, everywhere.
+func (r *Ring) update(ctx context.Context, change func(schedule, time.Time) (schedule, error)) error {
+	if r.config.Shared != nil {
+		return r.share(ctx, change)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s, err := change(r.schedule, r.advance())
+	if err != nil {
+		return err
+	}
+	r.show(s)
+	return nil
+}
+
+// advance does what the clock asks for and returns its time. Everything that reads the ring calls it
+// first. Of shared keys it takes away what is over; the rest is done where the record is written.
+func (r *Ring) advance() time.Time {
+	now := r.now()
+	if r.config.Shared != nil {
+		r.show(r.schedule.expire(now))
+	} else {
+		r.show(r.schedule.advance(now))
+	}
+	return now
+}
+
+// show makes a schedule the one that this replica goes by, and has Run make the key that it lacks.
+func (r *Ring) show(s schedule) {
+	before := r.schedule
+	r.schedule = s
+	if s.same(before) {
+		return
+	}
+	r.set = newSet(s.published(), r.config.MaxAge)
+	if before.complete() && !s.complete() {
+		select {
+		case r.wake <- struct{}{}:
+		default:
 		}
 	}
-	for n := len(r.retiring); n > 0 && !now.Before(r.retiring[n-1].gone); n-- {
-		r.bury(r.retiring[n-1])
-		r.retiring = slices.Delete(r.retiring, n-1, n)
-		r.changed()
-	}
-	if r.active != nil && r.next != nil && !now.Before(r.due()) {
-		r.rotate(now)
-	}
-}
-
-// due is when the active key is to be replaced by the next.
-func (r *Ring) due() time.Time {
-	due, earliest := r.active.activated.Add(r.config.Period), r.earliest()
-	if due.Before(earliest) {
-		return earliest
-	}
-	return due
-}
-
-// earliest is when the active key may be replaced by the next.
-func (r *Ring) earliest() time.Time {
-	earliest := r.next.created.Add(r.config.Publish)
-	if n := len(r.retiring); n >= MaxRetiring && earliest.Before(r.retiring[n-1].gone) {
-		return r.retiring[n-1].gone
-	}
-	return earliest
-}
-
-// rotate retires the active key in favour of the next.
-func (r *Ring) rotate(now time.Time) {
-	k := r.active
-	k.retired = now
-	k.gone = now.Add(FinishTime + r.config.Life + r.config.Skew)
-	r.retiring = slices.Insert(r.retiring, 0, k)
-	r.activate(now)
-	r.changed()
-}
-
-// activate makes the next key the active one, and has Run make another.
-func (r *Ring) activate(now time.Time) {
-	r.active, r.next = r.next, nil
-	r.active.activated = now
-	select {
-	case r.wake <- struct{}{}:
-	default:
-	}
-}
-
-// bury forgets the private half of a key, and remembers for a while that it was there.
-func (r *Ring) bury(k *key) {
-	k.signer = nil
-	r.gone = slices.Insert(r.gone, 0, k.describe(r.config.Algorithm, Gone))
-	r.gone = r.gone[:min(len(r.gone), MaxGone)]
 }

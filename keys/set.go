@@ -15,34 +15,28 @@ type Set struct {
 }
 
 // Set returns what is published now: the active key first, then the next, then the retiring ones.
-// The caller owns the result.
+// The caller owns the result. With shared keys that cannot be read it is what was published last.
 func (r *Ring) Set() Set {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.advance(r.config.Now())
+	r.advance()
 	set := r.set
 	set.JSON = bytes.Clone(set.JSON)
 	return set
 }
 
-// changed writes the set anew. The keys are in their encoded form already.
-func (r *Ring) changed() {
-	var published [][]byte
-	if r.active != nil {
-		published = append(published, r.active.public)
+// newSet writes a set. The keys are in their encoded form already.
+func newSet(published []*key, maxAge time.Duration) Set {
+	var encoded [][]byte
+	for _, k := range published {
+		encoded = append(encoded, k.public)
 	}
-	if r.next != nil {
-		published = append(published, r.next.public)
-	}
-	for _, k := range r.retiring {
-		published = append(published, k.public)
-	}
-	document := append([]byte(`{"keys":[`), bytes.Join(published, []byte(","))...)
+	document := append([]byte(`{"keys":[`), bytes.Join(encoded, []byte(","))...)
 	document = append(document, "]}"...)
 	sum := sha256.Sum256(document)
-	r.set = Set{
+	return Set{
 		JSON:   document,
 		ETag:   `"` + base64.RawURLEncoding.EncodeToString(sum[:]) + `"`,
-		MaxAge: r.config.MaxAge,
+		MaxAge: maxAge,
 	}
 }

@@ -3,12 +3,10 @@ package keys
 import (
 	"fmt"
 	"log/slog"
-
-	jose "github.com/go-jose/go-jose/v4"
 )
 
 // Signer signs with one key of a ring. It refuses, with ErrNoKey, as soon as that key is removed,
-// and FinishTime after it was retired.
+// FinishTime after it was retired, and while the ring does not know whether it is.
 type Signer struct {
 	ring *Ring
 	key  *key
@@ -17,19 +15,18 @@ type Signer struct {
 // KeyID is the kid of what is signed.
 func (s *Signer) KeyID() string { return s.key.id }
 
-// Algorithm is the ring's.
-func (s *Signer) Algorithm() Algorithm { return s.ring.config.Algorithm }
+// Algorithm is the key's.
+func (s *Signer) Algorithm() Algorithm { return s.key.algorithm }
 
 // Sign returns the payload as a JWS in its compact form (RFC 7515 §7.1). Its header has exactly alg,
 // kid and typ.
 func (s *Signer) Sign(payload []byte) (string, error) {
-	signer, err := s.permitted()
-	if err != nil {
+	if err := s.ring.permits(s.key.id); err != nil {
 		return "", err
 	}
 	// Signing what is already JSON spares the detour of go-jose's jwt.Builder, which would decode the
 	// claims and encode them again, at twice the cost.
-	jws, err := signer.Sign(payload)
+	jws, err := s.key.signer.Sign(payload)
 	if err != nil {
 		return "", fmt.Errorf("keys: sign with %s: %w", s.key.id, err)
 	}
@@ -40,15 +37,20 @@ func (s *Signer) Sign(payload []byte) (string, error) {
 	return compact, nil
 }
 
-// permitted returns the key's private half while it may sign.
-func (s *Signer) permitted() (jose.Signer, error) {
-	s.ring.mu.Lock()
-	defer s.ring.mu.Unlock()
-	s.ring.advance(s.ring.config.Now())
-	if s.key.signer == nil {
-		return nil, fmt.Errorf("%w: %s was retired or removed", ErrNoKey, s.key.id)
+// permits reports whether something may be signed with a key now.
+func (r *Ring) permits(kid string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.advance()
+	if err := r.fresh(); err != nil {
+		return err
 	}
-	return s.key.signer, nil
+	switch k := r.schedule.find(kid); {
+	case k == nil || k == r.schedule.next,
+		k != r.schedule.active && !now.Before(k.retired.Add(FinishTime)):
+		return fmt.Errorf("%w: %s was retired or removed", ErrNoKey, kid)
+	}
+	return nil
 }
 
 // String names the key without showing it.
