@@ -618,6 +618,8 @@ func (failingMinter) Draft(context.Context, broker.Task, broker.Grant) (broker.D
 
 func (failingMinter) Retire(string) error { return broker.ErrNotFound }
 
+func (failingMinter) Deny(string) {}
+
 func (failingMinter) Rotate() (string, error) { return "", broker.ErrSigning }
 
 func TestWhatCannotBeSignedIsTakenBack(t *testing.T) {

@@ -26,10 +26,14 @@ type Minter interface {
 	// token would be too large for verifiers.
 	Draft(context.Context, Task, Grant) (Draft, error)
 	// Retire takes a key out of use at once and stops publishing it; doing it again is no error.
-	// ErrNotFound when there is no such key.
+	// ErrNotFound when there is no such key, ErrUnconfirmed when other replicas may not know it yet,
+	// ErrSigning when nothing can take its place yet: in both cases this replica has done it.
 	Retire(kid string) error
+	// Deny is told of every key that the store's feed denies, since another replica may have retired
+	// it: it signs nothing and is not published from then on. It must not block.
+	Deny(kid string)
 	// Rotate makes the next key the active one now, and returns its kid. ErrTooEarly while verifiers
-	// may not have it yet.
+	// may not have it yet, ErrUnconfirmed when it may or may not have happened.
 	Rotate() (kid string, err error)
 }
 

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -24,7 +25,9 @@ type Revocation struct {
 // matches and that were issued before this moment. When it returns nil they are dead for every
 // look-up; those of a key are dead at every verifier, and the key signs nothing any more. While the
 // store is away a task or grant is revoked as End does it with an end key; the rest is refused.
-// Errors: ErrInvalid, ErrNotFound and those of the store.
+// Errors: ErrInvalid, ErrNotFound and those of the store. ErrUnconfirmed or ErrSigning beside the
+// receipt of a key: it is denied, and is out of use here and wherever the feed is heard, but that is
+// not in the replicas' common record yet, or there is no other key yet.
 func (b *Broker) Revoke(ctx context.Context, r Revocation) (Receipt, error) {
 	end := Ending{Cause: CauseOperator, State: Revoked, Reason: r.Reason}
 	targets := 0
@@ -54,15 +57,23 @@ func (b *Broker) Revoke(ctx context.Context, r Revocation) (Receipt, error) {
 			return Receipt{}, err
 		}
 	}
-	kind := EventRevoked
+	event := Event{Kind: EventRevoked, Actor: r.Actor, Address: r.Address, Reason: r.Reason, Selector: r.Selector}
 	if end.Kind == TargetKey {
-		kind = EventKeyRevoked
-		// First out of use, so that nothing is signed with it after the denial.
-		if err := b.Minter.Retire(r.Key); err != nil {
-			return Receipt{}, err
-		}
+		event.Kind, event.Key = EventKeyRevoked, r.Key
+		return b.revokeKey(ctx, end, event)
 	}
-	return b.control(ctx, end, Event{Kind: kind, Actor: r.Actor, Address: r.Address, Reason: r.Reason, Selector: r.Selector, Key: r.Key})
+	return b.control(ctx, end, event)
+}
+
+// revokeKey takes a key out of use before it denies what that has signed, so that nothing is signed
+// with it after the denial. Replicas that the one does not reach hear of the other.
+func (b *Broker) revokeKey(ctx context.Context, end Ending, event Event) (Receipt, error) {
+	retired := b.Minter.Retire(end.Key)
+	if errors.Is(retired, ErrNotFound) {
+		return Receipt{}, retired
+	}
+	receipt, err := b.control(ctx, end, event)
+	return receipt, errors.Join(err, retired)
 }
 
 // longest is how long a target can go on killing nothing that is alive: no task has tokens for

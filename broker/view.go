@@ -31,6 +31,7 @@ func (b *Broker) watch(ctx context.Context) error {
 		err := b.Store.Watch(ctx, from, func(u Update) error {
 			from = u.Position
 			at := b.Now().Add(-u.Age)
+			b.denyKeys(u.Entries)
 			b.Announcer.Announce(u)
 			b.view.apply(u, at)
 			return nil
@@ -46,6 +47,15 @@ func (b *Broker) watch(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(retryWatch):
+		}
+	}
+}
+
+// denyKeys takes keys out of use that were revoked, here or at another replica.
+func (b *Broker) denyKeys(entries []Entry) {
+	for _, e := range entries {
+		if e.Denial.Kind == DenyKey {
+			b.Minter.Deny(e.Denial.Key)
 		}
 	}
 }

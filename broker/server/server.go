@@ -67,13 +67,23 @@ type Config struct {
 
 	Algorithm keys.Algorithm // Optional: ES256.
 	KeyPeriod time.Duration  // How long a key signs. Optional: keys.DefaultPeriod.
+	// SharedKeys is where the replicas of one store share their keys, and needs Issuer, in whose name
+	// they sign. Optional: keys of this replica's own, which end with it.
+	SharedKeys *SharedKeys
 
 	// EndKeySecret makes the end keys: broker.EndKeySecretSize random bytes that all replicas share.
-	// Optional: random, so that each replica knows its own keys alone, and until it stops.
+	// Optional: derived from what seals SharedKeys; without those random, so that each replica knows
+	// its own end keys alone, and until it stops.
 	EndKeySecret []byte
 
 	Logger *slog.Logger // Optional: discards.
 	Now    func() time.Time
+}
+
+// SharedKeys is a record of the store, and what seals it.
+type SharedKeys struct {
+	Record keys.Record
+	Seal   *keys.Seal
 }
 
 // ConfigError is a mistake that New has found, with the field of Config that it is in.
@@ -151,6 +161,9 @@ func (c *Config) complete() error {
 	if c.Withdrawal < 0 || c.Withdrawal > MaxWithdrawal {
 		return &ConfigError{"Withdrawal", fmt.Errorf("withdrawal is %v; it must be at most %v, or zero for %v", c.Withdrawal, MaxWithdrawal, DefaultWithdrawal)}
 	}
+	if c.SharedKeys != nil && c.Issuer == "" {
+		return &ConfigError{"Issuer", errors.New("the issuer is empty; replicas that share their keys sign in the name of one: give all of them the same")}
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -211,8 +224,11 @@ func CheckURL(text string) error {
 func (s *Server) assemble() error {
 	c, metrics := s.config, newMetrics(s)
 	var err error
-	if s.ring, err = keys.New(keys.Config{Algorithm: c.Algorithm, Type: wire.TokenType, Life: broker.MaxTokenLife, Period: c.KeyPeriod, Now: c.Now}); err != nil {
+	if s.ring, err = newRing(c); err != nil {
 		return err
+	}
+	if c.EndKeySecret == nil && c.SharedKeys != nil {
+		c.EndKeySecret = c.SharedKeys.Seal.Derive("end key")
 	}
 	minter, err := token.NewMinter(c.Issuer, s.ring)
 	if err != nil {
@@ -252,6 +268,19 @@ func (s *Server) assemble() error {
 	return nil
 }
 
+func newRing(c Config) (*keys.Ring, error) {
+	config := keys.Config{Algorithm: c.Algorithm, Type: wire.TokenType, Life: broker.MaxTokenLife, Period: c.KeyPeriod, Now: c.Now}
+	if c.SharedKeys == nil {
+		return keys.New(config)
+	}
+	config.Shared = &keys.Shared{Record: c.SharedKeys.Record, Seal: c.SharedKeys.Seal, Name: c.Issuer}
+	ring, err := keys.New(config)
+	if err != nil {
+		return nil, &ConfigError{"SharedKeys", err}
+	}
+	return ring, nil
+}
+
 // Config is the configuration with everything filled in, and without the secret.
 func (s *Server) Config() Config { return s.config }
 
@@ -284,6 +313,9 @@ func (s *Server) Keys() *keys.Ring { return s.ring }
 func (s *Server) Ready() error {
 	if err := s.broker.Ready(); err != nil {
 		return err
+	}
+	if _, err := s.ring.Signer(); err != nil {
+		return fmt.Errorf("%w: %w", broker.ErrNotReady, err)
 	}
 	svid, err := s.config.Identity.GetX509SVID()
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/errandhq/errand/broker"
@@ -60,22 +61,33 @@ func (m *Minter) Draft(_ context.Context, task broker.Task, grant broker.Grant) 
 }
 
 // Retire takes a key out of use at once. One that was retired before is no error, so that whoever
-// could not finish can repeat all of it. ErrNotFound when the ring does not have the key.
+// could not finish can repeat all of it. Errors are those of broker.Minter.
 func (m *Minter) Retire(kid string) error {
 	err := m.ring.Remove(kid)
-	if !errors.Is(err, keys.ErrUnknownKey) {
-		return err
-	}
-	for _, k := range m.ring.Keys() {
-		if k.ID == kid && k.Removed {
-			return nil
-		}
+	switch {
+	case err == nil:
+		return nil
+	case !errors.Is(err, keys.ErrUnknownKey):
+		return unsigned(err)
+	case slices.ContainsFunc(m.ring.Keys(), func(k keys.Key) bool { return k.ID == kid && k.Removed }):
+		return nil
 	}
 	return fmt.Errorf("%w: key %s", broker.ErrNotFound, kid)
 }
 
-// Rotate makes the next key the active one now. Errors match broker.ErrTooEarly or
-// broker.ErrSigning.
+// unsigned turns an error of a ring that was to be changed into the domain's.
+func unsigned(err error) error {
+	if errors.Is(err, keys.ErrRecord) || errors.Is(err, keys.ErrSealed) {
+		return fmt.Errorf("%w: %w", broker.ErrUnconfirmed, err)
+	}
+	return fmt.Errorf("%w: %w", broker.ErrSigning, err)
+}
+
+// Deny implements broker.Minter.
+func (m *Minter) Deny(kid string) { m.ring.Deny(kid) }
+
+// Rotate makes the next key the active one now. Errors match broker.ErrTooEarly,
+// broker.ErrUnconfirmed or broker.ErrSigning.
 func (m *Minter) Rotate() (string, error) {
 	err := m.ring.Rotate()
 	if errors.Is(err, keys.ErrTooEarly) {
@@ -87,7 +99,7 @@ func (m *Minter) Rotate() (string, error) {
 			return signer.KeyID(), nil
 		}
 	}
-	return "", fmt.Errorf("%w: %w", broker.ErrSigning, err)
+	return "", unsigned(err)
 }
 
 func (m *Minter) claims(task broker.Task, grant broker.Grant) wire.Claims {

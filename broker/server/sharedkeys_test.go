@@ -1,0 +1,202 @@
+package server_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/broker/identity"
+	"github.com/errandhq/errand/broker/server"
+	"github.com/errandhq/errand/keys"
+	"github.com/errandhq/errand/sdk/verify"
+	"github.com/errandhq/errand/store/redistest"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// sharedRecord is a record in memory; full makes every write fail.
+type sharedRecord struct {
+	mu      sync.Mutex
+	value   []byte
+	version uint64
+	full    bool
+}
+
+var errFull = errors.New("disk full")
+
+func (r *sharedRecord) fill(full bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.full = full
+}
+
+func (r *sharedRecord) Read(context.Context) ([]byte, uint64, time.Time, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return bytes.Clone(r.value), r.version, time.Now(), nil
+}
+
+func (r *sharedRecord) Write(_ context.Context, value []byte, version uint64) (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.full {
+		return false, errFull
+	}
+	if r.version != version {
+		return false, nil
+	}
+	r.value, r.version = bytes.Clone(value), version+1
+	return true, nil
+}
+
+// pair starts two replicas on one memory store and one record, whose tokens have one issuer: the first
+// one's public listener.
+func pair(t *testing.T, record keys.Record) (first, second *replica) {
+	t.Helper()
+	seal, err := keys.NewSeal(bytes.Repeat([]byte{3}, keys.SealBytes))
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := fmt.Sprintf("127.0.0.1:%d", redistest.FreePort(t))
+	share := func(c *server.Config) {
+		c.Issuer, c.SharedKeys = "https://"+addr, &server.SharedKeys{Record: record, Seal: seal}
+	}
+	first = startFederated(t, nil, share, func(c *server.Config) { c.PublicAddr = addr })
+	dir, err := os.MkdirTemp("", "errand-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	socket, err := first.agent.Add(spiffeid.RequireFromString(brokerID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	second = startWith(t, dir, identity.FromWorkloadAPI(socket, slog.New(slog.DiscardHandler)), share,
+		func(c *server.Config) { c.Store = first.store })
+	second.ca = first.ca
+	return first, second
+}
+
+func (r *replica) activeKey() string {
+	r.t.Helper()
+	signer, err := r.Keys().Signer()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return signer.KeyID()
+}
+
+func (r *replica) publishes(kid string) bool {
+	return bytes.Contains(r.Keys().Set().JSON, []byte(kid))
+}
+
+// TestP11_ARemovedKeyIsDeadAtEveryReplica: an operator removes it at one of two, and the other has
+// stopped using and publishing it when it hears the feed, whether or not the record tells it.
+func TestP11_ARemovedKeyIsDeadAtEveryReplica(t *testing.T) {
+	for name, full := range map[string]bool{"with the record": false, "without the record": true} {
+		t.Run(name, func(t *testing.T) {
+			record := &sharedRecord{}
+			first, second := pair(t, record)
+			v := first.verifier()
+			c, peer := second.bearer(reportID)
+			kid, next := first.activeKey(), ""
+			if second.activeKey() != kid {
+				t.Fatal("the replicas sign with different keys")
+			}
+			for _, k := range first.Keys().Keys() {
+				if k.State == keys.Next {
+					next = k.ID
+				}
+			}
+			old := c.begin().Tokens[0].AccessToken
+			if _, err := v.Verify(t.Context(), old, peer, "orders:read"); err != nil {
+				t.Fatalf("what the second replica signs: %v", err)
+			}
+
+			record.fill(full)
+			revocation := broker.Revocation{Key: kid, Actor: "ada", Reason: "INC-7"}
+			receipt, err := first.Broker().Revoke(t.Context(), revocation)
+			if full != errors.Is(err, broker.ErrUnconfirmed) || full != errors.Is(err, errFull) || receipt.Ended.IsZero() {
+				t.Fatalf("Revoke: %+v, %v", receipt, err)
+			}
+			first.eventually("both replicas let go of the key", func() bool {
+				return !first.publishes(kid) && !second.publishes(kid) && first.activeKey() == next && second.activeKey() == next
+			})
+			first.eventually("its token is refused", func() bool {
+				_, err := v.Verify(t.Context(), old, peer, "orders:read")
+				return errors.Is(err, verify.ErrRevoked) || errors.Is(err, verify.ErrSignature) // when its key is not in the set any more
+			})
+			fresh := c.begin().Tokens[0].AccessToken
+			if _, err := v.Verify(t.Context(), fresh, peer, "orders:read"); err != nil {
+				t.Errorf("a token of the next key: %v", err)
+			}
+
+			record.fill(false)
+			first.eventually("both replicas have the same keys", func() bool {
+				return reflect.DeepEqual(first.Keys().Keys(), second.Keys().Keys()) && first.publishes(next) && len(first.Keys().Keys()) == 3
+			})
+			// Whoever was told that it was not finished repeats it, at any replica.
+			for _, r := range []*replica{first, second} {
+				if _, err := r.Broker().Revoke(t.Context(), revocation); err != nil {
+					t.Errorf("again: %v", err)
+				}
+			}
+		})
+	}
+}
+
+// TestAReplicaWithoutAKeyIsNotReady, and says why.
+func TestAReplicaWithoutAKeyIsNotReady(t *testing.T) {
+	record := &sharedRecord{}
+	r, _ := pair(t, record)
+	record.fill(true)
+	for range 2 {
+		if _, err := r.Broker().Revoke(t.Context(), broker.Revocation{Key: r.activeKey(), Actor: "ada", Reason: "INC-7"}); !errors.Is(err, broker.ErrUnconfirmed) {
+			t.Fatalf("%v; want ErrUnconfirmed", err)
+		}
+	}
+	if err := r.Ready(); !errors.Is(err, broker.ErrNotReady) || !errors.Is(err, keys.ErrNoKey) {
+		t.Errorf("%v; want ErrNotReady with the reason", err)
+	}
+	record.fill(false)
+	r.eventually("it is ready again", func() bool { return r.Ready() == nil })
+}
+
+// TestSharedKeysAreChecked: New refuses what it cannot open, and names the field.
+func TestSharedKeysAreChecked(t *testing.T) {
+	record := &sharedRecord{}
+	first, _ := pair(t, record)
+	other, err := keys.NewSeal(bytes.Repeat([]byte{4}, keys.SealBytes))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for field, edit := range map[string]func(*server.Config){
+		"SharedKeys": func(c *server.Config) { c.SharedKeys = &server.SharedKeys{Record: record, Seal: other} },
+		"Issuer":     func(c *server.Config) { c.Issuer = "" },
+	} {
+		config := first.Config()
+		config.AuditLog = t.TempDir() + "/audit.jsonl"
+		config.WorkloadAddr, config.PublicAddr, config.OpsAddr = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
+		edit(&config)
+		_, err := server.New(config)
+		var mistake *server.ConfigError
+		if !errors.As(err, &mistake) || mistake.Field != field {
+			t.Errorf("%s: %v", field, err)
+		}
+		if field == "SharedKeys" && (!errors.Is(err, keys.ErrSealed) || !strings.Contains(err.Error(), "another key file")) {
+			t.Errorf("another key file: %v", err)
+		}
+	}
+	if !slices.ContainsFunc(first.Keys().Keys(), func(k keys.Key) bool { return k.State == keys.Active }) {
+		t.Error("the replica that was there has no key any more")
+	}
+}
