@@ -282,6 +282,7 @@ func TestOthersVariables(t *testing.T) {
 	_, problems := parse(t, good, []string{
 		"ERRAND_BROKER_ID=spiffe://a/b", "ERRAND_OPERATOR_URL=https://a", "ERRAND_IDENTITY_DIR=/x", "ERRAND_CONFIG=/x", "ERRAND_DEV_ORDERS=x",
 		"ERRAND_SERVICE_HOST=10.0.0.1", "ERRAND_SERVICE_PORT=8443", "ERRAND_PORT=tcp://10.0.0.1:8443", "ERRAND_PORT_8443_TCP=x", "ERRAND_PORT_8443_TCP_ADDR=x",
+		"ERRAND_STORE_PORT=tcp://10.0.0.2:6379", "ERRAND_STORE_SERVICE_HOST=10.0.0.2", "ERRAND_STORE_PORT_6379_TCP_PROTO=tcp",
 	}, nil)
 	if problems != nil {
 		t.Error(problems)
@@ -289,6 +290,15 @@ func TestOthersVariables(t *testing.T) {
 	_, problems = parse(t, good, []string{"ERRAND_LOG_LEVLE=debug"}, nil)
 	if want := "environment ERRAND_LOG_LEVLE: there is no such key; did you mean ERRAND_LOG_LEVEL?"; len(problems) != 1 || !strings.Contains(problems.Error(), want) {
 		t.Errorf("%v; want %s", problems, want)
+	}
+}
+
+// TestVariablesThatAreNoKeys: a secret in the wrong variable, for instance, is not silently left out.
+func TestVariablesThatAreNoKeys(t *testing.T) {
+	_, problems := parse(t, good, []string{"ERRAND_STORE_PASSPHRASE=hunter2"}, nil)
+	if len(problems) != 1 || !strings.Contains(problems.Error(), "environment ERRAND_STORE_PASSPHRASE: there is no such key; those of store are store.") ||
+		strings.Contains(problems.Error(), "hunter2") {
+		t.Error(problems)
 	}
 }
 

@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
+	"github.com/errandhq/errand/sdk"
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
@@ -156,29 +159,43 @@ func (r *reader) take(key string, at Origin, set func(setting) error) {
 	r.config.origins[key] = at
 }
 
-// environment reads the variables. An empty one counts as not set. One that is almost a key's is a
-// mistake; any other is somebody else's, as those that Kubernetes makes for a service called errand.
+// environment reads the variables. An empty one counts as not set.
 func (r *reader) environment(environ []string) {
-	var names []string
+	keys := map[string]string{} // by variable
 	for key := range r.settings {
-		names = append(names, Variable(key))
+		keys[Variable(key)] = key
 	}
 	for _, pair := range environ {
 		name, value, _ := strings.Cut(pair, "=")
 		if !strings.HasPrefix(name, "ERRAND_") || value == "" {
 			continue
 		}
-		at := Origin{Variable: name}
-		if i := slices.Index(names, name); i < 0 {
-			if near := nearest(name, names); near != "" {
-				r.refuse(at, "", "there is no such key; did you mean %s? Unset it if it is for something else", near)
-			}
+		if key, ok := keys[name]; ok {
+			r.take(key, Origin{Variable: name}, func(s setting) error { return s.fromText(value) })
 			continue
 		}
-		for key := range r.settings {
-			if Variable(key) == name {
-				r.take(key, at, func(s setting) error { return s.fromText(value) })
-			}
+		r.strange(name, slices.Sorted(maps.Keys(keys)))
+	}
+}
+
+// othersVariables are not ours: those that Kubernetes makes for a service called errand or errand-store,
+// and one that clients use.
+var othersVariables = regexp.MustCompile(`_SERVICE_(HOST|PORT)|_PORT(_|$)|^` + sdk.EnvIdentityDir + `$`)
+
+// strange refuses a variable that is almost a key's, or has a section's name and no key's. Any other is
+// for something else.
+func (r *reader) strange(name string, variables []string) {
+	if othersVariables.MatchString(name) {
+		return
+	}
+	at := Origin{Variable: name}
+	if near := nearest(name, variables); near != "" {
+		r.refuse(at, "", "there is no such key; did you mean %s? Unset it if it is for something else", near)
+		return
+	}
+	for section := range r.sections {
+		if strings.HasPrefix(name, Variable(section)+"_") && parent(section) == "" {
+			r.refuse(at, "", "there is no such key; those of %s are %s", section, strings.Join(r.known(section+"."), ", "))
 		}
 	}
 }
