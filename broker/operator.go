@@ -30,6 +30,18 @@ func (r Role) String() string {
 	return fmt.Sprintf("Role(%d)", int(r))
 }
 
+// RuleRole is the rule of an event that says that somebody lacked an operator's role.
+const RuleRole = "operator/role"
+
+// RefuseOperator records that somebody asked for what needs a role that they do not have. It does not
+// wait for the audit log.
+func (b *Broker) RefuseOperator(w Workload, why error) {
+	b.backlog.addMinor(Event{
+		ID: NewEventID(), Kind: EventDenied, Time: b.Now(), Workload: w.ID.String(), Address: w.Address, Actor: w.ID.String(),
+		Thumbprint: w.Thumbprint, Rule: RuleRole, Reason: cut(why.Error(), MaxPurpose),
+	}, b.Now())
+}
+
 // Rotation is an operator's word that the next key is to sign from now on.
 type Rotation struct {
 	Actor   string // who says so

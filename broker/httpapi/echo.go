@@ -129,10 +129,10 @@ func (r *router) forRole(least broker.Role) *router {
 	guarded := *r
 	guarded.guard = func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c echo.Context) error {
-			id := workloadOf(c.Request().Context()).ID
-			if has := r.api.Operators[id]; has < least {
-				err := &roleNeeded{id: id, has: has, needs: least}
-				r.api.Logger.Warn("an operator's route was refused", "route", c.Path(), "error", err)
+			w := workloadOf(c.Request().Context())
+			if has := r.api.Operators[w.ID]; has < least {
+				err := &roleNeeded{id: w.ID, has: has, needs: least}
+				r.api.Broker.RefuseOperator(w, fmt.Errorf("%s %s: %w", c.Request().Method, c.Path(), err))
 				return err
 			}
 			return next(c)

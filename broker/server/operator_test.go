@@ -85,6 +85,10 @@ func TestOperatorRoles(t *testing.T) {
 			}
 		}
 	}
+	r.eventually("refusals are in the audit log", func() bool {
+		return strings.Contains(r.auditLog(), `"kind":"request.denied"`) && strings.Contains(r.auditLog(), `"rule":"operator/role"`) &&
+			strings.Contains(r.auditLog(), `"reason":"POST /v1/keys/:id/revoke: this needs the role admin, and `+viewerID+` has the role viewer"`)
+	})
 	admin := r.client(adminID)
 	for _, path := range []string{
 		wire.PathWhoami, wire.PathTasks, wire.PathHeartbeats, taskPath("x", ""), taskPath("x", "/end"), taskPath("x", "/tokens"), "/v1/grants/x",
