@@ -3,7 +3,6 @@ package redis_test
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -94,6 +93,11 @@ func (d *data) advance(by time.Duration) error {
 
 // backend gives each case a data set of its own on one server, by its prefix.
 func backend(url string, shards ...int) storetest.Backend {
+	return backendFor(redis.Config{URL: url}, url, "test", shards...)
+}
+
+// backendFor is the same for a store that is told more. admin is the address for what it would never do.
+func backendFor(c redis.Config, admin, prefix string, shards ...int) storetest.Backend {
 	var mu sync.Mutex
 	var current *data // of the running case; they run one after the other
 	made := 0
@@ -102,15 +106,9 @@ func backend(url string, shards ...int) storetest.Backend {
 			mu.Lock()
 			defer mu.Unlock()
 			made++
-			prefix := fmt.Sprintf("test%d:", made)
-			store, err := redis.New(t.Context(), redis.Config{
-				URL: url, Prefix: prefix, Shards: shards, Logger: slog.New(slog.DiscardHandler),
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = store.Close() })
-			current = freeze(t, store, url, prefix, shards)
+			c := c
+			c.Prefix, c.Shards = fmt.Sprintf("%s%d:", prefix, made), shards
+			current = freeze(t, open(t, c), admin, c.Prefix, shards)
 			return current
 		},
 		Shards: shards,
@@ -129,7 +127,7 @@ func backend(url string, shards ...int) storetest.Backend {
 func TestStore(t *testing.T) {
 	t.Parallel()
 	for _, shards := range []int{1, 4} {
-		b := backend(start(t).url(), shards)
+		b := backend(start(t).URL(), shards)
 		t.Run(fmt.Sprint(shards), func(t *testing.T) {
 			t.Parallel()
 			storetest.Run(t, b)
@@ -142,7 +140,7 @@ func TestStore(t *testing.T) {
 func TestStoreMachine(t *testing.T) {
 	t.Parallel()
 	for _, shards := range []int{1, 4} {
-		b := backend(start(t).url(), shards)
+		b := backend(start(t).URL(), shards)
 		t.Run(fmt.Sprint(shards), func(t *testing.T) {
 			t.Parallel()
 			storetest.Machine(t, b)

@@ -2,18 +2,18 @@ package redis
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/url"
-	"strconv"
+	"os"
 	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/logging"
 	"github.com/redis/go-redis/v9/maintnotifications"
-
-	"github.com/errandhq/errand/broker"
 )
 
 // How long Redis may take. An issue must be refused within a second when there is no answer.
@@ -24,79 +24,173 @@ const (
 	sendTimeout = 900 * time.Millisecond // for all of these together
 )
 
-// connect reads the URL and makes a client, which connects when it is used. Nothing is retried by
-// itself: a script that may have run is the caller's to repeat.
-func connect(address string) (client redis.UniversalClient, cluster bool, err error) {
+// poolSize bounds the connections to a server. Lanes use few of them; each Watch uses one, or on a
+// cluster one for each shard.
+const poolSize = 64
+
+// connect makes a client, which connects when it is used. Nothing is retried by itself: a script that
+// may have run is the caller's to repeat.
+func connect(c Config) (client redis.UniversalClient, cluster bool, err error) {
 	logging.Disable() // all that it says is in the errors, too
-	scheme, rest, _ := strings.Cut(address, "://")
+	scheme, rest, _ := strings.Cut(c.URL, "://")
 	scheme, kind, _ := strings.Cut(scheme, "+")
 	plain := scheme + "://" + rest
-	quiet := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
-	switch kind {
-	case "cluster":
-		var o *redis.ClusterOptions
-		if o, err = redis.ParseClusterURL(plain); err == nil {
-			o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled, o.MaintNotificationsConfig = -1, 1, true, quiet
-			o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, callTimeout, callTimeout, poolTimeout
-			return redis.NewClusterClient(o), true, nil
-		}
-	case "sentinel":
-		var o *redis.FailoverOptions
-		if o, err = redis.ParseFailoverURL(plain); err == nil {
-			o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled = -1, 1, true
-			o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, callTimeout, callTimeout, poolTimeout
-			return redis.NewFailoverClient(o), false, nil
-		}
-	case "":
-		var o *redis.Options
-		if o, err = redis.ParseURL(plain); err == nil {
-			o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled, o.MaintNotificationsConfig = -1, 1, true, quiet
-			o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, callTimeout, callTimeout, poolTimeout
-			return redis.NewClient(o), false, nil
-		}
+	switch {
+	case strings.Contains(rest, "skip_verify"):
+		err = errors.New("skip_verify is not possible; name the authority in Config.CAFile")
+	case scheme != "redis" && scheme != "rediss" && scheme != "unix":
+		err = errors.New("it begins with none of redis://, rediss:// and unix://")
+	case kind == "":
+		client, err = connectOne(c, plain)
+	case kind == "sentinel":
+		client, err = connectSentinel(c, plain)
+	case kind == "cluster":
+		client, err = connectCluster(c, plain)
 	default:
 		err = fmt.Errorf("there is no kind %q", kind)
+	}
+	if err == nil {
+		return client, kind == "cluster", nil
 	}
 	var bad *url.Error
 	if errors.As(err, &bad) { // it has the whole URL, and so the password
 		err = bad.Err
 	}
-	return nil, false, fmt.Errorf("redis: Config.URL cannot be used: %w; write it like redis://user:password@host:6379/0", err)
+	return nil, false, fmt.Errorf("redis: Config.URL cannot be used: %w; write it like redis://user@host:6379/0", err)
 }
 
-// minVersion is the first Redis whose scripts can have flags.
-const minVersion = 7
+func connectOne(c Config, address string) (redis.UniversalClient, error) {
+	o, err := redis.ParseURL(address)
+	if err != nil {
+		return nil, err
+	}
+	if o.TLSConfig, err = c.tls(o.TLSConfig != nil); err != nil {
+		return nil, err
+	}
+	if o.CredentialsProviderContext, err = c.credentials(o.Username, o.Password); err != nil {
+		return nil, err
+	}
+	o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled, o.DisableIdentity = -1, 1, true, true
+	o.MaintNotificationsConfig, o.PoolSize, o.PipelinePoolSize = quiet(), poolSize, -1
+	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, callTimeout, callTimeout, poolTimeout
+	return redis.NewClient(o), nil
+}
 
-// check looks at every primary.
-func (s *Store) check(ctx context.Context) error {
-	check := func(ctx context.Context, node redis.Cmdable) error {
-		if err := node.Ping(ctx).Err(); err != nil {
-			return fmt.Errorf("%w: redis does not answer; is it running, and are address and password right? %w", broker.ErrUnavailable, err)
+func connectSentinel(c Config, address string) (redis.UniversalClient, error) {
+	o, err := redis.ParseFailoverURL(address)
+	if err != nil {
+		return nil, err
+	}
+	if o.MasterName == "" {
+		return nil, errors.New("it names no ?master_name=")
+	}
+	if o.TLSConfig, err = c.tls(o.TLSConfig != nil); err != nil {
+		return nil, err
+	}
+	if o.CredentialsProviderContext, err = c.credentials(o.Username, o.Password); err != nil {
+		return nil, err
+	}
+	if c.SentinelPasswordFile != "" {
+		if o.SentinelPassword, err = readSecret(c.SentinelPasswordFile); err != nil {
+			return nil, err
 		}
-		text, err := node.Info(ctx).Result()
+	}
+	o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled, o.DisableIdentity = -1, 1, true, true
+	o.PoolSize, o.PipelinePoolSize = poolSize, -1
+	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, callTimeout, callTimeout, poolTimeout
+	return redis.NewFailoverClient(o), nil
+}
+
+func connectCluster(c Config, address string) (redis.UniversalClient, error) {
+	o, err := redis.ParseClusterURL(address)
+	if err != nil {
+		return nil, err
+	}
+	if o.TLSConfig, err = c.tls(o.TLSConfig != nil); err != nil {
+		return nil, err
+	}
+	if o.CredentialsProviderContext, err = c.credentials(o.Username, o.Password); err != nil {
+		return nil, err
+	}
+	o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled, o.DisableIdentity = -1, 1, true, true
+	o.DisableRoutingPolicies = true // all that is sent names its slot by its keys
+	o.MaintNotificationsConfig, o.PoolSize, o.PipelinePoolSize = quiet(), poolSize, -1
+	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, callTimeout, callTimeout, poolTimeout
+	return redis.NewClusterClient(o), nil
+}
+
+func quiet() *maintnotifications.Config {
+	return &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+}
+
+// tls is how connections are secured; nil for an address that says that they are not. The server's name
+// is that of the address that is dialled.
+func (c Config) tls(wanted bool) (*tls.Config, error) {
+	if !wanted {
+		if c.CAFile+c.CertFile+c.KeyFile != "" {
+			return nil, errors.New("there is a CAFile or a CertFile, and it does not say rediss://")
+		}
+		return nil, nil
+	}
+	out := &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.CAFile != "" {
+		pem, err := os.ReadFile(c.CAFile)
 		if err != nil {
-			return fmt.Errorf("%w: redis does not say what it is: %w", broker.ErrUnavailable, err)
+			return nil, fmt.Errorf("Config.CAFile: %w", err)
 		}
-		return checkInfo(text)
+		out.RootCAs = x509.NewCertPool()
+		if !out.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("Config.CAFile: %s has no certificate in PEM", c.CAFile)
+		}
 	}
-	if c, ok := s.client.(*redis.ClusterClient); ok {
-		return c.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error { return check(ctx, node) })
+	if c.CertFile == "" && c.KeyFile == "" {
+		return out, nil
 	}
-	return check(ctx, s.client)
+	load := func() (*tls.Certificate, error) {
+		pair, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("Config.CertFile and KeyFile: %w", err)
+		}
+		return &pair, nil
+	}
+	if _, err := load(); err != nil {
+		return nil, err
+	}
+	// Read for each connection, so that a new certificate needs no restart.
+	out.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
+	return out, nil
 }
 
-func checkInfo(text string) error {
-	facts := map[string]string{}
-	for line := range strings.Lines(text) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-		facts[name] = value
+// credentials says who logs in. The file is read for each connection, so that a new password needs no
+// restart.
+func (c Config) credentials(user, password string) (func(context.Context) (string, string, error), error) {
+	if c.PasswordFile == "" {
+		return nil, nil // what the URL says
 	}
-	major, _, _ := strings.Cut(facts["redis_version"], ".")
-	if n, err := strconv.Atoi(major); err != nil || n < minVersion {
-		return fmt.Errorf("redis: the server has version %q; it must be %d.0 or later", facts["redis_version"], minVersion)
+	if password != "" {
+		return nil, errors.New("there is a Config.PasswordFile, and it has a password, too")
 	}
-	if policy := facts["maxmemory_policy"]; policy != "noeviction" {
-		return fmt.Errorf("redis: maxmemory-policy is %q, which may throw revocations away; set it to noeviction", policy)
+	read := func(context.Context) (string, string, error) {
+		secret, err := readSecret(c.PasswordFile)
+		return user, secret, err
 	}
-	return nil
+	if _, _, err := read(context.Background()); err != nil {
+		return nil, err
+	}
+	return read, nil
+}
+
+// maxSecret bounds a password file.
+const maxSecret = 4096
+
+func readSecret(file string) (string, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("Config.PasswordFile: %w", err)
+	}
+	secret := strings.TrimRight(string(b), "\r\n")
+	if secret == "" || len(secret) > maxSecret || strings.ContainsAny(secret, "\r\n") {
+		return "", fmt.Errorf("Config.PasswordFile: %s must have one line of at most %d bytes", file, maxSecret)
+	}
+	return secret, nil
 }

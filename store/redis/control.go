@@ -18,22 +18,22 @@ func (s *Store) endEverywhere(ctx context.Context, e broker.Ending) (broker.EndR
 	case broker.TargetKey:
 		target = e.Key
 	case broker.TargetSelector:
-		target = encode(e.Selector)
+		target = packSelector(e.Selector)
 	case broker.TargetAll:
 	case broker.TargetLift:
 		target = string(e.Lock.ID)
 	case broker.TargetLock:
 		target, expires = string(e.Lock.ID), max(1, e.Lock.Expires.UnixMilli())
-		static = encode(lockStatic{ID: e.Lock.ID, Selector: e.Lock.Selector, Reason: e.Lock.Reason, Actor: e.Lock.Actor})
+		static = packLock(e.Lock)
 	default:
 		return broker.EndReply{Err: &broker.Invalid{Field: "kind", Detail: "is " + string(e.Kind) + "; it names no kind of target"}}, nil
 	}
 	write := func(shard int, at any, lifted string) call {
-		return call{s.scripts.control, shard, string(e.Kind), []any{
-			string(e.Kind), target, expires, static, string(e.Event), e.Reason, string(e.Cause), at, lifted,
+		return call{script: s.scripts.control, shard: shard, echo: string(e.Kind), args: []any{
+			target, expires, static, string(e.Event), e.Reason, string(e.Cause), at, lifted,
 		}}
 	}
-	decided := s.run(ctx, write(0, "", ""))[0]
+	decided := s.run(ctx, s.ends, write(0, "", ""))[0]
 	if decided.err == nil && (decided.status == "not found" || decided.status == "expired") {
 		return broker.EndReply{Err: decided.refusal()}, nil
 	}
@@ -46,11 +46,11 @@ func (s *Store) endEverywhere(ctx context.Context, e broker.Ending) (broker.EndR
 		lifted = "1"
 	}
 	var calls []call
-	for shard := 1; shard < len(s.keys); shard++ {
+	for shard := 1; shard < s.shards; shard++ {
 		calls = append(calls, write(shard, c.receipt.Ended.UnixMilli(), lifted))
 	}
-	c.receipt.Feed = broker.Position{Epoch: s.knownEpoch(), Numbers: []uint64{c.number}}
-	for _, r := range s.run(ctx, calls...) {
+	c.receipt.Feed = broker.Position{Epoch: decided.epoch, Numbers: []uint64{c.number}}
+	for _, r := range s.run(ctx, s.ends, calls...) {
 		other := r.controlled()
 		if r.err != nil {
 			// The first shard has it, so something has happened.
@@ -93,9 +93,7 @@ func (r *reply) control(version uint64) broker.Control {
 	var locks []numbered
 	r.each(func(item *reply) {
 		l := numbered{number: item.number()}
-		var static lockStatic
-		item.json(&static)
-		l.ID, l.Selector, l.Reason, l.Actor = static.ID, static.Selector, static.Reason, static.Actor
+		l.Lock = readLock(item.strings(6))
 		l.Since, l.Expires = item.moment(), item.moment()
 		locks = append(locks, l)
 	})

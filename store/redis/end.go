@@ -27,7 +27,7 @@ func (s *Store) End(ctx context.Context, ends []broker.Ending) ([]broker.EndRepl
 		}
 	}
 	flush := func() {
-		for n, r := range s.run(ctx, calls...) {
+		for n, r := range s.run(ctx, s.ends, calls...) {
 			out, err := s.endReply(r)
 			keep(whose[n], out, err)
 		}
@@ -36,15 +36,12 @@ func (s *Store) End(ctx context.Context, ends []broker.Ending) ([]broker.EndRepl
 	for i, e := range ends {
 		switch e.Kind {
 		case broker.TargetTask, broker.TargetGrant:
-			id, shard := string(e.Task), e.Task.Shard()
-			if e.Kind == broker.TargetGrant {
-				id, shard = string(e.Grant), e.Grant.Shard()
-			}
-			if !s.has(shard) {
+			c, ok := s.endCall(e)
+			if !ok {
 				replies[i].Err = broker.ErrNotFound
 				continue
 			}
-			calls = append(calls, call{s.scripts.end, shard, id, s.endArgs(e, id, shard)})
+			calls = append(calls, c)
 			whose = append(whose, i)
 		default:
 			flush() // so that targets end in their order
@@ -62,7 +59,20 @@ func (s *Store) End(ctx context.Context, ends []broker.Ending) ([]broker.EndRepl
 	return replies, nil
 }
 
-func (s *Store) endArgs(e broker.Ending, id string, shard int) []any {
+// endCall is the call for a task or a grant; there is none for one that cannot be.
+func (s *Store) endCall(e broker.Ending) (call, bool) {
+	id, ok := bareTask(e.Task)
+	c := call{script: s.scripts.end, shard: e.Task.Shard(), echo: id}
+	if e.Kind == broker.TargetGrant {
+		id, ok = bareGrant(e.Grant)
+		c.shard, c.echo = e.Grant.Shard(), id
+	}
+	if !ok || !s.has(c.shard) {
+		return call{}, false
+	}
+	if e.Kind == broker.TargetGrant {
+		c.keys = []string{s.grantKey(c.shard, id)}
+	}
 	workload, ifDue := "", "0"
 	if !e.Workload.IsZero() {
 		workload = e.Workload.String()
@@ -70,8 +80,13 @@ func (s *Store) endArgs(e broker.Ending, id string, shard int) []any {
 	if e.IfDue {
 		ifDue = "1"
 	}
-	before, after := s.around(shard)
-	return []any{id, workload, string(e.State), string(e.Cause), e.Reason, string(e.Event), ifDue, before, after}
+	lost, static := any(""), ""
+	if !e.Lost.IsZero() {
+		lost, static = max(1, e.Lost.UnixMilli()), packTask(&broker.Beginning{})
+	}
+	before, after := s.around(c.shard)
+	c.args = []any{workload, string(e.State), string(e.Cause), e.Reason, string(e.Event), ifDue, before, after, lost, static}
+	return c, true
 }
 
 // endReply reads what became of a task or a grant.
@@ -100,16 +115,16 @@ func (s *Store) endReply(r reply) (broker.EndReply, error) {
 	}
 	numbers := l.text()
 	r.join(l)
-	out.Grant = r.grant()
+	out.Grant = r.grant(out.Task)
 	out.Receipt.Grant = out.Grant.ID
-	position, err := parseNumbers(numbers, len(s.keys))
+	position, err := parseNumbers(numbers, s.shards)
 	if err != nil {
 		r.fail(err.Error())
 	}
 	if r.err != nil {
 		return broker.EndReply{}, r.err
 	}
-	out.Receipt.Feed = broker.Position{Epoch: s.knownEpoch(), Numbers: position}
+	out.Receipt.Feed = broker.Position{Epoch: r.epoch, Numbers: position}
 	s.reached(r.shard, position[r.shard])
 	return out, nil
 }

@@ -21,6 +21,9 @@ type dataSet struct {
 	epoch   uint64 // 0 when the shard is empty, or has lost its data
 	shards  int
 	opening bool // the first shard's: not all shards have the epoch yet
+
+	deployment string
+	now, last  time.Time // the server's, and the latest that is written down
 }
 
 // open finds out the epoch of the data set and adopts it, or begins a new one when there is none, or
@@ -35,8 +38,8 @@ func (s *Store) open(ctx context.Context) error {
 		}
 		first, newest, whole := sets[0], uint64(0), true
 		for _, d := range sets {
-			if d.epoch != 0 && d.shards != len(s.keys) {
-				return fmt.Errorf("redis: the data set has %d shards, and Config.Shards is %d; set it to that, or use another Prefix", d.shards, len(s.keys))
+			if err := s.checkDataSet(d); err != nil {
+				return err
 			}
 			newest = max(newest, d.epoch)
 			whole = whole && d.epoch == first.epoch && d.epoch != 0
@@ -68,16 +71,34 @@ func (s *Store) open(ctx context.Context) error {
 	return fmt.Errorf("%w: redis keeps losing its data; look at its log", broker.ErrUnavailable)
 }
 
+// checkDataSet wants the data set of a shard to be this store's.
+func (s *Store) checkDataSet(d dataSet) error {
+	switch {
+	case d.epoch == 0:
+		return nil
+	case d.deployment != s.deployment:
+		return refusal("the data set is of the deployment %q, and this is %q; use another Prefix or database, or set Config.Deployment",
+			d.deployment, s.deployment)
+	case d.shards != s.shards:
+		return refusal("the data set has %d shards, and Config.Shards is %d; set it to that, or use another Prefix", d.shards, s.shards)
+	case d.last.Sub(d.now) > broker.MaxSkew && s.knownEpoch() == 0:
+		return refusal("the data set was used at %s, and the server's clock says %s; set the clock, since the store's time stands still until then",
+			d.last.Format(time.RFC3339), d.now.Format(time.RFC3339))
+	}
+	return nil
+}
+
 func (s *Store) dataSets(ctx context.Context) ([]dataSet, error) {
 	var calls []call
-	for shard := range s.keys {
+	for shard := range s.shards {
 		calls = append(calls, s.opener(shard, "read"))
 	}
-	sets := make([]dataSet, 0, len(s.keys))
-	for _, r := range s.run(ctx, calls...) {
+	sets := make([]dataSet, 0, s.shards)
+	for _, r := range s.send(ctx, calls) {
 		d := dataSet{}
 		epoch, shards := r.text(), r.text()
-		d.opening = r.text() == "1"
+		d.opening, d.deployment = r.text() == "1", r.text()
+		d.now, d.last = r.moment(), r.moment()
 		if r.err == nil && epoch != "" {
 			var errE, errS error
 			d.epoch, errE = strconv.ParseUint(epoch, 10, 64)
@@ -95,7 +116,7 @@ func (s *Store) dataSets(ctx context.Context) ([]dataSet, error) {
 }
 
 func (s *Store) opener(shard int, args ...any) call {
-	return call{s.scripts.open, shard, "open", args}
+	return call{script: s.scripts.open, shard: shard, echo: "open", args: args}
 }
 
 // renew begins an epoch in the first shard, unless somebody else has.
@@ -104,19 +125,19 @@ func (s *Store) renew(ctx context.Context, was, above uint64) error {
 	if was != 0 {
 		text = strconv.FormatUint(was, 10)
 	}
-	return s.run(ctx, s.opener(0, "renew", text, above, len(s.keys)))[0].err
+	return s.send(ctx, []call{s.opener(0, "renew", text, above, s.shards, s.deployment)})[0].err
 }
 
 // complete makes all shards follow the first.
 func (s *Store) complete(ctx context.Context, epoch uint64) error {
 	var calls []call
-	for shard := 1; shard < len(s.keys); shard++ {
-		calls = append(calls, s.opener(shard, "join", epoch, len(s.keys)))
+	for shard := 1; shard < s.shards; shard++ {
+		calls = append(calls, s.opener(shard, "join", epoch, s.shards, s.deployment))
 	}
-	for _, r := range s.run(ctx, calls...) {
+	for _, r := range s.send(ctx, calls) {
 		if r.err != nil {
 			return r.err
 		}
 	}
-	return s.run(ctx, s.opener(0, "done", epoch))[0].err
+	return s.send(ctx, []call{s.opener(0, "done", epoch)})[0].err
 }

@@ -3,12 +3,14 @@ package redis_test
 import (
 	"context"
 	"errors"
-	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	goredis "github.com/redis/go-redis/v9"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/errandhq/errand/broker"
@@ -52,6 +54,9 @@ func end(t *testing.T, store broker.Store, e broker.Ending) broker.EndReply {
 	return replies[0]
 }
 
+// escape takes the meaning of braces in a pattern away.
+var escape = strings.NewReplacer("{", "\\{", "}", "\\}")
+
 var errEnough = errors.New("enough")
 
 // first is the first delivery from a position on.
@@ -83,7 +88,7 @@ func TestScriptsAreForgotten(t *testing.T) {
 	s := start(t)
 	store := s.open(t, redis.Config{Shards: 4})
 	for range 3 {
-		if err := s.direct().ScriptFlush(t.Context()).Err(); err != nil {
+		if err := s.client.ScriptFlush(t.Context()).Err(); err != nil {
 			t.Fatal(err)
 		}
 		task := begin(t, store).Task
@@ -102,7 +107,7 @@ func TestScriptsAreForgotten(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.direct().ScriptFlush(t.Context()).Err(); err != nil {
+	if err := s.client.ScriptFlush(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}
 	replies, err := store.End(t.Context(), ends)
@@ -126,7 +131,7 @@ func TestMemoryIsFull(t *testing.T) {
 	store := s.open(t, redis.Config{})
 	reply := begin(t, store)
 	other := begin(t, store)
-	if err := s.direct().ConfigSet(t.Context(), "maxmemory", "1").Err(); err != nil {
+	if err := s.client.ConfigSet(t.Context(), "maxmemory", "1").Err(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := store.Grant(t.Context(), beginning()); !errors.Is(err, broker.ErrUnavailable) {
@@ -147,7 +152,7 @@ func TestMemoryIsFull(t *testing.T) {
 	if err != nil || record.Grant.Live(record.Now, record.Task) {
 		t.Errorf("the grant of the ended task: %+v, error %v; want a dead one", record, err)
 	}
-	if err := s.direct().ConfigSet(t.Context(), "maxmemory", "0").Err(); err != nil {
+	if err := s.client.ConfigSet(t.Context(), "maxmemory", "0").Err(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := store.Lookup(t.Context(), broker.Ref{Task: beginning().Task}); !errors.Is(err, broker.ErrNotFound) {
@@ -178,11 +183,11 @@ func TestDataAreLost(t *testing.T) {
 			go func() {
 				followed <- peer.Watch(t.Context(), before.Position, func(broker.Update) error { return nil })
 			}()
-			keys, err := s.direct().Keys(t.Context(), strings.NewReplacer("{", "\\{", "}", "\\}").Replace(lost)).Result()
-			if err != nil || len(keys) == 0 {
-				t.Fatalf("no keys like %s: %v", lost, err)
+			keys := s.keys(lost)
+			if len(keys) == 0 {
+				t.Fatalf("no keys like %s", lost)
 			}
-			if err := s.direct().Del(t.Context(), keys...).Err(); err != nil {
+			if err := s.client.Del(t.Context(), keys...).Err(); err != nil {
 				t.Fatal(err)
 			}
 			if err := <-followed; !errors.Is(err, broker.ErrEpoch) {
@@ -211,47 +216,113 @@ func TestDataAreLost(t *testing.T) {
 	}
 }
 
-// TestWrongType puts a list where each of the keys of the records should be.
+// TestWrongType puts a list where each of the keys should be.
 func TestWrongType(t *testing.T) {
-	for _, name := range []string{"meta", "tasks", "grants"} {
+	for _, name := range []string{"meta", "tasks", "g:", "usage"} {
 		t.Run(name, func(t *testing.T) {
 			s := start(t)
 			store := s.open(t, redis.Config{})
 			reply := begin(t, store)
 			key := "errand:{p00}:" + name
-			s.direct().Del(t.Context(), key)
-			if err := s.direct().LPush(t.Context(), key, "not ours").Err(); err != nil {
+			if name == "g:" {
+				key += bare(reply.Grants[0].ID)
+			}
+			s.client.Del(t.Context(), key)
+			if err := s.client.LPush(t.Context(), key, "not ours").Err(); err != nil {
 				t.Fatal(err)
 			}
-			if record, err := store.Lookup(t.Context(), broker.Ref{Grant: reply.Grants[0].ID}); err == nil {
+			if record, err := store.Lookup(t.Context(), broker.Ref{Grant: reply.Grants[0].ID}); err == nil && name != "usage" {
 				t.Errorf("Lookup: got %+v; want an error", record)
 			}
-			if got, err := store.Grant(t.Context(), beginning()); err == nil {
+			if got, err := store.Grant(t.Context(), beginning()); err == nil && name != "g:" {
 				t.Errorf("Grant: got %+v; want an error", got)
 			}
 		})
 	}
 }
 
-// TestUnreadableRecords spoils what is stored: it is not alive, and nothing else suffers.
+// bare is an ID as Redis has it.
+func bare[ID ~string](id ID) string { return string(id[6:]) }
+
+// TestUnreadableRecords spoils what is stored: it is not alive, it is named in the log once, and nothing
+// else suffers.
 func TestUnreadableRecords(t *testing.T) {
 	s := start(t)
-	store := s.open(t, redis.Config{})
-	for _, junk := range []string{"", "junk", "\x92", "\x80", "\xc0", "\x81\xa1v\x01", "\x81\xa1v\x02"} {
-		task, grant := begin(t, store), begin(t, store)
-		c := s.direct()
-		c.HSet(t.Context(), "errand:{p00}:tasks", string(task.Task.ID), junk)
-		c.HSet(t.Context(), "errand:{p00}:grants", string(grant.Grants[0].ID), junk)
-		for _, ref := range []broker.Ref{{Task: task.Task.ID}, {Grant: task.Grants[0].ID}, {Grant: grant.Grants[0].ID}} {
-			record, err := store.Lookup(t.Context(), ref)
-			if err == nil {
-				t.Errorf("%q: Lookup of %v: got %+v; want an error", junk, ref, record)
+	var log lines
+	store := s.open(t, redis.Config{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	junk := []string{
+		"", "junk", "\x92", "\x80", "\xc0", "\x91\x01", "\x91\x02", "\x01", "\x81\xa1v\x01", strings.Repeat("\x91", 500),
+		"\x9f" + strings.Repeat("\x01", 15), "\xdc\x00\x11" + strings.Repeat("\x01", 17), "\x99\x02" + strings.Repeat("\xa1x", 8),
+	}
+	named := 0
+	for _, junk := range junk {
+		task, other := begin(t, store), begin(t, store)
+		key := "errand:{p00}:g:" + bare(other.Grants[0].ID)
+		s.client.HSet(t.Context(), "errand:{p00}:tasks", bare(task.Task.ID), junk)
+		s.client.Set(t.Context(), key, junk, goredis.KeepTTL)
+		for range 3 {
+			for _, ref := range []broker.Ref{{Task: task.Task.ID}, {Grant: task.Grants[0].ID}, {Grant: other.Grants[0].ID}} {
+				if record, err := store.Lookup(t.Context(), ref); !errors.Is(err, broker.ErrNotFound) {
+					t.Errorf("%q: Lookup of %v: got %+v, error %v; want ErrNotFound", junk, ref, record, err)
+				}
+			}
+			child := beginning()
+			child.Begin.Parent = task.Task.ID
+			if got, err := store.Grant(t.Context(), child); !errors.Is(err, broker.ErrNotFound) {
+				t.Errorf("%q: Grant below it: got %+v, error %v; want ErrNotFound", junk, got, err)
+			}
+			end := completing(task.Task.ID)
+			if replies, err := store.End(t.Context(), []broker.Ending{end}); err != nil || !errors.Is(replies[0].Err, broker.ErrNotFound) {
+				t.Errorf("%q: End: got %+v, error %v; want ErrNotFound", junk, replies, err)
 			}
 		}
-		c.HDel(t.Context(), "errand:{p00}:tasks", string(task.Task.ID))
-		c.HDel(t.Context(), "errand:{p00}:grants", string(grant.Grants[0].ID))
+		for _, id := range []string{bare(task.Task.ID), bare(other.Grants[0].ID)} {
+			if n := log.with(id); n != 1 {
+				t.Errorf("%q: %s is named in %d lines of the log; want 1", junk, id, n)
+			}
+			named++
+		}
 	}
+	// What comes due takes them away, and stops at none of them.
 	end(t, store, completing(begin(t, store).Task.ID))
+	if _, err := store.List(t.Context(), broker.Query{}); err != nil {
+		t.Errorf("List: %v", err)
+	}
+	const most = 100
+	for range most {
+		task := begin(t, store)
+		s.client.HSet(t.Context(), "errand:{p00}:tasks", bare(task.Task.ID), "junk")
+		_, _ = store.Lookup(t.Context(), broker.Ref{Task: task.Task.ID})
+	}
+	if n := log.with("cannot be read"); n != most {
+		t.Errorf("%d records are named in the log; want %d, and not one more", n, most)
+	}
+}
+
+// lines is a log.
+type lines struct {
+	mu   sync.Mutex
+	list []string
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.list = append(l.list, string(b))
+	return len(b), nil
+}
+
+// with counts the lines that have a text.
+func (l *lines) with(text string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 0
+	for _, line := range l.list {
+		if strings.Contains(line, text) {
+			n++
+		}
+	}
+	return n
 }
 
 // TestServerIsGone kills the server: calls fail at once, and work again when it is back.
@@ -260,7 +331,7 @@ func TestServerIsGone(t *testing.T) {
 	s := start(t)
 	store := s.open(t, redis.Config{})
 	task := begin(t, store).Task
-	s.stop()
+	s.Kill()
 	for range 2 { // with connections that were open, and with none
 		_ = operations(t.Context(), store, task)
 	}
@@ -269,7 +340,7 @@ func TestServerIsGone(t *testing.T) {
 			t.Errorf("%s: %v; want ErrUnavailable", what, err)
 		}
 	}
-	s.run()
+	s.Run()
 	eventually(t, "the feed of the new data set", func() bool {
 		_, err := first(t.Context(), store, broker.Position{})
 		return err == nil
@@ -283,7 +354,7 @@ func TestServerIsSilent(t *testing.T) {
 	s := start(t)
 	store := s.open(t, redis.Config{})
 	task := begin(t, store).Task
-	s.pause()
+	s.Pause()
 	for what, err := range operations(t.Context(), store, task) {
 		want := []error{broker.ErrUnconfirmed, broker.ErrUnavailable}
 		if slices.Contains([]string{"Lookup", "List", "Watch"}, what) {
@@ -293,49 +364,10 @@ func TestServerIsSilent(t *testing.T) {
 			t.Errorf("%s: %v; want one of %v", what, err, want)
 		}
 	}
-	s.resume()
+	s.Resume()
 	eventually(t, "calls work again", func() bool {
 		_, err := store.Lookup(t.Context(), broker.Ref{Task: task.ID})
 		return err == nil
 	})
 	end(t, store, completing(task.ID))
-}
-
-func TestNewRefuses(t *testing.T) {
-	s := start(t)
-	s.open(t, redis.Config{Shards: 4})
-	evicting := start(t, "--maxmemory-policy", "allkeys-lru")
-	for _, test := range []struct {
-		name   string
-		config redis.Config
-		want   string
-	}{
-		{"no URL", redis.Config{}, "Config.URL"},
-		{"another protocol", redis.Config{URL: "http://127.0.0.1"}, "Config.URL"},
-		{"another kind", redis.Config{URL: "redis+ring://127.0.0.1"}, "ring"},
-		{"a URL that is none", redis.Config{URL: "redis://u:hunter2@127.0.0.1:port/0"}, "Config.URL"},
-		{"nobody there", redis.Config{URL: fmt.Sprintf("redis://127.0.0.1:%d", freePort(t))}, "does not answer"},
-		{"another number of shards", redis.Config{URL: s.url(), Shards: 1}, "has 4 shards"},
-		{"too many shards", redis.Config{URL: s.url(), Shards: broker.MaxShards + 1}, "Config.Shards"},
-		{"less than no shards", redis.Config{URL: s.url(), Shards: -1}, "Config.Shards"},
-		{"braces", redis.Config{URL: s.url(), Prefix: "{x}"}, "Config.Prefix"},
-		{"eviction", redis.Config{URL: evicting.url()}, "noeviction"},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			store, err := redis.New(t.Context(), test.config)
-			if err == nil {
-				_ = store.Close()
-			}
-			if err == nil || !strings.Contains(err.Error(), test.want) {
-				t.Fatalf("got %v; want an error with %q", err, test.want)
-			}
-			if strings.Contains(err.Error(), "hunter2") {
-				t.Fatalf("the error has the password: %v", err)
-			}
-		})
-	}
-	most := s.open(t, redis.Config{Prefix: "most:", Shards: broker.MaxShards})
-	if update, err := first(t.Context(), most, broker.Position{}); err != nil || len(update.Position.Numbers) != broker.MaxShards {
-		t.Errorf("the most shards: %+v, error %v", update.Position, err)
-	}
 }

@@ -2,52 +2,125 @@ package redis
 
 import (
 	"context"
-	"encoding/hex"
+	"crypto/sha256"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/errandhq/errand/broker"
 )
 
 // Grant begins a task, issues grants in one, or both, in one step.
 func (s *Store) Grant(ctx context.Context, req broker.GrantRequest) (broker.GrantReply, error) {
-	if !s.has(req.Task.Shard()) {
+	c, ok := s.grantCall(req)
+	if !ok {
 		return broker.GrantReply{}, broker.ErrNotFound
 	}
-	r := s.run(ctx, call{s.scripts.grant, req.Task.Shard(), string(req.Task), grantArgs(req)})[0]
+	r := s.run(ctx, s.issues, c)[0]
+	// Once more for a replay, whose grants it takes an answer to know, and while a quota cannot be told
+	// before more that is due has been done.
+	began, declared := time.Now(), false
+	for r.err == nil && (r.status == "declare" && !declared || r.status == "again" && time.Since(began) < sendTimeout) {
+		if r.status == "declare" {
+			declared = true
+			ids := r.text()
+			for ; len(ids) >= bareLength; ids = ids[bareLength:] {
+				c.keys = append(c.keys, s.grantKey(c.shard, ids[:bareLength]))
+			}
+		}
+		r = s.run(ctx, s.issues, c)[0]
+	}
 	if r.err != nil {
 		return broker.GrantReply{}, r.err
 	}
-	if r.status != "ok" {
+	out := broker.GrantReply{Replayed: r.status == "replayed"}
+	switch r.status {
+	case "begun", "issued":
+		r.made(req, &out)
+	case "replayed":
+		out.Now, out.Control = r.moment(), uint64(r.number())
+		out.Task = r.task(out.Now)
+		r.each(func(item *reply) { out.Grants = append(out.Grants, item.grantFields(out.Task)) })
+	default:
 		return broker.GrantReply{}, r.refusal()
 	}
-	out := broker.GrantReply{Now: r.moment(), Control: uint64(r.number()), Replayed: r.flag()}
-	out.Task = r.task(out.Now)
-	r.each(func(item *reply) { out.Grants = append(out.Grants, item.grantFields()) })
 	if r.err != nil {
 		return broker.GrantReply{}, r.err
 	}
 	return out, nil
 }
 
-func grantArgs(req broker.GrantRequest) []any {
-	args := []any{
-		string(req.Task), req.Workload.String(), req.Control, req.Quota.Tasks, req.Quota.Grants, req.Quota.Children,
-		len(req.Grants),
+// made reads what has just been made of a request: the script says only what the request does not.
+func (r *reply) made(req broker.GrantRequest, out *broker.GrantReply) {
+	out.Now, out.Control = r.moment(), uint64(r.number())
+	number := uint64(r.number())
+	expiries := r.list()
+	for _, ask := range req.Grants {
+		out.Grants = append(out.Grants, broker.Grant{
+			ID: ask.ID, Task: req.Task, Workload: req.Workload, Audience: ask.Audience, Scopes: slices.Clone(ask.Scopes),
+			Binding: ask.Binding, Thumbprint: ask.Thumbprint, Decision: ask.Decision,
+			Issued: out.Now.Truncate(time.Second), Expires: expiries.moment(), Epoch: r.epoch, Number: number,
+		})
 	}
+	r.join(expiries)
+	if req.Begin == nil {
+		out.Task = r.task(out.Now)
+		return
+	}
+	b := req.Begin
+	lease := b.Lease.Truncate(time.Millisecond)
+	out.Task = broker.Task{
+		ID: req.Task, Workload: req.Workload, Name: b.Name, Purpose: b.Purpose, Ceiling: b.Ceiling,
+		Begun: out.Now, Lease: lease, LeaseEnd: out.Now.Add(lease), Deadline: r.moment(), State: broker.Active,
+	}
+	out.Task.Path = append(r.path(), req.Task)
+	out.Task = out.Task.Clone()
+}
+
+func (s *Store) grantKey(shard int, bare string) string { return s.grantPrefixes[shard] + bare }
+
+// grantCall is the call for a request; there is none for one about something that cannot be.
+func (s *Store) grantCall(req broker.GrantRequest) (call, bool) {
+	id, ok := bareTask(req.Task)
+	c := call{script: s.scripts.grant, shard: req.Task.Shard(), echo: id}
+	if !ok || !s.has(c.shard) {
+		return call{}, false
+	}
+	c.args = append(make([]any, 0, 12+4*len(req.Grants)),
+		req.Workload.String(), req.Control, req.Quota.Tasks, req.Quota.Grants, req.Quota.Children, len(req.Grants))
 	for _, ask := range req.Grants {
 		notAfter := int64(0)
 		if !ask.NotAfter.IsZero() {
 			notAfter = max(1, ask.NotAfter.UnixMilli())
 		}
-		static := grantStatic{Scopes: ask.Scopes, Binding: ask.Binding, Thumbprint: ask.Thumbprint, Decision: ask.Decision}
-		args = append(args, string(ask.ID), ask.Audience, ask.Life.Milliseconds(), notAfter, encode(static))
+		bare, ok := bareGrant(ask.ID)
+		if !ok || ask.ID.Shard() != c.shard {
+			bare = elsewhere
+		}
+		c.keys = append(c.keys, s.grantKey(c.shard, bare))
+		c.args = append(c.args, ask.Audience, ask.Life.Milliseconds(), notAfter, packGrant(ask))
 	}
 	if b := req.Begin; b != nil {
-		static := taskStatic{Name: b.Name, Purpose: b.Purpose, Audiences: b.Ceiling.Audiences, Scopes: b.Ceiling.Scopes}
-		args = append(args, string(b.Parent), b.Lease.Milliseconds(), b.Deadline.Milliseconds(), b.Key,
-			hex.EncodeToString(b.Digest[:]), encode(static))
+		parent, ok := bareTask(b.Parent)
+		if b.Parent != "" && (!ok || b.Parent.Shard() != c.shard) {
+			parent = elsewhere
+		}
+		c.args = append(c.args, parent, b.Lease.Milliseconds(), b.Deadline.Milliseconds(), requestKey(req), string(b.Digest[:]), packTask(b))
 	}
-	return args
+	return c, true
+}
+
+// elsewhere stands for the ID of something that cannot be in the shard.
+const elsewhere = "--------------------------"
+
+// requestKey is how an idempotency key is known: by a digest that it shares with no other key of any
+// workload.
+func requestKey(req broker.GrantRequest) string {
+	if req.Begin.Key == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(pack(req.Workload.String(), req.Begin.Key)))
+	return string(sum[:16])
 }
 
 // refusal is the error that a script's status names.
@@ -64,12 +137,19 @@ func (r *reply) refusal() error {
 		return &broker.Invalid{Field: "parent", Detail: "is as deep as tasks may be; begin this one further up"}
 	case "invalid":
 		return &broker.Invalid{Field: "state", Detail: "is not final; name how the task ended"}
+	case "nobody":
+		return &broker.Invalid{Field: "workload", Detail: "is missing; a lost task is ended for its workload alone"}
 	case "expired":
 		return &broker.Invalid{Field: "expires", Detail: "is over already by the store's clock; choose a later moment"}
 	case "ended":
-		err = &broker.Ended{Task: broker.TaskID(r.text()), State: broker.State(r.text()), Cause: broker.Cause(r.text()), At: r.moment()}
+		err = &broker.Ended{Task: r.taskID(r.text()), State: broker.State(r.text()), Cause: broker.Cause(r.text()), At: r.moment()}
 	case "behind":
 		err = &broker.Behind{Shard: r.shard, Version: uint64(r.number())}
+	case "again":
+		err = fmt.Errorf("%w: redis has much to tidy up; try again", broker.ErrUnavailable)
+	case "broken":
+		key, id := r.text(), r.text()
+		err = fmt.Errorf("%w: the record %.100q in %s cannot be read; delete it", broker.ErrUnavailable, id, key)
 	case "quota":
 		err = &broker.QuotaExceeded{What: r.text(), Limit: int(r.number())}
 	default:

@@ -17,7 +17,8 @@ func (s *Store) Heartbeat(ctx context.Context, beats []broker.Beat) ([]broker.Pu
 	byShard := map[int][]int{}
 	for i, beat := range beats {
 		pulses[i].Err = broker.ErrNotFound
-		if shard := beat.Task.Shard(); s.has(shard) {
+		if _, ok := bareTask(beat.Task); ok && s.has(beat.Task.Shard()) {
+			shard := beat.Task.Shard()
 			byShard[shard] = append(byShard[shard], i)
 		}
 	}
@@ -27,14 +28,15 @@ func (s *Store) Heartbeat(ctx context.Context, beats []broker.Beat) ([]broker.Pu
 		for part := range slices.Chunk(indexes, maxBeats) {
 			var args []any
 			for _, i := range part {
-				args = append(args, string(beats[i].Task), beats[i].Workload.String())
+				id, _ := bareTask(beats[i].Task)
+				args = append(args, id, beats[i].Workload.String())
 			}
-			calls = append(calls, call{s.scripts.heartbeat, shard, "heartbeat", args})
+			calls = append(calls, call{script: s.scripts.heartbeat, shard: shard, echo: "heartbeat", args: args})
 			whose = append(whose, part)
 		}
 	}
 	var now time.Time
-	for n, r := range s.run(ctx, calls...) {
+	for n, r := range s.run(ctx, s.beats, calls...) {
 		if r.err == nil && r.status != "ok" {
 			r.err = r.refusal()
 		}
@@ -48,7 +50,7 @@ func (s *Store) Heartbeat(ctx context.Context, beats []broker.Beat) ([]broker.Pu
 			}
 			pulse := &pulses[todo[0]]
 			pulse.Now = at
-			if id := item.text(); id != string(beats[todo[0]].Task) {
+			if id := item.text(); r.taskID(id) != beats[todo[0]].Task {
 				item.fail("a pulse of another task")
 			}
 			if len(item.rest) > 0 {

@@ -3,6 +3,7 @@ package redis
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/errandhq/errand/broker"
 )
@@ -10,14 +11,19 @@ import (
 // Lookup returns a task, or a grant with its task. A grant stays visible for Margin after it has
 // expired.
 func (s *Store) Lookup(ctx context.Context, ref broker.Ref) (broker.Record, error) {
-	id, shard := string(ref.Task), ref.Task.Shard()
+	id, ok := bareTask(ref.Task)
+	c := call{script: s.scripts.lookup, shard: ref.Task.Shard(), echo: id}
 	if ref.Grant != "" {
-		id, shard = string(ref.Grant), ref.Grant.Shard()
+		id, ok = bareGrant(ref.Grant)
+		c.shard, c.echo = ref.Grant.Shard(), id
 	}
-	if !s.has(shard) {
+	if !ok || !s.has(c.shard) {
 		return broker.Record{}, broker.ErrNotFound
 	}
-	r := s.run(ctx, call{s.scripts.lookup, shard, id, []any{id}})[0]
+	if ref.Grant != "" {
+		c.keys = []string{s.grantKey(c.shard, id)}
+	}
+	r := s.run(ctx, s.lookups, c)[0]
 	if r.err != nil {
 		return broker.Record{}, r.err
 	}
@@ -26,7 +32,7 @@ func (s *Store) Lookup(ctx context.Context, ref broker.Ref) (broker.Record, erro
 	}
 	record := broker.Record{Now: r.moment(), Control: uint64(r.number())}
 	record.Task = r.task(record.Now)
-	record.Grant = r.grant()
+	record.Grant = r.grant(record.Task)
 	if r.err != nil {
 		return broker.Record{}, r.err
 	}
@@ -43,12 +49,19 @@ func (s *Store) List(ctx context.Context, q broker.Query) (broker.Page, error) {
 		return broker.Page{}, &broker.Invalid{Field: "limit", Detail: fmt.Sprintf("is %d; it must be 1 to %d", q.Limit, broker.MaxPage)}
 	}
 	var page broker.Page
-	for shard := range s.keys {
-		last := fmt.Sprintf("tsk_%02d\xff", shard) // no ID of the shard is behind it
-		if string(q.After) > last && shard < len(s.keys)-1 {
+	for shard := range s.shards {
+		prefix := fmt.Sprintf("tsk_%02d", shard)
+		after, here := strings.CutPrefix(string(q.After), prefix)
+		switch {
+		case here:
+		case string(q.After) < prefix:
+			after = ""
+		case shard < s.shards-1:
 			continue
+		default:
+			after = "\xff" // behind every ID; but the page has the store's time
 		}
-		if err := s.listShard(ctx, shard, q, &page); err != nil {
+		if err := s.listShard(ctx, shard, q, after, &page); err != nil {
 			return broker.Page{}, err
 		}
 		if page.More {
@@ -59,7 +72,7 @@ func (s *Store) List(ctx context.Context, q broker.Query) (broker.Page, error) {
 }
 
 // listShard adds the tasks of one shard to the page.
-func (s *Store) listShard(ctx context.Context, shard int, q broker.Query, page *broker.Page) error {
+func (s *Store) listShard(ctx context.Context, shard int, q broker.Query, after string, page *broker.Page) error {
 	workload, due := "", "0"
 	if !q.Workload.IsZero() {
 		workload = q.Workload.String()
@@ -67,10 +80,11 @@ func (s *Store) listShard(ctx context.Context, shard int, q broker.Query, page *
 	if q.Due {
 		due = "1"
 	}
-	after := string(q.After)
+	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+	defer cancel()
 	for more := true; more; {
 		want := q.Limit + 1 - len(page.Tasks)
-		r := s.run(ctx, call{s.scripts.list, shard, "list", []any{after, want, workload, due}})[0]
+		r := s.send(ctx, []call{{script: s.scripts.list, shard: shard, echo: "list", args: []any{after, want, workload, due}}})[0]
 		if r.err == nil && r.status == "again" {
 			continue
 		}

@@ -1,7 +1,6 @@
 package redis
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -22,15 +21,22 @@ type reply struct {
 	err    error
 	script *script
 	shard  int
+	epoch  uint64 // that the call was for
 }
 
 // answer turns a command into what its script said.
-func (s *Store) answer(c call, cmd *redis.Cmd) reply {
-	r := reply{script: c.script, shard: c.shard}
+func (s *Store) answer(c call, cmd command, epoch uint64) reply {
+	r := reply{script: c.script, shard: c.shard, epoch: epoch}
 	values, err := cmd.Slice()
 	if err != nil {
 		r.err = c.script.failed(err)
 		return r
+	}
+	if len(values) == 2 {
+		if inner, ok := values[0].([]any); ok { // and with it, a record that nobody can read
+			s.unreadable.report(s.logger, values[1])
+			values = inner
+		}
 	}
 	r.rest = values
 	r.status = r.text()
@@ -110,8 +116,14 @@ func (r *reply) number() int64 {
 
 func (r *reply) flag() bool { return r.number() != 0 }
 
-// moment reads milliseconds since 1970.
-func (r *reply) moment() time.Time { return time.UnixMilli(r.number()).UTC() }
+// moment reads milliseconds since 1970, and 0 as no moment.
+func (r *reply) moment() time.Time {
+	ms := r.number()
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms).UTC()
+}
 
 // list reads a list, to be read like an answer of its own.
 func (r *reply) list() *reply {
@@ -119,7 +131,7 @@ func (r *reply) list() *reply {
 	if !ok {
 		r.fail("no list where there should be one")
 	}
-	return &reply{rest: v, script: r.script, shard: r.shard}
+	return &reply{rest: v, script: r.script, shard: r.shard, epoch: r.epoch}
 }
 
 // each reads a list of lists.
@@ -139,14 +151,14 @@ func (r *reply) join(l *reply) {
 	}
 }
 
-func (r *reply) json(into any) {
-	text := r.text()
-	if r.err != nil {
-		return
+// strings reads what pack has packed, which has so many strings at least.
+func (r *reply) strings(least int) []string {
+	fields, ok := unpack(r.text())
+	if !ok || len(fields) < least {
+		r.fail("a pack of strings that is none")
+		return make([]string, least)
 	}
-	if err := json.Unmarshal([]byte(text), into); err != nil {
-		r.fail(err.Error())
-	}
+	return fields
 }
 
 func (r *reply) workload() spiffeid.ID {
@@ -155,39 +167,6 @@ func (r *reply) workload() spiffeid.ID {
 		r.fail(err.Error())
 	}
 	return id
-}
-
-// taskStatic is what never changes in a task and no script looks at.
-type taskStatic struct {
-	Name      string   `json:"n"`
-	Purpose   string   `json:"p"`
-	Audiences []string `json:"a,omitempty"`
-	Scopes    []string `json:"s,omitempty"`
-}
-
-// grantStatic is the same of a grant.
-type grantStatic struct {
-	Scopes     []string          `json:"s,omitempty"`
-	Binding    broker.Binding    `json:"b,omitempty"`
-	Thumbprint string            `json:"t,omitempty"`
-	Decision   broker.DecisionID `json:"d,omitempty"`
-}
-
-// lockStatic is the same of a lock.
-type lockStatic struct {
-	ID       broker.LockID   `json:"id"`
-	Selector broker.Selector `json:"selector"`
-	Reason   string          `json:"reason"`
-	Actor    string          `json:"actor"`
-}
-
-// encode never fails: there is nothing but text in what it is given.
-func encode(v any) string {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic(err)
-	}
-	return string(b)
 }
 
 // task reads a task as of now. A script says how and when the task ends if nothing else happens, so
@@ -200,48 +179,58 @@ func (r *reply) task(now time.Time) broker.Task {
 }
 
 func (r *reply) taskFields(now time.Time) broker.Task {
-	t := broker.Task{ID: broker.TaskID(r.text()), Workload: r.workload()}
-	var static taskStatic
-	r.json(&static)
-	t.Name, t.Purpose = static.Name, static.Purpose
-	t.Ceiling = broker.Ceiling{Audiences: static.Audiences, Scopes: static.Scopes}
+	id := r.text()
+	t := broker.Task{ID: r.taskID(id), Workload: r.workload()}
+	t.Name, t.Purpose, t.Ceiling = readTask(r.strings(4))
 	t.Begun = r.moment()
 	t.Lease = time.Duration(r.number()) * time.Millisecond
 	t.LeaseEnd, t.Deadline = r.moment(), r.moment()
-	for id := range strings.FieldsSeq(r.text()) {
-		t.Path = append(t.Path, broker.TaskID(id))
-	}
-	if len(t.Path) == 0 {
-		r.fail("a task without a path")
-	}
+	t.Path = append(r.path(), t.ID)
 	state, cause, at := broker.State(r.text()), broker.Cause(r.text()), r.moment()
 	t.State = broker.Active
 	if !now.Before(at) {
 		t.State, t.Cause, t.Ended = state, cause, at
 	}
+	if id == "" {
+		r.fail("a task without an ID")
+	}
 	return t
 }
 
-// grant reads a grant, which is nothing when the list is empty.
-func (r *reply) grant() broker.Grant {
+// path reads the IDs of the tasks above one.
+func (r *reply) path() []broker.TaskID {
+	var path []broker.TaskID
+	above := r.text()
+	for ; len(above) >= bareLength; above = above[bareLength:] {
+		path = append(path, r.taskID(above[:bareLength]))
+	}
+	if above != "" {
+		r.fail("a path that is none")
+	}
+	return path
+}
+
+// grant reads a grant in a workload's task, which is nothing when the list is empty.
+func (r *reply) grant(task broker.Task) broker.Grant {
 	l := r.list()
 	if len(l.rest) == 0 {
 		r.join(l)
 		return broker.Grant{}
 	}
-	g := l.grantFields()
+	g := l.grantFields(task)
 	r.join(l)
 	return g
 }
 
-func (r *reply) grantFields() broker.Grant {
-	g := broker.Grant{ID: broker.GrantID(r.text()), Task: broker.TaskID(r.text()), Workload: r.workload(), Audience: r.text()}
-	var static grantStatic
-	r.json(&static)
-	g.Scopes, g.Binding, g.Thumbprint, g.Decision = static.Scopes, static.Binding, static.Thumbprint, static.Decision
+func (r *reply) grantFields(task broker.Task) broker.Grant {
+	g := broker.Grant{ID: r.grantID(r.text()), Task: r.taskID(r.text()), Workload: task.Workload, Audience: r.text()}
+	readGrant(r.strings(3), &g)
 	g.Issued, g.Expires = r.moment(), r.moment()
 	g.Epoch, g.Number = uint64(r.number()), uint64(r.number())
 	g.Revoked = r.flag()
+	if g.Task != task.ID {
+		r.fail("a grant of another task")
+	}
 	return g
 }
 
@@ -257,14 +246,15 @@ func (r *reply) entry() (broker.Entry, bool) {
 	e.Denial.Kind = kind
 	switch kind {
 	case broker.DenyTask:
-		e.Denial.Task = broker.TaskID(target)
+		e.Denial.Task = r.taskID(target)
 	case broker.DenyGrant:
-		e.Denial.Grant = broker.GrantID(target)
+		e.Denial.Grant = r.grantID(target)
 	case broker.DenyKey:
 		e.Denial.Key = target
 	case broker.DenySelector:
-		if err := json.Unmarshal([]byte(target), &e.Denial.Selector); err != nil {
-			r.fail(err.Error())
+		var ok bool
+		if e.Denial.Selector, ok = readSelector(target); !ok {
+			r.fail("a selector that is none")
 		}
 	case broker.DenyAll:
 	case "":

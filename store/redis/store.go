@@ -2,11 +2,13 @@
 // that run side by side, or whose restart must not matter. Start with New, and Close in the end.
 //
 // It keeps the contract of broker.Store with one Lua script for each operation, which runs whole or
-// not at all in one shard, and in the store's own time. Every key of a shard is known by name before
-// a script runs, has the shard's hash tag, and so is in one slot of a Redis Cluster. Nothing expires
-// by itself: scripts take away what has passed, a bounded number at a time, and answer by the moments
-// in the records, whether or not somebody has come by. What cannot be read is never alive. README.md
-// has the keys and the scripts.
+// not at all in one shard, and in the store's own time. Every key is declared before a script runs,
+// has its shard's hash tag, and so is in one slot of a Redis Cluster. Answers go by the moments in the
+// records, whether or not somebody has come by to take away what has passed. What cannot be read is
+// never alive, and is named in the log. README.md has the keys and the scripts.
+//
+// Calls that come at the same time share round trips, in lanes that have nothing to do with each
+// other. When Redis does not answer, every call does within a second.
 //
 // A receipt is durable as far as the server is: what its persistence and replication lose is lost.
 // A data set that has lost data has another epoch, or none, and every call then fails until the feed
@@ -21,6 +23,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -33,13 +36,28 @@ const DefaultPrefix = "errand:"
 // ClusterShards is the number of shards on a Redis Cluster when Config has none; it is 1 elsewhere.
 const ClusterShards = 16
 
+// DefaultDeployment is the name of a data set's installation when Config has none.
+const DefaultDeployment = "errand"
+
 // Config has what a Store must be told. Only URL has no default.
 type Config struct {
-	// URL says where Redis is and how to log in: redis://user:password@host:6379/0, rediss:// for
-	// TLS, unix:///path for a socket; redis+cluster:// or rediss+cluster:// with the address of any
-	// node; redis+sentinel:// with ?master_name= and the address of a sentinel. More addresses go
-	// into ?addr=.
+	// URL says where Redis is and who logs in: redis://user@host:6379/0, rediss:// for TLS,
+	// unix:///path for a socket; redis+cluster:// or rediss+cluster:// with the address of any node;
+	// redis+sentinel:// with the address of a sentinel and who logs in there, and in the query
+	// master_name, and as username who logs in to Redis. More addresses go into ?addr=.
 	URL string
+
+	// PasswordFile has the password for Redis, and SentinelPasswordFile the one for Sentinel.
+	PasswordFile         string
+	SentinelPasswordFile string
+
+	// CAFile has the authorities for the server's certificate; the system's when empty. CertFile and
+	// KeyFile are what this client shows. All are PEM, and read anew for each connection but the first.
+	CAFile, CertFile, KeyFile string
+
+	// Deployment names the installation. It is fixed when the data set is made; a store of another
+	// one refuses to use it.
+	Deployment string
 
 	// Prefix begins every key; DefaultPrefix when empty. It must have no braces.
 	Prefix string
@@ -48,17 +66,52 @@ type Config struct {
 	// the data set is made.
 	Shards int
 
-	// Logger hears of data that was lost; slog.Default() when nil.
+	// Now is the clock that Redis's is compared with at the start; time.Now when nil.
+	Now func() time.Time
+
+	// Logger hears of data that was lost or cannot be read; slog.Default() when nil.
 	Logger *slog.Logger
+}
+
+func (c *Config) setDefaults() error {
+	if c.Prefix == "" {
+		c.Prefix = DefaultPrefix
+	}
+	if strings.ContainsAny(c.Prefix, "{}") {
+		return fmt.Errorf("redis: Config.Prefix is %q; it must have no braces", c.Prefix)
+	}
+	if c.Deployment == "" {
+		c.Deployment = DefaultDeployment
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Shards < 0 || c.Shards > broker.MaxShards {
+		return fmt.Errorf("redis: Config.Shards is %d; it must be 1 to %d, or 0 for the default", c.Shards, broker.MaxShards)
+	}
+	return nil
 }
 
 // Store implements broker.Store. Make one with New; it is safe for concurrent use.
 type Store struct {
-	client  redis.UniversalClient
-	cluster bool
-	keys    [][]string // by shard
-	scripts scripts
-	logger  *slog.Logger
+	client     redis.UniversalClient
+	cluster    bool
+	clock      func() time.Time
+	logger     *slog.Logger
+	prefix     string
+	deployment string
+	scripts    scripts
+	unreadable unreadable
+
+	shards        int
+	feeds         []string // by shard: the key of the feed, and what begins that of a grant
+	grantPrefixes []string
+
+	issues, ends, beats, lookups lanes
+	runners                      sync.WaitGroup // of the lanes
 
 	mu      sync.Mutex // guards epoch and numbers; never held during a call
 	epoch   uint64     // of the data set that calls are for
@@ -68,18 +121,13 @@ type Store struct {
 var _ broker.Store = (*Store)(nil)
 
 // New connects to Redis, checks that it can be trusted with the data, and makes a data set if there
-// is none.
+// is none. Its errors say what is wrong and how to mend it; those that may pass by themselves are
+// broker.ErrUnavailable.
 func New(ctx context.Context, c Config) (*Store, error) {
-	if c.Prefix == "" {
-		c.Prefix = DefaultPrefix
+	if err := c.setDefaults(); err != nil {
+		return nil, err
 	}
-	if strings.ContainsAny(c.Prefix, "{}") {
-		return nil, fmt.Errorf("redis: Config.Prefix is %q; it must have no braces", c.Prefix)
-	}
-	if c.Logger == nil {
-		c.Logger = slog.Default()
-	}
-	client, cluster, err := connect(c.URL)
+	client, cluster, err := connect(c)
 	if err != nil {
 		return nil, err
 	}
@@ -89,30 +137,40 @@ func New(ctx context.Context, c Config) (*Store, error) {
 			c.Shards = ClusterShards
 		}
 	}
-	if c.Shards < 1 || c.Shards > broker.MaxShards {
-		_ = client.Close()
-		return nil, fmt.Errorf("redis: Config.Shards is %d; it must be 1 to %d, or 0 for the default", c.Shards, broker.MaxShards)
+	s := &Store{
+		client: client, cluster: cluster, clock: c.Now, logger: c.Logger, prefix: c.Prefix, deployment: c.Deployment,
+		scripts: newScripts(c.Prefix, c.Shards), shards: c.Shards,
 	}
-	s := &Store{client: client, cluster: cluster, scripts: newScripts(), logger: c.Logger}
 	for shard := range c.Shards {
-		s.keys = append(s.keys, keysOf(c.Prefix, shard))
+		s.feeds = append(s.feeds, keyOf(c.Prefix, shard, "feed"))
+		s.grantPrefixes = append(s.grantPrefixes, keyOf(c.Prefix, shard, "g:"))
 	}
-	if err := s.check(ctx); err != nil {
-		_ = client.Close()
-		return nil, err
+	for _, l := range []*lanes{&s.issues, &s.ends, &s.beats, &s.lookups} {
+		*l = s.newLanes(c.Shards)
 	}
-	if err := s.open(ctx); err != nil {
-		_ = client.Close()
-		return nil, err
+	for _, step := range []func(context.Context) error{s.check, s.checkPermissions, s.open} {
+		if err := step(ctx); err != nil {
+			_ = client.Close()
+			return nil, err
+		}
 	}
 	return s, nil
 }
 
 // Close ends all connections. Calls that are under way fail.
-func (s *Store) Close() error { return s.client.Close() }
+func (s *Store) Close() error {
+	for _, list := range []lanes{s.issues, s.ends, s.beats, s.lookups} {
+		for _, l := range list {
+			l.close()
+		}
+	}
+	err := s.client.Close()
+	s.runners.Wait()
+	return err
+}
 
 // has reports whether there is such a shard. There is nothing in one that is not there.
-func (s *Store) has(shard int) bool { return shard >= 0 && shard < len(s.keys) }
+func (s *Store) has(shard int) bool { return shard >= 0 && shard < s.shards }
 
 func (s *Store) knownEpoch() uint64 {
 	s.mu.Lock()
@@ -120,14 +178,12 @@ func (s *Store) knownEpoch() uint64 {
 	return s.epoch
 }
 
-func (s *Store) epochText() string { return strconv.FormatUint(s.knownEpoch(), 10) }
-
 // adopt makes calls be for a data set.
 func (s *Store) adopt(epoch uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.epoch != epoch {
-		s.epoch, s.numbers = epoch, make([]uint64, len(s.keys))
+		s.epoch, s.numbers = epoch, make([]uint64, s.shards)
 	}
 }
 

@@ -28,7 +28,7 @@ func (s *Store) Watch(ctx context.Context, from broker.Position, emit func(broke
 	var wakers sync.WaitGroup
 	defer wakers.Wait()
 	defer cancel(nil)
-	r := &reader{store: s, at: from.Clone(), known: make([]*broker.Control, len(s.keys))}
+	r := &reader{store: s, at: from.Clone(), known: make([]*broker.Control, s.shards)}
 	awake := make(chan struct{}, 1)
 	tick := time.NewTicker(beat)
 	defer tick.Stop()
@@ -72,7 +72,7 @@ func (r *reader) read(ctx context.Context) (broker.Update, error) {
 	s := r.store
 	began := time.Now()
 	epoch := s.knownEpoch()
-	n := len(s.keys)
+	n := s.shards
 	if r.at.IsZero() {
 		r.at = broker.Position{Epoch: epoch, Numbers: make([]uint64, n)}
 	}
@@ -92,10 +92,12 @@ func (r *reader) read(ctx context.Context) (broker.Update, error) {
 			if c := r.known[shard]; c != nil {
 				version = strconv.FormatUint(c.Version, 10)
 			}
-			calls = append(calls, call{s.scripts.watch, shard, "watch", []any{update.Position.Numbers[shard], version, maxEntries}})
+			calls = append(calls, call{
+				script: s.scripts.watch, shard: shard, echo: "watch", args: []any{update.Position.Numbers[shard], version, maxEntries},
+			})
 		}
 		var behind []int
-		for _, answer := range s.run(ctx, calls...) {
+		for _, answer := range s.send(ctx, calls) {
 			more, control, err := r.take(&answer, &update)
 			if err != nil {
 				return broker.Update{}, s.lost(ctx, err)
@@ -175,7 +177,7 @@ func (s *Store) lost(ctx context.Context, err error) error {
 // they are on different nodes, in one for each.
 func (s *Store) startWakers(ctx context.Context, wakers *sync.WaitGroup, from broker.Position, awake chan<- struct{}) {
 	var shards []int
-	for shard := range s.keys {
+	for shard := range s.shards {
 		shards = append(shards, shard)
 	}
 	groups := [][]int{shards}
@@ -195,7 +197,7 @@ func (s *Store) startWakers(ctx context.Context, wakers *sync.WaitGroup, from br
 func (s *Store) wake(ctx context.Context, shards []int, from []uint64, awake chan<- struct{}) {
 	args := &redis.XReadArgs{Count: maxEntries, Block: beat}
 	for _, shard := range shards {
-		args.Streams = append(args.Streams, s.keys[shard][feedKey])
+		args.Streams = append(args.Streams, s.feeds[shard])
 	}
 	ids := make([]string, len(shards))
 	for i, shard := range shards {
@@ -216,7 +218,7 @@ func (s *Store) wake(ctx context.Context, shards []int, from []uint64, awake cha
 		}
 		for _, stream := range streams {
 			for i, shard := range shards {
-				if s.keys[shard][feedKey] == stream.Stream && len(stream.Messages) > 0 {
+				if s.feeds[shard] == stream.Stream && len(stream.Messages) > 0 {
 					ids[i] = stream.Messages[len(stream.Messages)-1].ID
 				}
 			}

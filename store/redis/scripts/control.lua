@@ -1,4 +1,3 @@
-#!lua flags=allow-oom
 -- Writes a denial by a property, a lock or the lifting of one to this shard. The first shard decides
 -- when it is, and whether it is the first time; the others do as it did.
 --
@@ -7,28 +6,27 @@
 -- has been lifted there.
 local kind, id, event, reason, cause = ARGV[2], ARGV[3], ARGV[6], ARGV[7], ARGV[8]
 local first_shard = ARGV[9] == ''
-if not known then return {'epoch', kind} end
-trim_feed(100)
-
--- Locks that have expired, and denials that have passed, go when the list changes.
-local function trim_control()
-  redis.call('ZREMRANGEBYSCORE', DENIALS, '-inf', now)
-  for i, raw in ipairs(redis.call('HVALS', LOCKS)) do
-    local l = decode(raw, 3)
-    if l and now >= l.expires then redis.call('HDEL', LOCKS, l.id) end
-  end
-end
+local at = first_shard and now or tonumber(ARGV[9])
 
 local function answer(first, r, lifted)
   return {'ok', kind, now, first, r.number, r.at, r.event, r.reason, r.cause, lifted and 1 or 0}
 end
 
-local at = first_shard and now or tonumber(ARGV[9])
 local function made() return {number = number, at = at, event = event, reason = reason, cause = cause} end
 
+-- Locks that have expired, and denials that have passed, go when the list changes.
+local function change_control()
+  version = number
+  redis.call('ZREMRANGEBYSCORE', DENIALS, '-inf', now)
+  for _, raw in ipairs(redis.call('HVALS', LOCKS)) do
+    local l = decode(read_lock, raw, LOCKS, '')
+    if l and now >= l.expires then redis.call('HDEL', LOCKS, l.id) end
+  end
+end
+
 if kind == 'lock' or kind == 'lift' then
-  local l = decode(redis.call('HGET', LOCKS, id), 3)
-  if l and now >= l.expires then l = nil end
+  local l = decode(read_lock, redis.call('HGET', LOCKS, id), LOCKS, id)
+  if l and passed(l.expires) then l = nil end
   if kind == 'lift' then
     if not l then
       if first_shard then return {'not found', kind} end
@@ -39,7 +37,6 @@ if kind == 'lock' or kind == 'lift' then
     change_control()
     l.lifted = made()
     redis.call('HSET', LOCKS, id, cmsgpack.pack(l))
-    trim_control()
     return answer(1, l.lifted)
   end
   if l then return answer(0, l.locked, l.lifted) end
@@ -47,8 +44,7 @@ if kind == 'lock' or kind == 'lift' then
   if ARGV[10] == '1' then return answer(0, made(), true) end
   announce('', '', nil, now)
   change_control()
-  trim_control()
-  l = {v = 3, id = id, static = ARGV[5], expires = tonumber(ARGV[4]), locked = made()}
+  l = {v = LOCK_VERSION, id = id, static = ARGV[5], expires = tonumber(ARGV[4]), locked = made()}
   redis.call('HSET', LOCKS, id, cmsgpack.pack(l))
   return answer(1, l.locked)
 end
@@ -56,7 +52,6 @@ end
 announce(kind, id, nil, at + DENIAL_LIFE)
 if kind ~= 'key' then
   change_control()
-  trim_control()
-  redis.call('ZADD', DENIALS, at + DENIAL_LIFE, cmsgpack.pack({v = 4, kind = kind, target = id, number = number}))
+  redis.call('ZADD', DENIALS, at + DENIAL_LIFE, cmsgpack.pack({DENIAL_VERSION, kind, id, number}))
 end
 return answer(1, made())

@@ -1,66 +1,74 @@
-#!lua flags=allow-oom
--- Ends one task or one grant. It has allow-oom: an end must work when memory is full.
+-- Ends one task or one grant. It works when memory is full: an end must.
 --
+-- KEYS: after the shard's, the one of the grant if it is one.
 -- ARGV: epoch, id, workload ('' for any), state, cause, reason, event, '1' if only when due, and
--- the position of the other shards: what stands before this one's number, and what after.
+-- the position of the other shards: what stands before this one's number, and what after; and the
+-- deadline of a task that is known to have begun ('' for none).
 local id, workload, state, cause, reason, event = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
-if not known then return {'epoch', id} end
-settle(100)
-trim_feed(100)
 
-local function receipt(ended, grants, below)
-  return {event = event, reason = reason, ended = ended, grants = grants, below = below,
-    feed = ARGV[9] .. string.format('%.0f', number) .. ARGV[10]}
-end
+local function position() return ARGV[9] .. string.format('%.0f', number) .. ARGV[10] end
 
-local function answer(first, path, r, as_state, as_cause, g)
+local function answer(first, path, o, as_state, g)
+  local t = path[#path]
   return {'ok', id, now, first, task_reply(path),
-    {r.event, as_state, as_cause, r.reason, r.ended, r.grants, r.below, r.feed}, g and grant_reply(g) or {}}
+    {o.event, as_state, o.cause, o.reason, o.ended, g and 0 or t.grants, g and 0 or t.below, o.feed}, g and grant_reply(g) or {}}
 end
 
-if string.sub(id, 1, 4) == 'gnt_' then
-  local g = grant(id)
+local key = KEYS[NKEYS + 1]
+if key then
+  local g = grant(key, redis.call('GET', key))
   local path = g and find(g.task, workload)
   if not path then return {'not found', id} end
-  local first = 0
-  if not g.receipt then
-    first = 1
-    g.revoked = true
-    announce('grant', id, {g.audience}, g.expires + MARGIN)
-    g.receipt = receipt(now, 0, 0)
-    g.receipt.cause = cause
-    save_grant(g)
-  end
-  return answer(first, path, g.receipt, 'revoked', g.receipt.cause, g)
+  if g.over then return answer(0, path, g.over, 'revoked', g) end
+  announce('grant', id, g.audience, g.expires + MARGIN)
+  g.over = {cause = cause, ended = now, event = event, reason = reason, feed = position()}
+  save_grant(key, g.task, g.audience, g.static, g.issued, g.expires, g.number, {cause, now, event, reason, g.over.feed})
+  return answer(1, path, g.over, 'revoked', g)
 end
 
+local final = state ~= '' and state ~= 'active'
+
 local path = find(id, workload)
-if not path then return {'not found', id} end
-local t = path[#path]
-if t.receipt then return answer(0, path, t.receipt, t.state, t.cause) end
-if ARGV[8] == '1' and now < due(t) then
-  return {'active', id, now, 0, task_reply(path)}
+if not path then
+  if ARGV[11] == '' then return {'not found', id} end
+  -- It is not in this data set, or is without those above it: what is left is a record that only says
+  -- so.
+  local deadline, old = tonumber(ARGV[11]), load_task(id)
+  local there = old and now < gone(old)
+  if workload == '' then return {'nobody', id} end
+  if there and old.workload ~= workload or now >= deadline + MARGIN then return {'not found', id} end
+  if not final then return {'invalid', id} end
+  if old then
+    if not old.over then retire(old) end
+    give_up_key(old)
+  end
+  announce('task', id, nil, deadline + MARGIN)
+  local t = {id = id, workload = workload, static = ARGV[12], begun = 0, lease = 0, lease_end = 0, deadline = deadline, due = 0,
+    above = '', request = '', digest = '', first = '', audiences = {}, last_exp = 0, grants = 0, below = 0, children = 0}
+  t.over = {state = state, cause = cause, ended = now, closed = deadline, event = event, reason = reason, feed = position()}
+  redis.call('ZADD', IDS, 0, id)
+  redis.call('ZADD', ALARMS, gone(t), id)
+  save(t)
+  return answer(1, {t}, t.over, state)
 end
+local t = path[#path]
+if t.over then return answer(0, path, t.over, t.over.state) end
+if ARGV[8] == '1' and now < t.due then return {'active', id, now, 0, task_reply(path)} end
 local as_state, as_cause, ended = fate(path)
 if now < ended then
-  if state == '' or state == 'active' then return {'invalid', id} end
+  if not final then return {'invalid', id} end
   as_state, as_cause, ended = state, cause, now
 end
 
+retire(t)
 local covered = false -- by the entry of a task above that was ended by a write
-for i = 1, #path - 1 do covered = covered or path[i].receipt ~= nil end
-count(t, 'ZREM')
-redis.call('ZREM', DUE, id)
-t.state, t.cause, t.ended = as_state, as_cause, ended
-t.gone = math.max(now, t.last_exp) + MARGIN
-redis.call('ZADD', ALARMS, t.gone, id)
+for i = 1, #path - 1 do covered = covered or path[i].over ~= nil end
 if t.last_exp > 0 and now < t.last_exp + MARGIN and not covered then
-  local audiences = {}
-  for i, audience in ipairs(path[1].audiences) do audiences[i] = audience end
-  table.sort(audiences)
-  announce('task', id, audiences, t.last_exp + MARGIN)
+  table.sort(path[1].audiences)
+  announce('task', id, table.concat(path[1].audiences, ' '), t.last_exp + MARGIN)
 end
 if as_cause == 'audit' or as_cause == 'signing' then give_up_key(t) end -- it was never handed out
-t.receipt = receipt(ended, t.grants, t.below)
-save_task(t)
-return answer(1, path, t.receipt, as_state, as_cause)
+t.over = {state = as_state, cause = as_cause, ended = ended, closed = now, event = event, reason = reason, feed = position()}
+redis.call('ZADD', ALARMS, gone(t), id)
+save(t)
+return answer(1, path, t.over, as_state)

@@ -1,149 +1,163 @@
-#!lua
--- Begins a task, issues grants in one, or both; or writes nothing. It has no allow-oom: when memory
--- is full, nothing new begins. The order of the checks is the contract's.
+-- Begins a task, issues grants in one, or both; or writes nothing. It does not work when memory is
+-- full: nothing new begins then. The order of the checks is the contract's.
 --
+-- KEYS: after the shard's, one for each grant that is asked for, and then those that 'declare' named.
 -- ARGV: epoch, task, workload, control, quota of tasks, of grants, of children, number of grants,
--- and of each: id, audience, life, not after (0 for none), what else is to be kept; then, of a
--- begin: parent ('' for a root), lease, deadline, idempotency key, digest, what else is to be kept.
-local id, workload, control = ARGV[2], ARGV[3], tonumber(ARGV[4])
-local quota = {tasks = tonumber(ARGV[5]), grants = tonumber(ARGV[6]), children = tonumber(ARGV[7])}
-if not known then return {'epoch', id} end
-settle(50)
+-- and of each: audience, life, not after (0 for none), what else is to be kept; then, of a begin:
+-- parent ('' for a root), lease, deadline, idempotency key, digest, what else is to be kept.
+--
+-- What is new is answered in few words, since the caller knows the rest.
+local ELSEWHERE = string.rep('-', ID) -- the ID of what cannot be in this shard
+local id, workload = ARGV[2], ARGV[3]
+local asks = tonumber(ARGV[8])
+local b = 9 + 4 * asks -- where the begin stands
+local begin = ARGV[b] ~= nil
+local parent, request = ARGV[b], ARGV[b + 3]
+local on = id -- the task that must be alive; '' for a root
+if begin then on = parent end
 
-local asks = {}
-local at = 9
-for i = 1, tonumber(ARGV[8]) do
-  asks[i] = {id = ARGV[at], audience = ARGV[at + 1], life = tonumber(ARGV[at + 2]),
-    not_after = tonumber(ARGV[at + 3]), static = ARGV[at + 4]}
-  at = at + 5
-end
-local begin = nil
-if ARGV[at] then
-  begin = {parent = ARGV[at], lease = tonumber(ARGV[at + 1]), deadline = tonumber(ARGV[at + 2]),
-    key = ARGV[at + 3], digest = ARGV[at + 4], static = ARGV[at + 5]}
-end
+-- Whoever adds work does a part of what has come due: more of it than can be added.
+if clock[2] % 8 == 0 then settle(32) end
 
--- alive returns the path to a task of the workload that has not ended, or nil and a refusal.
-local function alive(on)
-  local path = find(on, workload)
-  if not path then return nil, {'not found', id} end
+local raws = {}
+if #KEYS > NKEYS then raws = redis.call('MGET', unpack(KEYS, NKEYS + 1)) end
+
+local function refuse_dead(path)
   local state, cause, moment = fate(path)
-  if now >= moment then return nil, {'ended', id, on, state, cause, moment} end
-  return path
+  if now >= moment then return {'ended', id, path[#path].id, state, cause, moment} end
 end
 
-local function answer(path, grants, replayed)
-  local out = {}
-  for i, g in ipairs(grants) do out[i] = grant_reply(g) end
-  return {'ok', id, now, version, replayed, task_reply(path), out}
-end
-
--- A call that has been made already is known by its key or by the IDs that it brings.
-local function replay(on, ids)
-  local path, refusal = alive(on)
-  if not path then return refusal end
-  local grants = {}
-  for _, gid in ipairs(ids) do
-    local g = grant(gid)
-    if g and now < g.expires then grants[#grants + 1] = g end
+-- A call that has been made already is known by its key or by the IDs that it brings. The IDs of its
+-- grants are those of the first time, so their keys may have to be declared yet.
+local function replay(made, ids)
+  local path = find(made, workload)
+  if not path then return {'not found', id} end
+  local dead = refuse_dead(path)
+  if dead then return dead end
+  local declared, grants = {}, {}
+  for i = NKEYS + 1, #KEYS do declared[string.sub(KEYS[i], -ID)] = i end
+  for i = 1, #ids, ID do
+    local at = declared[string.sub(ids, i, i + ID - 1)]
+    if not at then return {'declare', id, ids} end
+    local g = grant(KEYS[at], raws[at - NKEYS])
+    if g and not passed(g.expires) then grants[#grants + 1] = grant_reply(g) end
   end
-  return answer(path, grants, 1)
+  return {'replayed', id, now, version, task_reply(path), grants}
 end
 
 if begin then
-  local made = nil
-  if begin.key ~= '' then
-    local before = redis.call('HGET', IDEMPOTENT, workload .. '\0' .. begin.key)
-    made = before and task(before)
+  local made = request ~= '' and redis.call('HGET', REQUESTS, request)
+  made = made and task(made) or task(id)
+  if made and made.begun == 0 then -- it is known by its end alone
+    return {'ended', id, made.id, made.over.state, made.over.cause, made.over.ended}
   end
-  made = made or task(id)
   if made then
-    if made.workload ~= workload or made.digest ~= begin.digest then return {'mismatch', id} end
+    if made.workload ~= workload or made.digest ~= ARGV[b + 4] then return {'mismatch', id} end
     return replay(made.id, made.first)
   end
 end
-local there = {}
-for _, ask in ipairs(asks) do
-  local g = grant(ask.id)
+local there = ''
+for i = 1, asks do
+  local g = raws[i] and grant(KEYS[NKEYS + i], raws[i])
   if g and g.task ~= id then return {'mismatch', id} end
-  if g then there[#there + 1] = ask.id end
+  if g then there = there .. g.id end
 end
-if #there > 0 then
-  if #there < #asks then return {'mismatch', id} end
+if there ~= '' then
+  if #there < asks * ID then return {'mismatch', id} end
   return replay(id, there)
 end
 
-local above, refusal = {}, nil
-if not begin or begin.parent ~= '' then
-  above, refusal = alive(begin and begin.parent or id)
-  if not above then return refusal end
+local path = {}
+if on ~= '' then
+  path = find(on, workload)
+  if not path then return {'not found', id} end
+  local dead = refuse_dead(path)
+  if dead then return dead end
 end
-local asked = {}
-for _, ask in ipairs(asks) do
-  if string.sub(ask.id, 5, 6) ~= string.sub(id, 5, 6) then return {'not found', id} end
-  if asked[ask.id] then return {'mismatch', id} end
-  asked[ask.id] = true
+for i = 1, asks do
+  if string.sub(KEYS[NKEYS + i], -ID) == ELSEWHERE then return {'not found', id} end
+  for j = 1, i - 1 do
+    if KEYS[NKEYS + j] == KEYS[NKEYS + i] then return {'mismatch', id} end
+  end
 end
-if begin and #above >= MAX_DEPTH then return {'deep', id} end
-if version > control then return {'behind', id, version} end
+local above = path[#path] -- the parent of a begin; the task itself otherwise
+if begin and #path >= MAX_DEPTH then return {'deep', id} end
+if version > tonumber(ARGV[4]) then return {'behind', id, version} end
 
-local function over(n, limit) return limit > 0 and n > limit end
-if begin and over(live_count('t', workload) + 1, quota.tasks) then
-  return {'quota', id, 'live tasks', quota.tasks}
+local u = usage(workload)
+local function over(what, n, limit)
+  limit = tonumber(limit)
+  if limit > 0 and n > limit then return {'quota', id, what, limit} end
 end
-if begin and #above > 0 and over(live_count('c', begin.parent) + 1, quota.children) then
-  return {'quota', id, 'live children', quota.children}
+local function over_quota()
+  return begin and over('live tasks', u.tasks + 1, ARGV[5]) or begin and above and over('live children', above.children + 1, ARGV[7])
+    or asks > 0 and over('live grants', u.grants + asks, ARGV[6])
 end
-if #asks > 0 and over(live_count('g', workload) + #asks, quota.grants) then
-  return {'quota', id, 'live grants', quota.grants}
-end
-
-local path = above
-if begin then
-  local t = {v = TASK_VERSION, id = id, workload = workload, static = begin.static, begun = now,
-    lease = begin.lease, lease_end = now + begin.lease, deadline = now + begin.deadline, path = {},
-    key = begin.key, digest = begin.digest, first = {}, last_exp = 0, grants = 0, below = 0}
-  path = {}
-  for i, a in ipairs(above) do path[i], t.path[i] = a, a.id end
-  t.path[#t.path + 1], path[#path + 1] = id, t
-  if #above > 0 then t.deadline = math.min(t.deadline, above[#above].deadline) else t.audiences = {} end
-  for i, ask in ipairs(asks) do t.first[i] = ask.id end
+if over_quota() then
+  if settle(200) then return {'again', id} end
+  local refusal = over_quota()
+  if refusal then return refusal end
 end
 
-local last = path[#path]
+local deadline = above and above.deadline or math.huge
+if begin then deadline = math.min(deadline, now + tonumber(ARGV[b + 2])) end
 local issued = now - now % 1000
-local grants = {}
-for i, ask in ipairs(asks) do
-  local expires = math.min(issued + ask.life, last.deadline)
-  if ask.not_after ~= 0 then expires = math.min(expires, ask.not_after) end
+local expiries, last_exp = {}, 0
+for i = 1, asks do
+  local expires = math.min(issued + tonumber(ARGV[6 + 4 * i]), deadline)
+  local not_after = tonumber(ARGV[7 + 4 * i])
+  if not_after ~= 0 then expires = math.min(expires, not_after) end
   expires = expires - expires % 1000
   if expires - issued < MIN_LIFE then return {'short', id} end
-  grants[i] = {v = GRANT_VERSION, id = ask.id, task = id, workload = workload, audience = ask.audience,
-    static = ask.static, issued = issued, expires = expires, epoch = epoch, number = number}
+  expiries[i], last_exp = expires, math.max(last_exp, expires)
+end
+
+-- count_grant counts a grant in a usage until it expires.
+local function count_grant(u, expires)
+  local second = expires / 1000
+  local lo, hi = 0, #u.buckets / 8 -- lo becomes the first bucket that is not before the second
+  if hi > 0 and struct.unpack('>I4', u.buckets, hi * 8 - 7) < second then lo = hi end -- as when all live as long
+  while lo < hi do
+    local mid = math.floor((lo + hi) / 2)
+    if struct.unpack('>I4', u.buckets, mid * 8 + 1) < second then lo = mid + 1 else hi = mid end
+  end
+  local n, rest = 0, lo * 8 + 1
+  if rest <= #u.buckets and struct.unpack('>I4', u.buckets, rest) == second then
+    n, rest = struct.unpack('>I4', u.buckets, rest + 4), rest + 8
+  end
+  u.buckets = string.sub(u.buckets, 1, lo * 8) .. struct.pack('>I4I4', second, n + 1) .. string.sub(u.buckets, rest)
+  u.grants = u.grants + 1
 end
 
 -- From here on everything is written.
-if begin then
-  for _, a in ipairs(above) do a.below = a.below + 1 end
-  redis.call('ZADD', IDS, 0, id)
-  redis.call('ZADD', ALARMS, due(last), id)
-  count(last, 'ZADD')
-  if begin.key ~= '' then redis.call('HSET', IDEMPOTENT, workload .. '\0' .. begin.key, id) end
+local audiences = path[1] and path[1].audiences or {}
+local first = ''
+for i, expires in ipairs(expiries) do
+  local key, audience = KEYS[NKEYS + i], ARGV[5 + 4 * i]
+  save_grant(key, id, audience, ARGV[8 + 4 * i], issued, expires, number, false)
+  count_grant(u, expires)
+  first = first .. string.sub(key, -ID)
+  local new = true
+  for _, known_audience in ipairs(audiences) do new = new and known_audience ~= audience end
+  if new then audiences[#audiences + 1] = audience end
 end
-local audiences = {}
-for _, audience in ipairs(path[1].audiences) do audiences[audience] = true end
-for _, g in ipairs(grants) do
-  save_grant(g)
-  redis.call('ZADD', ALARMS, g.expires + MARGIN, g.id)
-  redis.call('ZADD', LIVE, 0, live_member('g', workload, g.expires, g.id))
-  if not audiences[g.audience] then
-    audiences[g.audience] = true
-    table.insert(path[1].audiences, g.audience)
-  end
-  for _, t in ipairs(path) do
-    t.grants = t.grants + 1
-    t.last_exp = math.max(t.last_exp, g.expires)
-  end
+for _, t in ipairs(path) do
+  t.grants, t.last_exp = t.grants + asks, math.max(t.last_exp, last_exp)
+  if begin then t.below = t.below + 1 end
+  save(t)
 end
-for _, t in ipairs(path) do save_task(t) end
-return answer(path, grants, 0)
+if asks > 0 or begin then used[workload], changed = u, true end
+if not begin then return {'issued', id, now, version, number, expiries, task_reply(path)} end
+
+u.tasks = u.tasks + 1
+local ancestors = ''
+if above then
+  above.children, ancestors, audiences = above.children + 1, above.above .. above.id, {}
+end
+local lease = tonumber(ARGV[b + 1])
+redis.call('HSET', TASKS, id, cmsgpack.pack({TASK_VERSION, workload, ARGV[b + 5], now, lease, lease, deadline - now, ancestors,
+  request, ARGV[b + 4], first, audiences, last_exp / 1000, asks, 0, 0, false}))
+redis.call('ZADD', IDS, 0, id)
+redis.call('ZADD', ALARMS, math.min(now + lease, deadline), id)
+if request ~= '' then redis.call('HSET', REQUESTS, request, id) end
+return {'begun', id, now, version, number, expiries, deadline, ancestors}

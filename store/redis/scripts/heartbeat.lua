@@ -1,20 +1,17 @@
-#!lua flags=allow-oom
 -- Extends the lease of each task that has not ended.
 --
--- ARGV: epoch, then of each beat: task, workload.
-if not known then return {'epoch', 'heartbeat'} end
+-- ARGV: epoch, 'heartbeat', then of each beat: task, workload.
 local pulses = {}
-for i = 2, #ARGV, 2 do
+for i = 3, #ARGV, 2 do
   local id = ARGV[i]
   local path = find(id, ARGV[i + 1])
   if path then
     local _, _, moment = fate(path)
     if now < moment then
       local t = path[#path]
-      count(t, 'ZREM')
       t.lease_end = now + t.lease
-      count(t, 'ZADD')
-      save_task(t)
+      t.due = math.min(t.lease_end, t.deadline)
+      save(t)
     end
     pulses[#pulses + 1] = {id, task_reply(path)}
   else

@@ -1,13 +1,11 @@
-#!lua flags=allow-oom
 -- Reads a task, or a grant with its task.
 --
+-- KEYS: after the shard's, the one of the grant if it is one.
 -- ARGV: epoch, id.
-local id = ARGV[2]
-if not known then return {'epoch', id} end
-local g = nil
+local id, key, g = ARGV[2], KEYS[NKEYS + 1], nil
 local on = id
-if string.sub(id, 1, 4) == 'gnt_' then
-  g = grant(id)
+if key then
+  g = grant(key, redis.call('GET', key))
   if not g then return {'not found', id} end
   on = g.task
 end

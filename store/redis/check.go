@@ -1,0 +1,163 @@
+package redis
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/errandhq/errand/broker"
+)
+
+// minVersion is the first Redis whose scripts can have flags.
+const minVersion = 7
+
+// eachPrimary calls f for each primary: on a cluster for all, at once.
+func (s *Store) eachPrimary(ctx context.Context, f func(context.Context, *redis.Client) error) error {
+	if c, ok := s.client.(*redis.ClusterClient); ok {
+		return c.ForEachMaster(ctx, f)
+	}
+	return f(ctx, s.client.(*redis.Client))
+}
+
+// check looks at every primary before anything is trusted to it.
+func (s *Store) check(ctx context.Context) error {
+	return explain(s.eachPrimary(ctx, func(ctx context.Context, node *redis.Client) error {
+		if err := node.Ping(ctx).Err(); err != nil {
+			return err
+		}
+		text, err := node.Info(ctx).Result()
+		if err != nil {
+			return err
+		}
+		if err := checkFacts(text, s.cluster); err != nil {
+			return err
+		}
+		before := s.clock()
+		at, err := node.Time(ctx).Result()
+		if err != nil {
+			return err
+		}
+		return checkDrift("redis", at.Sub(before), s.clock().Sub(before))
+	}))
+}
+
+// checkFacts looks at what a server says of itself.
+func checkFacts(text string, cluster bool) error {
+	facts := map[string]string{}
+	for line := range strings.Lines(text) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		facts[name] = value
+	}
+	major, _, _ := strings.Cut(facts["redis_version"], ".")
+	if n, err := strconv.Atoi(major); err != nil || n < minVersion {
+		return refusal("the server has version %q; it must be %d.0 or later", facts["redis_version"], minVersion)
+	}
+	if policy := facts["maxmemory_policy"]; policy != "noeviction" {
+		return refusal("maxmemory-policy is %q, which may throw revocations away; set it to noeviction", policy)
+	}
+	if facts["role"] != "master" {
+		return refusal("the server is a replica, which cannot write; give the primary's address, or a Sentinel's with redis+sentinel://")
+	}
+	if facts["cluster_enabled"] == "1" && !cluster {
+		return refusal("the server is a node of a Redis Cluster; write its address with redis+cluster://")
+	}
+	return nil
+}
+
+// checkPermissions tries, in every shard, each command that a script may call: a script that is refused
+// one in the middle would have done half of its work.
+func (s *Store) checkPermissions(ctx context.Context) error {
+	var calls []call
+	for shard := range s.shards {
+		var keys []string
+		for _, name := range []string{"probe:hash", "probe:zset", "probe:stream", "probe:string"} {
+			keys = append(keys, keyOf(s.prefix, shard, name))
+		}
+		calls = append(calls, call{script: s.scripts.probe, shard: shard, echo: "probe", keys: keys})
+	}
+	for _, r := range s.send(ctx, calls) {
+		denied := r.list()
+		if r.err != nil {
+			return explain(r.err)
+		}
+		var names []string
+		for len(denied.rest) > 0 {
+			names = append(names, strings.ToLower(denied.text()))
+		}
+		if len(names) > 0 {
+			slices.Sort(names)
+			return refusal("the user may not use %s on the keys %s*; give it what deploy/redis/users.acl has",
+				strings.Join(slices.Compact(names), ", "), s.prefix)
+		}
+	}
+	// What is called by itself. A stream that is not there has nothing to read.
+	for shard := range s.shards {
+		read := redis.XReadArgs{Streams: []string{s.feeds[shard], "$"}, Count: 1, Block: -1}
+		if err := s.client.XRead(ctx, &read).Err(); err != nil && !errors.Is(err, redis.Nil) {
+			return explain(err)
+		}
+	}
+	return nil
+}
+
+// refused is a start that would not be safe, or cannot work. Waiting does not help.
+type refused struct{ error }
+
+func refusal(format string, args ...any) error { return refused{fmt.Errorf("redis: "+format, args...)} }
+
+// mending says what to do about errors that Redis and its client give at the start.
+var mending = []struct{ in, advice string }{
+	{"NOAUTH", "the server wants a password; put it into a file, and that into Config.PasswordFile"},
+	{"HELLO must be called with the client already authenticated", "the server wants a password; put it into a file, and that into Config.PasswordFile"},
+	{"WRONGPASS", "the server knows no such user, or another password; check Config.URL and Config.PasswordFile"},
+	{"without any password configured", "the server has no password for the default user; name a user in Config.URL, or set requirepass"},
+	{"access one of the keys", "the user may not use the keys that begin with Config.Prefix; give it what deploy/redis/users.acl has"},
+	{"NOPERM", "the user may not do that; give it what deploy/redis/users.acl has"},
+	{"READONLY", "the server is a replica; give the primary's address, or a Sentinel's with redis+sentinel://"},
+	{"MISCONF", "the server cannot save its data and refuses to write; look at its log and its disk"},
+	{"cluster support disabled", "the server is no node of a cluster; write its address with redis://"},
+	{"first record does not look like a TLS handshake", "the server does not speak TLS there; write redis://, or give its TLS port"},
+	{"No such master", "Sentinel does not know that master_name"},
+	{"all sentinels specified in configuration are unreachable", "no Sentinel answers, or none knows that master_name"},
+	{"certificate required", "the server wants a client's certificate; give Config.CertFile and KeyFile"},
+	{"DB index is out of range", "there is no such database; write /0"},
+}
+
+// explain says what is wrong and how to mend it, when New meets an error.
+func explain(err error) error {
+	if err == nil || errors.As(err, new(refused)) {
+		return err
+	}
+	var authority x509.UnknownAuthorityError
+	var name x509.HostnameError
+	var verification *tls.CertificateVerificationError
+	switch {
+	case errors.As(err, &authority):
+		return refusal("the server's certificate is not of an authority that is trusted; name it in Config.CAFile: %w", err)
+	case errors.As(err, &name), errors.As(err, &verification):
+		return refusal("the server's certificate is not right for its address: %w", err)
+	}
+	for _, m := range mending {
+		if strings.Contains(err.Error(), m.in) {
+			return refusal("%s: %w", m.advice, err)
+		}
+	}
+	return fmt.Errorf("%w: redis does not answer; is it running, and is the address right? %w", broker.ErrUnavailable, err)
+}
+
+// checkDrift wants a clock to be no further from this process's than any two may be. took is how long
+// the answer took.
+func checkDrift(whose string, drift, took time.Duration) error {
+	if drift > broker.MaxSkew+took || drift < -broker.MaxSkew {
+		return refusal("the clock of %s is %s away from this machine's, and may be %s; synchronize both", whose, drift.Round(time.Millisecond), broker.MaxSkew)
+	}
+	return nil
+}

@@ -1,0 +1,98 @@
+package redis_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/store/redis"
+	"github.com/errandhq/errand/store/redistest"
+)
+
+// TestNewRefuses has what a store must not start with. Each error says what is wrong and what to do.
+func TestNewRefuses(t *testing.T) {
+	s := start(t)
+	s.open(t, redis.Config{Shards: 4})
+	s.client.HSet(t.Context(), "torn:{p00}:meta", "epoch", "1", "shards", "1", "deployment", "errand", "last", time.Now().Add(time.Hour).UnixMilli())
+	locked := start(t)
+	locked.Must("CONFIG", "SET", "requirepass", "hunter2")
+	replica := start(t, "--replicaof", "127.0.0.1", fmt.Sprint(s.Port()))
+	evicting := start(t, "--maxmemory-policy", "allkeys-lru")
+	node := start(t, "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", fmt.Sprint(redistest.FreePort(t)))
+	wrong, good, empty := file(t, "hunter3\n"), file(t, "hunter2\n"), file(t, "\n")
+	user := func(s *server, who, rules string) string {
+		s.Must(append([]string{"ACL", "SETUSER", who, "on", ">hunter2", "~*"}, strings.Fields(rules)...)...)
+		return strings.Replace(s.URL(), "://", "://"+who+"@", 1)
+	}
+	for _, test := range []struct {
+		name   string
+		config redis.Config
+		want   string
+	}{
+		{"no URL", redis.Config{}, "Config.URL"},
+		{"another protocol", redis.Config{URL: "http://127.0.0.1"}, "redis://"},
+		{"another kind", redis.Config{URL: "redis+ring://127.0.0.1"}, "ring"},
+		{"a URL that is none", redis.Config{URL: "redis://u:hunter2@127.0.0.1:port/0"}, "Config.URL"},
+		{"no verification", redis.Config{URL: "rediss://127.0.0.1?skip_verify=true"}, "CAFile"},
+		{"no master name", redis.Config{URL: "redis+sentinel://127.0.0.1:1"}, "master_name"},
+		{"nobody there", redis.Config{URL: "redis://127.0.0.1:1"}, "is it running"},
+		{"no sentinel there", redis.Config{URL: "redis+sentinel://127.0.0.1:1?master_name=m"}, "Sentinel"},
+		{"another number of shards", redis.Config{URL: s.URL(), Shards: 1}, "has 4 shards"},
+		{"another deployment", redis.Config{URL: s.URL(), Shards: 4, Deployment: "staging"}, `deployment "errand"`},
+		{"too many shards", redis.Config{URL: s.URL(), Shards: broker.MaxShards + 1}, "Config.Shards"},
+		{"less than no shards", redis.Config{URL: s.URL(), Shards: -1}, "Config.Shards"},
+		{"braces", redis.Config{URL: s.URL(), Prefix: "{x}"}, "Config.Prefix"},
+		{"eviction", redis.Config{URL: evicting.URL()}, "noeviction"},
+		{"a replica", redis.Config{URL: replica.URL()}, "the server is a replica"},
+		{"a node of a cluster", redis.Config{URL: node.URL()}, "redis+cluster://"},
+		{"no cluster", redis.Config{URL: strings.Replace(s.URL(), "redis", "redis+cluster", 1)}, "redis://"},
+		{"no such database", redis.Config{URL: s.URL() + "/99"}, "/0"},
+		{"no password", redis.Config{URL: locked.URL()}, "Config.PasswordFile"},
+		{"a wrong password", redis.Config{URL: locked.URL(), PasswordFile: wrong}, "Config.PasswordFile"},
+		{"no file", redis.Config{URL: locked.URL(), PasswordFile: good + "x"}, "no such file"},
+		{"an empty file", redis.Config{URL: locked.URL(), PasswordFile: empty}, "one line"},
+		{"two passwords", redis.Config{URL: strings.Replace(locked.URL(), "://", "://:hunter2@", 1), PasswordFile: good}, "PasswordFile"},
+		{"a user without INFO", redis.Config{URL: user(s, "a", "+@all -info"), PasswordFile: good}, "'info'"},
+		{"a user without scripts", redis.Config{URL: user(s, "b", "+@all -evalsha"), PasswordFile: good}, "'evalsha'"},
+		{"a user without XREAD", redis.Config{URL: user(s, "c", "+@all -xread"), PasswordFile: good, Shards: 4}, "'xread'"},
+		{"a user without two commands", redis.Config{URL: user(s, "d", "+@all -xadd -zrem"), PasswordFile: good, Shards: 4}, "may not use xadd, zrem on"},
+		{"a user for other keys", redis.Config{URL: user(s, "e", "+@all resetkeys ~other:*"), PasswordFile: good, Shards: 4}, "keys that begin with"},
+		{"a clock far ahead", redis.Config{URL: s.URL(), Shards: 4, Now: func() time.Time { return time.Now().Add(-7 * time.Second) }}, "clock of redis is 7"},
+		{"a clock far behind", redis.Config{URL: s.URL(), Shards: 4, Now: func() time.Time { return time.Now().Add(7 * time.Second) }}, "clock of redis is -"},
+		{"data of the future", redis.Config{URL: s.URL(), Prefix: "torn:"}, "set the clock"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			store, err := redis.New(t.Context(), test.config)
+			if err == nil {
+				_ = store.Close()
+			}
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Fatalf("got %v; want an error with %q", err, test.want)
+			}
+			if strings.Contains(err.Error(), "hunter2") {
+				t.Fatalf("the error has the password: %v", err)
+			}
+		})
+	}
+	most := s.open(t, redis.Config{Prefix: "most:", Shards: broker.MaxShards})
+	if update, err := first(t.Context(), most, broker.Position{}); err != nil || len(update.Position.Numbers) != broker.MaxShards {
+		t.Errorf("the most shards: %+v, error %v", update.Position, err)
+	}
+	within := redis.Config{URL: s.URL(), Shards: 4, Now: func() time.Time { return time.Now().Add(-4 * time.Second) }}
+	begin(t, s.open(t, within))
+	locked.open(t, redis.Config{PasswordFile: good})
+}
+
+// file writes one that only its owner may read.
+func file(t *testing.T, text string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}

@@ -1,0 +1,192 @@
+package redis
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/errandhq/errand/broker"
+)
+
+const (
+	// maxFlights is how many batches of a lane are under way at once. Calls that come in meanwhile
+	// make up the next one, so a lane uses few connections and fills them when there is much to do.
+	maxFlights = 2
+
+	// maxBatch bounds the calls in one round trip, for which all others must wait.
+	maxBatch = 64
+
+	// maxWaiting bounds the calls that wait in a lane. One more is refused at once.
+	maxWaiting = 2048
+)
+
+// lane sends calls of one kind. One that finds it idle goes at once, by itself and on its own context.
+// Others wait for the next flight, which goes on a context of its own: who leaves takes nobody along.
+// Lanes have nothing to do with each other, so ends go on while issuing is stuck.
+type lane struct {
+	send    func(context.Context, []call) []reply
+	runners *sync.WaitGroup
+
+	mu      sync.Mutex // guards all below; held for memory work only
+	flights int
+	waiting []*job
+	closed  bool
+}
+
+// job is what one caller waits for.
+type job struct {
+	calls   []call
+	replies []reply
+	done    chan struct{} // closed when the replies are there
+}
+
+// run makes the calls, at most maxBatch of them, and returns an answer for each.
+func (l *lane) run(ctx context.Context, calls []call) []reply {
+	j, refused := l.join(calls)
+	switch {
+	case refused != nil:
+		return failures(calls, refused)
+	case j == nil:
+		defer l.land()
+		return l.send(ctx, calls)
+	}
+	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+	defer cancel()
+	select {
+	case <-j.done:
+		return j.replies
+	case <-ctx.Done():
+		return l.leave(ctx, j)
+	}
+}
+
+// join returns a job that waits, or nil when the caller may go at once; it must land then.
+func (l *lane) join(calls []call) (*job, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, fmt.Errorf("%w: the store is closed", broker.ErrUnavailable)
+	}
+	if l.flights < maxFlights {
+		l.flights++
+		return nil, nil
+	}
+	if len(l.waiting) >= maxWaiting {
+		return nil, fmt.Errorf("%w: %d calls wait for redis already", broker.ErrUnavailable, maxWaiting)
+	}
+	j := &job{calls: calls, done: make(chan struct{})}
+	l.waiting = append(l.waiting, j)
+	return j, nil
+}
+
+// leave gives a job up. Nothing has happened unless it is under way.
+func (l *lane) leave(ctx context.Context, j *job) []reply {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if i := slices.Index(l.waiting, j); i >= 0 {
+		l.waiting = slices.Delete(l.waiting, i, i+1)
+		return failures(j.calls, fmt.Errorf("%w: redis is busy: %w", broker.ErrUnavailable, ctx.Err()))
+	}
+	select {
+	case <-j.done:
+		return j.replies
+	default:
+	}
+	replies := make([]reply, len(j.calls))
+	for i, c := range j.calls {
+		replies[i].err = fmt.Errorf("%w: script %s is under way: %w", c.script.doubt(), c.script.name, ctx.Err())
+	}
+	return replies
+}
+
+func failures(calls []call, err error) []reply {
+	replies := make([]reply, len(calls))
+	for i := range replies {
+		replies[i].err = err
+	}
+	return replies
+}
+
+// land ends a flight. When others wait, the next one begins.
+func (l *lane) land() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.waiting) == 0 {
+		l.flights--
+		return
+	}
+	l.runners.Go(l.fly) // after close, one of the calls that it waits for is this one
+}
+
+// close lets nobody in any more. Those who wait still get an answer.
+func (l *lane) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+}
+
+// fly makes flights until nobody waits any more.
+func (l *lane) fly() {
+	for batch := l.board(); len(batch) > 0; batch = l.board() {
+		var calls []call
+		for _, j := range batch {
+			calls = append(calls, j.calls...)
+		}
+		replies := l.send(context.Background(), calls)
+		for _, j := range batch {
+			j.replies, replies = replies[:len(j.calls)], replies[len(j.calls):]
+			close(j.done)
+		}
+	}
+}
+
+// board takes the jobs of the next flight. When there are none, the flight is over.
+func (l *lane) board() []*job {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.waiting) == 0 {
+		l.flights--
+		return nil
+	}
+	n, calls := 0, 0
+	for n < len(l.waiting) && (n == 0 || calls+len(l.waiting[n].calls) <= maxBatch) {
+		calls += len(l.waiting[n].calls)
+		n++
+	}
+	batch := slices.Clone(l.waiting[:n])
+	l.waiting = slices.Delete(l.waiting, 0, n)
+	return batch
+}
+
+// lanes are of one kind: one, or on a cluster one for each shard, since they are on different nodes.
+type lanes []*lane
+
+func (s *Store) newLanes(shards int) lanes {
+	n := 1
+	if s.cluster {
+		n = shards
+	}
+	var list lanes
+	for range n {
+		list = append(list, &lane{send: s.send, runners: &s.runners})
+	}
+	return list
+}
+
+// run makes calls, in few round trips, and returns an answer for each. Calls that make up batches by
+// themselves, or go to several nodes, do not wait for others.
+func (s *Store) run(ctx context.Context, in lanes, calls ...call) []reply {
+	alone := len(calls) > maxBatch/2
+	for _, c := range calls {
+		alone = alone || len(in) > 1 && c.shard != calls[0].shard
+	}
+	if !alone && len(calls) > 0 {
+		return in[calls[0].shard%len(in)].run(ctx, calls)
+	}
+	replies := make([]reply, 0, len(calls))
+	for part := range slices.Chunk(calls, maxBatch) {
+		replies = append(replies, s.send(ctx, part)...)
+	}
+	return replies
+}
