@@ -312,17 +312,17 @@ func (b *Broker) takeBack(ctx context.Context, w Workload, registration Workload
 			ends = append(ends, Ending{Kind: TargetGrant, Grant: grant.ID, Cause: cause, Event: NewEventID()})
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeBackTimeout)
-	defer cancel()
-	replies, err := b.Store.End(ctx, ends)
-	if err != nil {
-		b.Logger.Error("a grant that was never handed out could not be taken back; it expires unused", "error", err, "task", string(reply.Task.ID))
+	replies, err := b.tryEnd(context.WithoutCancel(ctx), ends...)
+	if err == nil {
+		b.handOver(b.endEvents(replies, w.ID.String(), w.Address))
 		return
 	}
-	b.handOver(b.endEvents(replies, w.ID.String(), w.Address))
+	for _, end := range ends {
+		if _, full := b.pending.add(&pendingEnd{Ending: end, actor: w.ID.String(), address: w.Address}, b.Announcer.Early); full != nil {
+			b.Logger.Error("what was never handed out could not be taken back; it expires unused", "error", err, "task", string(end.Task), "grant", string(end.Grant))
+		}
+	}
 }
-
-const takeBackTimeout = time.Second
 
 // registered is the registration of a grant's audience.
 func registered(asks []approved, grant Grant) AudienceRegistration {

@@ -26,6 +26,8 @@ const (
 type faultyStore struct {
 	broker.Store
 	grants, ends, beats, reads, feed *atomic.Int32
+
+	tries atomic.Int32 // calls of End
 }
 
 func newFaulty(t *testing.T) *faultyStore {
@@ -34,7 +36,9 @@ func newFaulty(t *testing.T) *faultyStore {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &faultyStore{store, new(atomic.Int32), new(atomic.Int32), new(atomic.Int32), new(atomic.Int32), new(atomic.Int32)}
+	return &faultyStore{
+		Store: store, grants: new(atomic.Int32), ends: new(atomic.Int32), beats: new(atomic.Int32), reads: new(atomic.Int32), feed: new(atomic.Int32),
+	}
 }
 
 func (s *faultyStore) all(fault int32) {
@@ -68,6 +72,7 @@ func (s *faultyStore) Grant(ctx context.Context, r broker.GrantRequest) (broker.
 }
 
 func (s *faultyStore) End(ctx context.Context, r []broker.Ending) ([]broker.EndReply, error) {
+	s.tries.Add(1)
 	return faulty(ctx, s.ends, func() ([]broker.EndReply, error) { return s.Store.End(ctx, r) })
 }
 
@@ -248,6 +253,53 @@ func TestAnUnknownOutcomeIsNeverSigned(t *testing.T) {
 			t.Errorf("%d grants are in the audit log after an issue that was refused", n)
 		}
 	})
+}
+
+// TestWhatCouldNotBeRecordedIsTakenBackInTheEnd: when audit log and store fail together.
+func TestWhatCouldNotBeRecordedIsTakenBackInTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newFaulty(t)
+		h := newHarness(t, store, nil)
+		begun := h.begin(report, nil)
+		h.audit.break_(broker.ErrAudit)
+		store.ends.Store(hangs)
+		_, err := h.Issue(ctx, workload(report), begun.Task.ID, broker.TokenRequest{Audience: "orders"})
+		want(t, err, broker.ErrAudit)
+		_, err = h.tryBegin(report, withToken)
+		want(t, err, broker.ErrAudit)
+		h.audit.break_(nil)
+		store.all(works)
+		time.Sleep(3 * time.Second)
+		revoked, ended := h.audit.of(broker.EventGrantRevoked), h.audit.of(broker.EventTaskEnded)
+		if len(revoked) != 1 || len(ended) != 1 || ended[0].Cause != broker.CauseAudit || h.PendingEnds() != 0 {
+			t.Errorf("the audit log has %+v and %+v, %d pending", revoked, ended, h.PendingEnds())
+		}
+		if task, err := h.Task(ctx, workload(report), begun.Task.ID); err != nil || task.State != broker.Active {
+			t.Errorf("the task is %+v, %v", task, err)
+		}
+	})
+}
+
+// TestPendingEndsAreTriedAtLeastOncePerSecond, and not in a hurry.
+func TestPendingEndsAreTriedAtLeastOncePerSecond(t *testing.T) {
+	for name, fault := range map[string]int32{"away": away, "hangs": hangs} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store := newFaulty(t)
+				h := newHarness(t, store, nil)
+				begun := h.begin(report, withToken)
+				store.ends.Store(fault)
+				if _, err := h.tryEnd(report, begun.Task.ID, begun.EndKey); err != nil {
+					t.Fatal(err)
+				}
+				before := store.tries.Load()
+				time.Sleep(20 * time.Second)
+				if n := store.tries.Load() - before; n < 20 || n > 90 {
+					t.Errorf("%d tries in 20 seconds", n)
+				}
+			})
+		})
+	}
 }
 
 // stuckAuditor hangs until it is let go, or the caller gives up.

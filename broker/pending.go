@@ -32,8 +32,8 @@ type pendingEnd struct {
 	Ending
 	actor, address string
 
-	// told says that a receipt was given: the end is in force here. Of one that was refused all
-	// that matters is whether it has happened after all, for the audit log.
+	// told says that a receipt was given: the end is in force here. One that nobody was told of is
+	// only to happen at last, or to be recorded if it has happened after all.
 	told    bool
 	receipt Receipt
 	until   time.Time // no token that it kills lives longer

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -15,6 +16,8 @@ import (
 	"github.com/errandhq/errand/broker/server"
 	"github.com/errandhq/errand/sdk/verify"
 	"github.com/errandhq/errand/sdk/wire"
+	"github.com/errandhq/errand/store/redis"
+	"github.com/errandhq/errand/store/redistest"
 )
 
 // Faults of a store.
@@ -80,20 +83,59 @@ func (c *caller) endWith(id, key string) answer {
 	return c.post(taskPath(id, "/end"), fmt.Sprintf(`{"outcome":"completed","end_key":%q}`, key))
 }
 
-// outage is a replica whose store fails, with two tasks of before.
+// breakage is a way in which a store can fail, and be well again.
+type breakage struct {
+	store      func(broker.Store) broker.Store
+	fail, mend func()
+}
+
+// breakages are made anew for each test.
+var breakages = map[string]func(*testing.T) breakage{
+	"away":         func(*testing.T) breakage { return failing(away) },
+	"hangs":        func(*testing.T) breakage { return failing(hangs) },
+	"Redis killed": func(t *testing.T) breakage { s := newRedis(t); return breakage{onRedis(t, s), s.Kill, s.Run} },
+	"Redis paused": func(t *testing.T) breakage { s := newRedis(t); return breakage{onRedis(t, s), s.Pause, s.Resume} },
+}
+
+func failing(with int32) breakage {
+	fault := &atomic.Int32{}
+	return breakage{
+		store: func(s broker.Store) broker.Store { return faultyStore{s, fault} },
+		fail:  func() { fault.Store(with) },
+		mend:  func() { fault.Store(works) },
+	}
+}
+
+// newRedis is a server that forgets nothing when it is killed.
+func newRedis(t *testing.T) *redistest.Server {
+	return redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
+}
+
+func onRedis(t *testing.T, s *redistest.Server) func(broker.Store) broker.Store {
+	return func(broker.Store) broker.Store {
+		store, err := redis.New(t.Context(), redis.Config{URL: s.URL(), Shards: 1, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { store.Close() })
+		return store
+	}
+}
+
+// outage is a replica whose store can fail, with two tasks of before.
 type outage struct {
 	*replica
-	fault *atomic.Int32
-	v     *verify.Verifier
-	c     *caller
-	peer  *verify.Peer
+	breakage
+	v    *verify.Verifier
+	c    *caller
+	peer *verify.Peer
 
 	ending, going wire.BeginResponse
 }
 
-func startOutage(t *testing.T, stale time.Duration) *outage {
-	o := &outage{fault: &atomic.Int32{}}
-	o.replica = startFederated(t, nil, func(c *server.Config) { c.Store = faultyStore{c.Store, o.fault} })
+func startOutage(t *testing.T, b breakage, stale time.Duration) *outage {
+	o := &outage{breakage: b}
+	o.replica = startFederated(t, nil, func(c *server.Config) { c.Store = b.store(c.Store) })
 	o.v = o.verifierWithin(stale)
 	o.c, o.peer = o.bearer(reportID)
 	o.ending, o.going = o.c.begin(), o.c.begin()
@@ -121,14 +163,14 @@ func (o *outage) receipt(a answer, status int) wire.Receipt {
 // TestP4_NotYetDurableIsSaid, and in force all the same: on the replica and at the verifiers that it
 // serves, at once. When the store is back, it is durable by itself.
 func TestP4_NotYetDurableIsSaid(t *testing.T) {
-	for name, fault := range map[string]int32{"away": away, "hangs": hangs} {
+	for name, newBreakage := range breakages {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			o := startOutage(t, verify.DefaultMaxStale)
+			o := startOutage(t, newBreakage(t), verify.DefaultMaxStale)
 			if err := o.verify(o.ending); err != nil {
 				t.Fatal(err)
 			}
-			o.fault.Store(fault)
+			o.fail()
 			id := o.ending.Task.ID
 			told := o.receipt(o.c.endWith(id, o.ending.EndKey), http.StatusAccepted)
 			answered := time.Now()
@@ -142,7 +184,7 @@ func TestP4_NotYetDurableIsSaid(t *testing.T) {
 			if metrics := o.ops("/metrics"); !strings.Contains(metrics, "errand_ends_pending 1\n") {
 				t.Error("the metric does not show it")
 			}
-			o.fault.Store(works)
+			o.mend()
 			o.eventually("it is durable", func() bool { return o.c.end(id, "failed").status == http.StatusOK })
 			if durable := o.receipt(o.c.end(id, "failed"), http.StatusOK); durable.Event != told.Event || durable.Grants != 1 {
 				t.Errorf("durable: %+v, at first %+v", durable, told)
@@ -164,12 +206,12 @@ func TestP4_NotYetDurableIsSaid(t *testing.T) {
 // TestP10_StoreAway: nothing is issued and all is answered in time, only an end key ends something,
 // keys stay up, verifiers refuse when they are too old, and all of it heals by itself.
 func TestP10_StoreAway(t *testing.T) {
-	for name, fault := range map[string]int32{"away": away, "hangs": hangs} {
+	for name, newBreakage := range breakages {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			o := startOutage(t, verify.MinMaxStale)
+			o := startOutage(t, newBreakage(t), verify.MinMaxStale)
 			unsure := o.c.begin().Task.ID // what was said of it may have happened, or happen yet
-			o.fault.Store(fault)
+			o.fail()
 			going := o.going.Task.ID
 			for what, call := range map[string]func() answer{
 				"begin":     func() answer { return o.c.post(wire.PathTasks, beginBody) },
@@ -200,7 +242,7 @@ func TestP10_StoreAway(t *testing.T) {
 					t.Errorf("%s: %d %s", path, a.status, a.body)
 				}
 			}
-			o.fault.Store(works)
+			o.mend()
 			o.eventually("the replica is ready", func() bool { return o.Ready() == nil })
 			o.eventually("the verifier accepts a live token", func() bool { return o.verify(o.going) == nil })
 			if err := o.verify(o.ending); !errors.Is(err, verify.ErrRevoked) {
