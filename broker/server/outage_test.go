@@ -175,7 +175,7 @@ func TestP4_NotYetDurableIsSaid(t *testing.T) {
 			told := o.receipt(o.c.endWith(id, o.ending.EndKey), http.StatusAccepted)
 			answered := time.Now()
 			o.eventually("the verifier refuses the token", func() bool { return errors.Is(o.verify(o.ending), verify.ErrRevoked) })
-			if took := time.Since(answered); took > time.Second {
+			if took := time.Since(answered); took > 2*time.Second { // milliseconds, on a machine that has nothing else to do
 				t.Errorf("the verifier refused it after %s", took)
 			}
 			if again := o.receipt(o.c.end(id, "failed"), http.StatusAccepted); again != told {
