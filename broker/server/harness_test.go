@@ -286,7 +286,12 @@ const beginBody = `{"name":"export","purpose":"FIN-212","tokens":[{"audience":"o
 // begin begins a task with a token and checks that it worked.
 func (c *caller) begin() wire.BeginResponse {
 	c.r.t.Helper()
-	a := c.post(wire.PathTasks, beginBody)
+	return c.beginAs(beginBody)
+}
+
+func (c *caller) beginAs(body string) wire.BeginResponse {
+	c.r.t.Helper()
+	a := c.post(wire.PathTasks, body)
 	if a.status != http.StatusCreated {
 		c.r.t.Fatalf("begin: %d %s", a.status, a.body)
 	}

@@ -138,7 +138,8 @@ func startOutage(t *testing.T, b breakage, stale time.Duration) *outage {
 	o.replica = startFederated(t, nil, func(c *server.Config) { c.Store = b.store(c.Store) })
 	o.v = o.verifierWithin(stale)
 	o.c, o.peer = o.bearer(reportID)
-	o.ending, o.going = o.c.begin(), o.c.begin()
+	const patient = `{"name":"export","purpose":"FIN-212","lease_seconds":600,"tokens":[{"audience":"orders"}]}`
+	o.ending, o.going = o.c.beginAs(patient), o.c.beginAs(patient)
 	return o
 }
 
