@@ -103,7 +103,11 @@ func (q *pending) add(p *pendingEnd, announce func(Entry)) (Receipt, error) {
 	if known {
 		p.told = false
 	}
-	if len(q.list) >= MaxPendingEnds || q.callers[p.Workload] >= MaxPendingPerCaller && !p.Workload.IsZero() {
+	room := MaxPendingEnds
+	if !p.told {
+		room /= 2 // what nobody was told of must not crowd out what somebody relies on
+	}
+	if len(q.list) >= room || q.callers[p.Workload] >= MaxPendingPerCaller && !p.Workload.IsZero() {
 		if known {
 			return first, nil
 		}
@@ -233,8 +237,11 @@ func (b *Broker) flushPending(ctx context.Context) {
 	defer cancel()
 	err := b.settlePending(ctx)
 	for _, p := range b.pending.unwritten() {
-		b.Logger.Error("the broker stops, and an end that it has answered is lost unless it is asked for again",
-			"task", string(p.Task), "grant", string(p.Grant), "event", string(p.Event), "actor", p.actor, "told", p.told, "error", err)
+		what := "the broker stops, and an end that it has answered is lost unless it is asked for again"
+		if !p.told {
+			what = "the broker stops, and does not know whether an end that it has refused has happened; the store's receipts do"
+		}
+		b.Logger.Error(what, "task", string(p.Task), "grant", string(p.Grant), "event", string(p.Event), "actor", p.actor, "error", err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -329,6 +330,31 @@ func TestPendingEndsAreBounded(t *testing.T) {
 		// All but one were over before, or never there.
 		if moot, ends := len(h.audit.of(broker.EventEndMoot)), len(h.audit.of(broker.EventTaskEnded)); moot != broker.MaxPendingEnds-1 || ends != len(mine)+1 {
 			t.Errorf("%d moot and %d ends are in the audit log", moot, ends)
+		}
+	})
+}
+
+// TestWhatNobodyWasToldOfTakesHalfOfTheRoom: callers who can prove nothing crowd nobody out.
+func TestWhatNobodyWasToldOfTakesHalfOfTheRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newFaulty(t)
+		h := newHarness(t, store, nil)
+		begun := h.begin(report, nil)
+		store.all(loses)
+		for i := range broker.MaxPendingEnds {
+			_, err := h.tryEnd(fmt.Sprintf("stranger-%d", i/(broker.MaxPendingPerCaller+1)), broker.NewTaskID(0), broker.EndKey{})
+			want(t, err, broker.ErrUnconfirmed)
+		}
+		if n := h.PendingEnds(); n != broker.MaxPendingEnds/2 {
+			t.Errorf("%d ends wait that nobody was told of", n)
+		}
+		if r, err := h.tryEnd(report, begun.Task.ID, begun.EndKey); err != nil || r.Durable {
+			t.Errorf("an end with its key: %+v, %v", r, err)
+		}
+		store.all(works)
+		time.Sleep(2 * time.Second)
+		if n, ends := h.PendingEnds(), len(h.audit.of(broker.EventTaskEnded)); n != 0 || ends != 1 || len(h.audit.of(broker.EventEndMoot)) != 0 {
+			t.Errorf("%d pending, %d ends in the audit log", n, ends)
 		}
 	})
 }
