@@ -77,10 +77,11 @@ func post[Body, Answer any](r *router, path string, status int, h handler[Body, 
 		if located, ok := any(answer).(interface{ location() string }); ok {
 			c.Response().Header().Set("Location", located.location())
 		}
+		code := status // of this answer; the route's is everybody's
 		if told, ok := any(answer).(interface{ status() int }); ok {
-			status = told.status()
+			code = told.status()
 		}
-		return c.JSON(status, answer)
+		return c.JSON(code, answer)
 	})
 }
 
