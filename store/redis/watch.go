@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -16,6 +18,10 @@ import (
 const (
 	// beat is how often a position is read when nothing happens. It leaves time for a slow answer.
 	beat = broker.WatchInterval / 2
+
+	// pace is the least time between two reads. What comes in between goes with the next one, so that
+	// a busy feed is not read once for each entry.
+	pace = 5 * time.Millisecond
 
 	// maxEntries bounds the entries in one answer; a reader that is far behind makes more calls.
 	maxEntries = 1000
@@ -33,6 +39,7 @@ func (s *Store) Watch(ctx context.Context, from broker.Position, emit func(broke
 	tick := time.NewTicker(beat)
 	defer tick.Stop()
 	for started := false; ; {
+		began := time.Now()
 		update, err := r.read(ctx)
 		if deadline, ok := ctx.Deadline(); ok && err != nil && !time.Now().Before(deadline) {
 			<-ctx.Done() // the connection noticed first
@@ -47,15 +54,26 @@ func (s *Store) Watch(ctx context.Context, from broker.Position, emit func(broke
 			return err
 		}
 		if !started {
-			s.startWakers(ctx, &wakers, update.Position, awake)
+			r.startWakers(ctx, &wakers, awake)
 			started = true
 		}
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
 		case <-awake:
+			rest(ctx, pace-time.Since(began))
 		case <-tick.C:
 		}
+	}
+}
+
+// rest returns after a while, or when ctx ends.
+func rest(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }
 
@@ -63,7 +81,8 @@ func (s *Store) Watch(ctx context.Context, from broker.Position, emit func(broke
 type reader struct {
 	store   *Store
 	at      broker.Position
-	known   []*broker.Control // by shard; nil before the first delivery
+	numbers atomic.Pointer[[]uint64] // of at, for the wakers
+	known   []*broker.Control        // by shard; nil before the first delivery
 	lastNow time.Time
 }
 
@@ -110,6 +129,8 @@ func (r *reader) read(ctx context.Context) (broker.Update, error) {
 		todo = behind
 	}
 	r.at, r.lastNow = update.Position.Clone(), update.Now
+	numbers := r.at.Numbers
+	r.numbers.Store(&numbers)
 	if changed {
 		for _, c := range r.known {
 			update.Controls = append(update.Controls, at(*c, update.Now))
@@ -175,59 +196,46 @@ func (s *Store) lost(ctx context.Context, err error) error {
 
 // startWakers waits in Redis for the next entry: in one call for all shards, or on a cluster, where
 // they are on different nodes, in one for each.
-func (s *Store) startWakers(ctx context.Context, wakers *sync.WaitGroup, from broker.Position, awake chan<- struct{}) {
+func (r *reader) startWakers(ctx context.Context, wakers *sync.WaitGroup, awake chan<- struct{}) {
 	var shards []int
-	for shard := range s.shards {
+	for shard := range r.store.shards {
 		shards = append(shards, shard)
 	}
 	groups := [][]int{shards}
-	if s.cluster {
-		groups = nil
-		for _, shard := range shards {
-			groups = append(groups, []int{shard})
-		}
+	if r.store.cluster {
+		groups = slices.Collect(slices.Chunk(shards, 1))
 	}
 	for _, group := range groups {
-		wakers.Go(func() { s.wake(ctx, group, from.Numbers, awake) })
+		wakers.Go(func() {
+			for ctx.Err() == nil {
+				r.wake(ctx, group, awake)
+			}
+		})
 	}
 }
 
-// wake tells of each new entry in the feeds of some shards. Its errors are not told: whoever is woken
-// up, or by the beat, reads for itself.
-func (s *Store) wake(ctx context.Context, shards []int, from []uint64, awake chan<- struct{}) {
-	args := &redis.XReadArgs{Count: maxEntries, Block: beat}
+// wake waits for an entry in the feeds of some shards that has not been read, and tells of it. Its
+// errors are not told: whoever is woken up, or by the beat, reads for itself.
+func (r *reader) wake(ctx context.Context, shards []int, awake chan<- struct{}) {
+	args := redis.XReadArgs{Count: 1, Block: beat}
 	for _, shard := range shards {
-		args.Streams = append(args.Streams, s.feeds[shard])
+		args.Streams = append(args.Streams, r.store.feeds[shard])
 	}
-	ids := make([]string, len(shards))
-	for i, shard := range shards {
-		ids[i] = fmt.Sprintf("%d-0", from[shard])
+	numbers := *r.numbers.Load()
+	for _, shard := range shards {
+		args.Streams = append(args.Streams, fmt.Sprintf("%d-0", numbers[shard]))
 	}
-	for ctx.Err() == nil {
-		args := *args
-		args.Streams = append(args.Streams[:len(shards):len(shards)], ids...)
-		bounded, cancel := context.WithTimeout(ctx, beat+callTimeout)
-		streams, err := s.client.XRead(bounded, &args).Result()
-		cancel()
-		if err != nil && !errors.Is(err, redis.Nil) {
-			select {
-			case <-ctx.Done():
-			case <-time.After(beat):
-			}
-			continue
+	bounded, cancel := context.WithTimeout(ctx, beat+callTimeout)
+	streams, err := r.store.client.XRead(bounded, &args).Result()
+	cancel()
+	switch {
+	case len(streams) > 0:
+		select {
+		case awake <- struct{}{}:
+		default:
 		}
-		for _, stream := range streams {
-			for i, shard := range shards {
-				if s.feeds[shard] == stream.Stream && len(stream.Messages) > 0 {
-					ids[i] = stream.Messages[len(stream.Messages)-1].ID
-				}
-			}
-		}
-		if len(streams) > 0 {
-			select {
-			case awake <- struct{}{}:
-			default:
-			}
-		}
+		rest(ctx, pace)
+	case err != nil && !errors.Is(err, redis.Nil):
+		rest(ctx, beat)
 	}
 }
