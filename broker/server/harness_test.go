@@ -224,12 +224,13 @@ func (r *replica) client(id string) *caller {
 	}
 	transport := &http.Transport{TLSClientConfig: config}
 	r.t.Cleanup(transport.CloseIdleConnections)
-	return &caller{r: r, http: &http.Client{Transport: transport, Timeout: 10 * time.Second}}
+	return &caller{r: r, base: r.BrokerURL(), http: &http.Client{Transport: transport, Timeout: 10 * time.Second}}
 }
 
 // caller is one workload's connection.
 type caller struct {
 	r    *replica
+	base string // the URL of the workload listener
 	http *http.Client
 }
 
@@ -253,7 +254,7 @@ func (a answer) name() string { return a.problem.Type[strings.LastIndexByte(a.pr
 // send makes a request; edit may change it.
 func (c *caller) send(method, path, body string, edit func(*http.Request)) answer {
 	c.r.t.Helper()
-	req, err := http.NewRequest(method, c.r.BrokerURL()+path, strings.NewReader(body))
+	req, err := http.NewRequest(method, c.base+path, strings.NewReader(body))
 	if err != nil {
 		c.r.t.Fatal(err)
 	}
