@@ -1,6 +1,7 @@
 package redis_test
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/store/redis"
 )
 
 // TestNothingStays lets everything pass that a busy time has left, and finds nothing in Redis but
@@ -88,5 +90,71 @@ func TestNothingStays(t *testing.T) {
 	}
 	if value, version, _, err := store.Record("keys").Read(t.Context()); err != nil || version != 1 || string(value) != "sealed" {
 		t.Errorf("the record is %q at %d, error %v", value, version, err)
+	}
+}
+
+// TestQuotaAfterARush lets more tasks come due than one call does: a quota that they filled is free at
+// once, and exact.
+func TestQuotaAfterARush(t *testing.T) {
+	const limit = 450
+	b := backend(start(t).URL(), 1)
+	store := b.New(t, 1)
+	rush := func() broker.GrantRequest {
+		req := beginning()
+		req.Quota, req.Begin.Lease, req.Grants = broker.Quota{Tasks: limit}, time.Second, nil
+		return req
+	}
+	for range limit {
+		if _, err := store.Grant(t.Context(), rush()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := store.Grant(t.Context(), rush()); !errors.Is(err, broker.ErrQuota) {
+		t.Fatalf("one more: %v; want ErrQuota", err)
+	}
+	b.Advance(time.Second)
+	for i := range limit {
+		if _, err := store.Grant(t.Context(), rush()); err != nil {
+			t.Fatalf("begin %d after all have lapsed: %v", i, err)
+		}
+	}
+	if _, err := store.Grant(t.Context(), rush()); !errors.Is(err, broker.ErrQuota) {
+		t.Fatalf("one more: %v; want ErrQuota", err)
+	}
+}
+
+// TestTimeThatEndedSomethingIsKept: a server that takes over with a slower clock must not bring it back.
+// What nothing depends on writes nothing.
+func TestTimeThatEndedSomethingIsKept(t *testing.T) {
+	s := start(t)
+	store := s.open(t, redis.Config{})
+	last := func() int64 {
+		n, err := s.client.HGet(t.Context(), "errand:{p00}:meta", "last").Int64()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	long := begin(t, store).Task
+	req := beginning()
+	req.Begin.Lease = 50 * time.Millisecond
+	reply, err := store.Grant(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := last()
+	if before != reply.Now.UnixMilli() {
+		t.Errorf("a begin at %d has kept %d", reply.Now.UnixMilli(), before)
+	}
+	var lapsed broker.Record
+	eventually(t, "the task lapses", func() bool {
+		if _, err := store.Lookup(t.Context(), broker.Ref{Task: long.ID}); err != nil || last() != before {
+			t.Fatalf("a look-up that ended nothing has moved the kept time to %d, error %v", last(), err)
+		}
+		lapsed, err = store.Lookup(t.Context(), broker.Ref{Task: reply.Task.ID})
+		return err == nil && lapsed.Task.State == broker.Lapsed
+	})
+	if last() != lapsed.Now.UnixMilli() {
+		t.Errorf("a task is lapsed as of %d, and %d is kept", lapsed.Now.UnixMilli(), last())
 	}
 }

@@ -150,7 +150,8 @@ func explain(err error) error {
 			return refusal("%s: %w", m.advice, err)
 		}
 	}
-	return fmt.Errorf("%w: redis does not answer; is it running, and is the address right? %w", broker.ErrUnavailable, err)
+	return fmt.Errorf("%w: redis does not answer; is it running, is the address right, and does it speak TLS there if it says rediss:// and only then? %w",
+		broker.ErrUnavailable, err)
 }
 
 // checkDrift wants a clock to be no further from this process's than any two may be. took is how long

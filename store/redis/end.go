@@ -13,6 +13,11 @@ import (
 // End puts each target into its final state: one script for each task and grant, all in one round
 // trip, and one in each shard for what concerns every shard.
 func (s *Store) End(ctx context.Context, ends []broker.Ending) ([]broker.EndReply, error) {
+	if len(ends) > 1 { // in several round trips, perhaps
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, sendTimeout)
+		defer cancel()
+	}
 	replies := make([]broker.EndReply, len(ends))
 	var calls []call
 	var whose []int

@@ -134,8 +134,12 @@ func TestMemoryIsFull(t *testing.T) {
 	if err := s.client.ConfigSet(t.Context(), "maxmemory", "1").Err(); err != nil {
 		t.Fatal(err)
 	}
+	keys := len(s.keys("*"))
 	if _, err := store.Grant(t.Context(), beginning()); !errors.Is(err, broker.ErrUnavailable) {
 		t.Errorf("Grant: %v; want ErrUnavailable", err)
+	}
+	if n := len(s.keys("*")); n != keys {
+		t.Errorf("a refused begin has made %d keys", n-keys)
 	}
 	if _, err := store.Heartbeat(t.Context(), []broker.Beat{{Task: reply.Task.ID, Workload: alice}}); err != nil {
 		t.Errorf("Heartbeat: %v", err)
@@ -143,10 +147,20 @@ func TestMemoryIsFull(t *testing.T) {
 	end(t, store, completing(reply.Task.ID))
 	end(t, store, broker.Ending{Kind: broker.TargetGrant, Grant: other.Grants[0].ID, Cause: broker.CauseOperator})
 	end(t, store, broker.Ending{Kind: broker.TargetSelector, Selector: broker.Selector{Audience: "a"}})
-	end(t, store, broker.Ending{Kind: broker.TargetLock, Lock: broker.Lock{ID: broker.NewLockID(), Expires: reply.Now.Add(time.Hour)}})
+	locking := broker.Ending{Kind: broker.TargetLock, Lock: broker.Lock{ID: broker.NewLockID(), Expires: reply.Now.Add(time.Hour)}}
+	lifted := broker.Ending{Kind: broker.TargetLock, Lock: broker.Lock{ID: broker.NewLockID(), Expires: reply.Now.Add(time.Hour)}}
+	end(t, store, locking)
+	end(t, store, lifted)
+	end(t, store, broker.Ending{Kind: broker.TargetLift, Lock: broker.Lock{ID: lifted.Lock.ID}})
+	if swapped, err := store.Record("keys").Write(t.Context(), []byte("sealed"), 0); err != nil || !swapped {
+		t.Errorf("Write of a record: %v, %v", swapped, err)
+	}
+	lost := completing(broker.NewTaskID(0))
+	lost.Lost = reply.Task.Deadline
+	end(t, store, lost)
 	update, err := first(t.Context(), store, broker.Position{})
-	if err != nil || len(update.Entries) != 3 || len(update.Controls[0].Locks) != 1 {
-		t.Errorf("the feed: %+v, error %v; want three entries and a lock", update, err)
+	if err != nil || len(update.Entries) != 4 || len(update.Controls[0].Locks) != 1 {
+		t.Errorf("the feed: %+v, error %v; want four entries and a lock", update, err)
 	}
 	record, err := store.Lookup(t.Context(), broker.Ref{Grant: reply.Grants[0].ID})
 	if err != nil || record.Grant.Live(record.Now, record.Task) {

@@ -1,0 +1,172 @@
+package redis_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/store/redis"
+	"github.com/errandhq/errand/store/redistest"
+)
+
+// together makes n calls at once and returns what each was told.
+func together(n int, call func(i int) error) []error {
+	errs := make([]error, n)
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() { errs[i] = call(i) })
+	}
+	wg.Wait()
+	return errs
+}
+
+// in is a begin in a shard.
+func in(shard int) broker.GrantRequest {
+	req := beginning()
+	req.Task, req.Grants[0].ID = broker.NewTaskID(shard), broker.NewGrantID(shard)
+	return req
+}
+
+const crowd = 64
+
+// TestBatches sends many calls over a slow way: they share round trips, and each gets its own answer.
+func TestBatches(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	proxy := redistest.Between(t, s.Addr())
+	store := s.open(t, redis.Config{URL: proxy.URL()})
+	begin(t, store)
+	proxy.Set(redistest.Fault{Latency: 10 * time.Millisecond})
+	began := time.Now()
+	for i, err := range together(crowd, func(int) error {
+		req := beginning()
+		reply, err := store.Grant(t.Context(), req)
+		if err == nil && (reply.Task.ID != req.Task || reply.Grants[0].ID != req.Grants[0].ID) {
+			err = fmt.Errorf("got the answer to another call: %+v", reply)
+		}
+		return err
+	}) {
+		if err != nil {
+			t.Errorf("call %d: %v", i, err)
+		}
+	}
+	// One after the other they would take 20 ms each.
+	if took := time.Since(began); took > crowd/2*20*time.Millisecond {
+		t.Errorf("%d calls took %s over a way of 20 ms; want few round trips", crowd, took)
+	}
+}
+
+// TestOneBadCallFailsAlone has a shard whose data are spoiled.
+func TestOneBadCallFailsAlone(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	proxy := redistest.Between(t, s.Addr())
+	store := s.open(t, redis.Config{URL: proxy.URL(), Shards: 2})
+	s.client.LPush(t.Context(), "errand:{p01}:tasks", "not ours")
+	proxy.Set(redistest.Fault{Latency: 5 * time.Millisecond})
+	for i, err := range together(crowd, func(i int) error {
+		_, err := store.Grant(t.Context(), in(i%2))
+		return err
+	}) {
+		if (err != nil) != (i%2 == 1) {
+			t.Errorf("a begin in shard %d: %v", i%2, err)
+		}
+	}
+}
+
+// TestServerDiesInTheMiddle: nobody is told that something has happened, and everybody is told in time.
+func TestServerDiesInTheMiddle(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	proxy := redistest.Between(t, s.Addr())
+	store := s.open(t, redis.Config{URL: proxy.URL()})
+	begin(t, store)
+	proxy.Set(redistest.Fault{Deaf: true}) // what arrives is done, and nobody hears of it
+	time.AfterFunc(50*time.Millisecond, s.Kill)
+	began := time.Now()
+	unconfirmed := 0
+	for i, err := range together(crowd, func(int) error {
+		_, err := store.Grant(t.Context(), beginning())
+		return err
+	}) {
+		if !errors.Is(err, broker.ErrUnconfirmed) && !errors.Is(err, broker.ErrUnavailable) {
+			t.Errorf("call %d: %v; want ErrUnconfirmed or ErrUnavailable", i, err)
+		}
+		if errors.Is(err, broker.ErrUnconfirmed) {
+			unconfirmed++
+		}
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("the last was told after %s", took)
+	}
+	if unconfirmed == 0 {
+		t.Error("nobody was told that it may have happened, and some of it has")
+	}
+}
+
+// TestP10_SilentServer: every call of a crowd is refused within a second.
+func TestP10_SilentServer(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	store := s.open(t, redis.Config{})
+	begin(t, store)
+	s.Pause()
+	defer s.Resume()
+	together(2*crowd, func(i int) error {
+		began := time.Now()
+		_, err := store.Grant(t.Context(), beginning())
+		if took := time.Since(began); err == nil || took > time.Second+slack {
+			t.Errorf("call %d: %v after %s; want a refusal within a second", i, err, took)
+		}
+		return err
+	})
+}
+
+// slack is for a machine that has other things to do.
+const slack = 500 * time.Millisecond
+
+// TestEndsGoOnWhileIssuingIsStuck holds back what a workload asks for, and with it the lane.
+func TestEndsGoOnWhileIssuingIsStuck(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	stuck := spiffeid.RequireFromString("spiffe://example.org/stuck")
+	address, held := holding(t, s.Addr(), stuck.String())
+	store := s.open(t, redis.Config{URL: "redis://" + address})
+	task := begin(t, store).Task
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				req := beginning()
+				req.Workload = stuck
+				if _, err := store.Grant(ctx, req); err == nil {
+					t.Error("a call that is held back was answered")
+				}
+			}
+		})
+	}
+	eventually(t, "the lane is stuck", func() bool { return held.Load() >= 2 })
+	for range 5 {
+		began := time.Now()
+		if _, err := store.Heartbeat(t.Context(), []broker.Beat{{Task: task.ID, Workload: alice}}); err != nil {
+			t.Errorf("Heartbeat: %v", err)
+		}
+		if _, err := store.Lookup(t.Context(), broker.Ref{Task: task.ID}); err != nil {
+			t.Errorf("Lookup: %v", err)
+		}
+		end(t, store, completing(task.ID))
+		if took := time.Since(began); took > slack {
+			t.Errorf("an end took %s", took)
+		}
+	}
+	cancel()
+	wg.Wait()
+}
