@@ -147,31 +147,38 @@ func TestSize(t *testing.T) {
 	s := start(t)
 	store := s.open(t, redis.Config{})
 	server := s.client
-	const n = 4096 // a full table
+	const n = 2048 // a full table, and no more than a lane lets wait
 	used := func() float64 { return number(t, server, "memory", "used_memory") }
 	var first broker.GrantRequest
-	measure := func(what string, make func(i int) broker.GrantRequest) {
+	measure := func(what string, most float64, make func(i int) broker.GrantRequest) {
 		before := used()
-		for i := range n {
-			if _, err := store.Grant(t.Context(), make(i)); err != nil {
+		for _, err := range together(n, func(i int) error {
+			_, err := store.Grant(t.Context(), make(i))
+			return err
+		}) {
+			if err != nil {
 				t.Fatal(err)
 			}
 		}
-		t.Logf("%s: %.0f bytes", what, (used()-before)/n)
+		each := (used() - before) / n
+		t.Logf("%s: %.0f bytes", what, each)
+		if each > most {
+			t.Errorf("%s takes %.0f bytes; want at most %.0f", what, each, most)
+		}
 	}
 	first = typical(0)
 	if _, err := store.Grant(t.Context(), first); err != nil {
 		t.Fatal(err)
 	}
-	measure("a grant", func(int) broker.GrantRequest {
+	measure("a grant", 400, func(int) broker.GrantRequest {
 		return broker.GrantRequest{Workload: first.Workload, Task: first.Task, Control: 1 << 40, Grants: []broker.Asked{ask()}}
 	})
-	measure("a task", func(i int) broker.GrantRequest {
+	measure("a task", 600, func(i int) broker.GrantRequest {
 		r := typical(i)
 		r.Grants = nil
 		return r
 	})
-	measure("a task with a key", func(i int) broker.GrantRequest {
+	measure("a task with a key", 750, func(i int) broker.GrantRequest {
 		r := typical(i)
 		r.Grants, r.Begin.Key = nil, fmt.Sprintf("7f0c1c52-3ad5-4f7e-9d55-%012d", i)
 		return r
