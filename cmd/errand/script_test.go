@@ -2,12 +2,15 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +18,7 @@ import (
 	"github.com/errandhq/errand/broker/devmode"
 	"github.com/errandhq/errand/cmd/errand/internal/demo"
 	"github.com/errandhq/errand/sdk/wire"
+	"github.com/errandhq/errand/store/redistest"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/goleak"
@@ -51,7 +55,8 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"ready": ready, "await": await, "appears": appears, "busy": busy, "pause": pauseShort, "exitcode": exitCode, "svids": svids, "ports": ports, "hold": hold, "kid": kid, "as": as,
+			"redis": func(ts *testscript.TestScript, _ bool, args []string) { startRedis(t, ts, args) },
+			"ready": ready, "await": await, "appears": appears, "busy": busy, "pause": pauseShort, "exitcode": exitCode, "svids": svids, "ports": ports, "hold": hold, "kid": kid, "random": random, "until": until, "as": as,
 		},
 	})
 }
@@ -121,12 +126,13 @@ func ports(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// hold opens a connection to an address, and says nothing on it until the script ends.
+// hold opens a TLS connection to an address, and asks nothing on it until the script ends. After the
+// handshake the server is sure to have it.
 func hold(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: hold ADDRESS")
 	}
-	conn, err := net.Dial("tcp", args[0])
+	conn, err := tls.Dial("tcp", args[0], &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
 	ts.Check(err)
 	ts.Defer(func() { conn.Close() })
 }
@@ -141,6 +147,38 @@ func as(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("SPIFFE_ENDPOINT_SOCKET", d.Sockets[args[0]])
 	ts.Setenv("ERRAND_OPERATOR_URL", d.Operator)
 	ts.Setenv("ERRAND_BROKER_ID", d.BrokerID)
+}
+
+// startRedis starts a redis-server with a password, which ends with the test, and sets a variable to its
+// address.
+func startRedis(t *testing.T, ts *testscript.TestScript, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: redis VARIABLE PASSWORD")
+	}
+	s := redistest.Start(t)
+	s.Must("config", "set", "requirepass", args[1])
+	ts.Setenv(args[0], s.Addr())
+}
+
+// random writes 32 random bytes into a file for its owner alone.
+func random(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: random FILE")
+	}
+	text := make([]byte, 32)
+	_, _ = rand.Read(text) // never fails
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), text, 0o600))
+}
+
+// until repeats a command until a pattern is in what it prints.
+func until(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: until PATTERN COMMAND ARGS...")
+	}
+	pattern := regexp.MustCompile(args[0])
+	eventually(ts, func() bool {
+		return ts.Exec(args[1], args[2:]...) == nil && pattern.MatchString(ts.ReadFile("stdout"))
+	})
 }
 
 // kid sets a variable to the kid of the first key in a state, as the last command has printed them in

@@ -49,10 +49,11 @@ the replica is ready.
 		}
 		log := c.Logger(cmd.ErrOrStderr())
 		server.TuneMemory()
-		settings, err := c.Replica(log)
+		settings, release, err := c.Replica(cmd.Context(), log)
 		if err != nil {
 			return showProblems(cmd, err)
 		}
+		defer release()
 		s, err := server.New(settings)
 		if err != nil {
 			return showProblems(cmd, c.Blame(err))

@@ -3,7 +3,9 @@ package config
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -29,12 +31,15 @@ var bounds = map[string][2]time.Duration{
 	"keys.period":            {keys.DefaultPublish, 90 * 24 * time.Hour},
 }
 
+// counts are the least and the most of each number.
+var counts = map[string][2]int{"store.redis.shards": {0, broker.MaxShards}}
+
 // required keys have no default.
 var required = []string{"issuer", "broker_url", "inventory", "audit.log", "store.type"}
 
 // choices of a key.
 var choices = map[string][]string{
-	"store.type":     {"memory"},
+	"store.type":     {"redis", "memory"},
 	"keys.algorithm": {string(keys.ES256), string(keys.Ed25519), string(keys.RS256)},
 	"log.level":      {"debug", "info", "warn", "error"},
 	"log.format":     {"text", "json"},
@@ -73,11 +78,19 @@ func (c *Config) check() Problems {
 				say(s.name, "is %s; it must be %s to %s", duration(d), duration(b[0]), duration(b[1]))
 			}
 		}
+		if n, ok := s.value.Interface().(int); ok {
+			if b := counts[s.name]; n < b[0] || n > b[1] {
+				say(s.name, "is %d; it must be %d to %d", n, b[0], b[1])
+			}
+		}
 	}
 	c.checkAddresses(say)
 	c.checkIdentity(say)
 	c.operators(say)
 	c.checkFederation(say)
+	if c.Store.Type == "redis" {
+		c.checkRedis(say)
+	}
 	slices.SortFunc(out, byPlace) // maps have no order
 	return out
 }
@@ -179,6 +192,43 @@ func (c *Config) checkFederation(say say) {
 	}
 }
 
+func (c *Config) checkRedis(say say) {
+	r := c.Store.Redis
+	switch u, err := url.Parse(r.URL); {
+	case r.URL == "":
+		say("store.redis.url", "is missing; the store is in Redis, and must be found")
+	case err != nil: // the error has the URL, and so perhaps a password
+		say("store.redis.url", "is not a URL; write it as rediss://errand@redis.example.org:6379/0")
+	case r.PasswordFile != "" && u.User != nil && hasPassword(u):
+		say("store.redis.url", "has a password, and so has store.redis.password_file; leave it in the file alone")
+	}
+	if (r.CertificateFile == "") != (r.KeyFile == "") {
+		say("store.redis.certificate_file", "and store.redis.key_file belong together; name both, or neither")
+	}
+	if c.Keys.KeyFile == "" {
+		say("keys.key_file", "is missing; signing keys that replicas share in Redis are sealed under it. Make one with  (umask 077; openssl rand -out FILE %d)", keys.SealBytes)
+	}
+}
+
+func hasPassword(u *url.URL) bool {
+	_, ok := u.User.Password()
+	return ok
+}
+
+// secretFile is the path of a secret: "credential:NAME" is one of systemd's (systemd.exec(5),
+// LoadCredential=).
+func secretFile(path string) (string, error) {
+	name, ok := strings.CutPrefix(path, keys.CredentialPrefix)
+	if !ok {
+		return path, nil
+	}
+	dir := os.Getenv("CREDENTIALS_DIRECTORY")
+	if dir == "" || name == "" || name != filepath.Base(name) || name == ".." {
+		return "", fmt.Errorf("is %q; a systemd credential needs LoadCredential=NAME:FILE in the unit, and is written %sNAME", path, keys.CredentialPrefix)
+	}
+	return filepath.Join(dir, name), nil
+}
+
 // CheckFiles looks at what the configuration names on the disk. It returns Problems, or nil.
 func (c *Config) CheckFiles() error {
 	var out Problems
@@ -197,6 +247,9 @@ func (c *Config) CheckFiles() error {
 			}
 		}
 	}
+	if c.Store.Type == "redis" {
+		c.checkSecrets(say)
+	}
 	if c.Inventory != "" {
 		if _, err := registry.Load(c.Inventory); err != nil {
 			say("inventory", "cannot be used: %v", err)
@@ -213,6 +266,29 @@ func (c *Config) CheckFiles() error {
 	}
 	slices.SortFunc(out, byPlace)
 	return out
+}
+
+// checkSecrets looks at what the store in Redis needs.
+func (c *Config) checkSecrets(say say) {
+	r := c.Store.Redis
+	for key, path := range map[string]string{
+		"store.redis.password_file": r.PasswordFile, "store.redis.sentinel_password_file": r.SentinelPasswordFile,
+		"store.redis.ca_file": r.CAFile, "store.redis.certificate_file": r.CertificateFile, "store.redis.key_file": r.KeyFile,
+	} {
+		if path == "" {
+			continue
+		}
+		if path, err := secretFile(path); err != nil {
+			say(key, "%v", err)
+		} else {
+			c.checkReadable(say, key, path)
+		}
+	}
+	if c.Keys.KeyFile != "" {
+		if _, err := keys.LoadSeal(c.Keys.KeyFile); err != nil {
+			say("keys.key_file", "cannot be used: %v", err)
+		}
+	}
 }
 
 func (c *Config) checkReadable(say say, key, path string) {

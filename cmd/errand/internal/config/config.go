@@ -19,6 +19,7 @@ import (
 	"github.com/errandhq/errand/broker/identity"
 	"github.com/errandhq/errand/broker/server"
 	"github.com/errandhq/errand/keys"
+	"github.com/errandhq/errand/store/redis"
 )
 
 // Config is what one replica is told. The names in the file are those of the tags; what each means
@@ -80,11 +81,26 @@ type Audit struct {
 
 // Store is where tasks and grants are kept.
 type Store struct {
-	Type string `yaml:"type"`
+	Type  string `yaml:"type"`
+	Redis Redis  `yaml:"redis"`
+}
+
+// Redis is where the store is when its type is redis.
+type Redis struct {
+	URL                  string `yaml:"url"`
+	PasswordFile         string `yaml:"password_file"`
+	SentinelPasswordFile string `yaml:"sentinel_password_file"`
+	CAFile               string `yaml:"ca_file"`
+	CertificateFile      string `yaml:"certificate_file"`
+	KeyFile              string `yaml:"key_file"`
+	Deployment           string `yaml:"deployment"`
+	Prefix               string `yaml:"prefix"`
+	Shards               int    `yaml:"shards"`
 }
 
 // Keys are those that sign tokens.
 type Keys struct {
+	KeyFile   string        `yaml:"key_file"`
 	Algorithm string        `yaml:"algorithm"`
 	Period    time.Duration `yaml:"period"`
 }
@@ -118,6 +134,7 @@ func Default() *Config {
 		Identity: Identity{
 			MaxSVIDLife: identity.DefaultMaxSVIDLife, MaxAge: identity.DefaultMaxAge, Wait: time.Minute, Withdrawal: server.DefaultWithdrawal,
 		},
+		Store:   Store{Redis: Redis{Deployment: redis.DefaultDeployment, Prefix: redis.DefaultPrefix}},
 		Keys:    Keys{Algorithm: string(keys.ES256), Period: keys.DefaultPeriod},
 		Log:     Log{Level: "info", Format: "text"},
 		origins: map[string]Origin{},

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -39,11 +40,15 @@ var (
 	uncomment = regexp.MustCompile(`(?m)^( *)#([a-z_]+:)`)
 )
 
+// siteSpecific keys have a value in the example though they may be left out.
+var siteSpecific = []string{"identity.workload_api", "store.redis.url", "store.redis.password_file", "keys.key_file"}
+
 // manual is what the example says of each key: the comment above it, and whether it is commented out.
 func manual(t *testing.T) (said map[string]string, out map[string]bool) {
 	t.Helper()
 	said, out = map[string]string{}, map[string]bool{}
-	var section, comment string
+	var section []string // that the line is in, outermost first
+	comment := ""
 	for line := range strings.Lines(Example()) {
 		line = strings.TrimRight(line, "\n")
 		parts := keyLine.FindStringSubmatch(line)
@@ -54,15 +59,10 @@ func manual(t *testing.T) (said map[string]string, out map[string]bool) {
 			}
 			continue
 		}
-		key := parts[3]
-		switch indent := len(parts[1]); {
-		case indent == 0 && parts[4] == "":
-			section, comment = key+".", ""
-			continue
-		case indent == 0:
-			section = ""
+		section = append(section[:len(parts[1])/2], parts[3])
+		if key := strings.Join(section, "."); parts[4] != "" {
+			said[key], out[key] = comment, parts[2] == "#"
 		}
-		said[section+key], out[section+key] = comment, parts[2] == "#"
 		comment = ""
 	}
 	return said, out
@@ -89,7 +89,7 @@ func TestExampleIsTheManual(t *testing.T) {
 		if all.Origin(s.name).File == "" {
 			t.Errorf("%s is not read from the example", s.name)
 		}
-		if need := slices.Contains(required, s.name) || s.name == "identity.workload_api"; out[s.name] == need {
+		if need := slices.Contains(required, s.name) || slices.Contains(siteSpecific, s.name); out[s.name] == need {
 			t.Errorf("%s: what a site must say, and nothing else, has a value in the example", s.name)
 		}
 		want := "Default: " + shown + "."
@@ -104,6 +104,9 @@ func TestExampleIsTheManual(t *testing.T) {
 		}
 		if got := all.settings()[i].text(); shown != "" && got != shown {
 			t.Errorf("%s: the example shows %s, and the default is %s", s.name, got, shown)
+		}
+		if b, ok := counts[s.name]; ok && !strings.Contains(comment, fmt.Sprintf("%d to %d", b[0], b[1])) {
+			t.Errorf("%s: the comment must have the bounds %d to %d: %q", s.name, b[0], b[1], comment)
 		}
 		if b, ok := bounds[s.name]; ok && !strings.Contains(comment, duration(b[0])+" to "+duration(b[1])) {
 			t.Errorf("%s: the comment must have the bounds %s to %s: %q", s.name, duration(b[0]), duration(b[1]), comment)
@@ -137,6 +140,9 @@ func TestVariables(t *testing.T) {
 		}
 		seen[name] = s.name
 		value := "x"
+		if s.value.Kind() == reflect.Int {
+			value = "1"
+		}
 		if b, ok := bounds[s.name]; ok {
 			value = b[1].String()
 		}
@@ -175,6 +181,27 @@ func TestBounds(t *testing.T) {
 			_, problems := parse(t, Example(), nil, []string{s.name + "=" + value.String()})
 			if good != (problems == nil) {
 				t.Errorf("%s at %s: %v", s.name, value, problems)
+			}
+		}
+	}
+}
+
+// TestCounts is TestBounds for numbers.
+func TestCounts(t *testing.T) {
+	for _, s := range Default().settings() {
+		b, ok := counts[s.name]
+		if (s.value.Kind() == reflect.Int) != ok {
+			t.Errorf("%s: every number has bounds, and nothing else", s.name)
+		}
+		if !ok {
+			continue
+		}
+		for value, good := range map[string]bool{
+			strconv.Itoa(b[0]): true, strconv.Itoa(b[1]): true, strconv.Itoa(b[0] - 1): false, strconv.Itoa(b[1] + 1): false, "many": false, "1.5": false, "": false,
+		} {
+			_, problems := parse(t, Example(), nil, []string{s.name + "=" + value})
+			if good != (problems == nil) {
+				t.Errorf("%s at %q: %v", s.name, value, problems)
 			}
 		}
 	}
@@ -241,7 +268,17 @@ func TestMistakes(t *testing.T) {
 		"part out of bound": {federated("trust_domain: a, file: b, max_age: 1s"), []string{`identity.federation[0].max_age is 1s; it must be 5m0s to 720h0m0s`}},
 		"not a list":        {strings.Replace(good, "identity: {", "identity: {federation: {a: b}, ", 1), []string{"identity.federation must be a list of trust domains"}},
 		"not a mapping":     {strings.Replace(good, "identity: {", "identity: {federation: [a], ", 1), []string{"errand.yaml:3:25: identity.federation[0] must have keys"}},
-		"several at once":   {good + "log: {level: loud, fromat: json}\nkeys: {period: 1s}\n", []string{"log.level is", "log.fromat is not a key", "keys.period is 1s; it must be 10m to 2160h"}},
+		"redis without":     {strings.Replace(good, "type: memory", "type: redis", 1), []string{"keys.key_file is missing; signing keys", "store.redis.url is missing"}},
+		"two passwords": {
+			strings.Replace(good, "type: memory", `type: redis, redis: {url: "redis://u:hunter2@h", password_file: f}`, 1) + "keys: {key_file: k}\n",
+			[]string{"store.redis.url has a password, and so has store.redis.password_file"},
+		},
+		"half a client": {
+			strings.Replace(good, "type: memory", `type: redis, redis: {url: "redis://h", certificate_file: c}`, 1) + "keys: {key_file: k}\n",
+			[]string{"store.redis.certificate_file and store.redis.key_file belong together"},
+		},
+		"no number":       {strings.Replace(good, "type: memory", `type: memory, redis: {shards: many}`, 1), []string{`store.redis.shards is "many"; it must be a whole number`}},
+		"several at once": {good + "log: {level: loud, fromat: json}\nkeys: {period: 1s}\n", []string{"log.level is", "log.fromat is not a key", "keys.period is 1s; it must be 10m to 2160h"}},
 	} {
 		_, problems := parse(t, c.text, nil, nil)
 		if len(problems) != len(c.want) {
@@ -331,6 +368,40 @@ func TestLists(t *testing.T) {
 	c, problems := parse(t, good+"operators:\n  viewer: []\n  admin:\n  - spiffe://a/b\n  - \"spiffe://a/c\"\n", nil, nil)
 	if problems != nil || len(c.Operators.Viewer) != 0 || !slices.Equal(c.Operators.Admin, []string{"spiffe://a/b", "spiffe://a/c"}) {
 		t.Errorf("%+v: %v", c.Operators, problems)
+	}
+}
+
+// TestSecretsAreNotShown: a password in a URL is masked wherever the URL is shown, a broken one too.
+func TestSecretsAreNotShown(t *testing.T) {
+	for _, url := range []string{"redis://u:hunter2@h:6379/0", "redis://:hunter2@h", "redis://u:hunter2@h:port:port/%zz", "redis+sentinel://u:hunter2@h?master_name=x",
+		"redis+sentinel://h?master_name=x&sentinel_password=hunter2"} {
+		text := strings.Replace(good, "type: memory", fmt.Sprintf("type: redis, redis: {url: %q, password_file: f}", url), 1) + "keys: {key_file: k}\n"
+		c, problems := parse(t, text, nil, nil)
+		for _, s := range c.Show() {
+			if strings.Contains(s.Value, "hunter2") {
+				t.Errorf("%s is shown as %s", s.Key, s.Value)
+			}
+		}
+		if strings.Contains(problems.Error(), "hunter2") {
+			t.Errorf("%s: %v", url, problems)
+		}
+	}
+}
+
+// TestCredentials: credential:NAME is a file in systemd's directory, and nothing else.
+func TestCredentials(t *testing.T) {
+	t.Setenv("CREDENTIALS_DIRECTORY", "/run/credentials/errand.service")
+	for path, want := range map[string]string{
+		"/etc/x": "/etc/x", "": "", "credential:redis": "/run/credentials/errand.service/redis", "credential:": "!", "credential:../x": "!", "credential:..": "!", "credential:a/b": "!",
+	} {
+		got, err := secretFile(path)
+		if want == "!" && err == nil || want != "!" && (err != nil || got != want) {
+			t.Errorf("%q is %q, %v", path, got, err)
+		}
+	}
+	t.Setenv("CREDENTIALS_DIRECTORY", "")
+	if _, err := secretFile("credential:redis"); err == nil {
+		t.Error("a credential without systemd")
 	}
 }
 

@@ -1,14 +1,17 @@
 package config
 
 import (
+	"context"
 	"errors"
 	"io"
 	"log/slog"
+	"strings"
 
 	"github.com/errandhq/errand/broker/identity"
 	"github.com/errandhq/errand/broker/registry"
 	"github.com/errandhq/errand/broker/server"
 	"github.com/errandhq/errand/keys"
+	"github.com/errandhq/errand/store/redis"
 )
 
 // Logger writes to out, at the level and in the format of the configuration.
@@ -21,8 +24,61 @@ func (c *Config) Logger(out io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(out, options))
 }
 
-// Replica is the configuration as the server wants it. The error is a Problem or Problems.
-func (c *Config) Replica(log *slog.Logger) (server.Config, error) {
+// Replica is the configuration as the server wants it, once the store answers. Close what it has
+// opened when the server has ended. An error about a key is Problems.
+func (c *Config) Replica(ctx context.Context, log *slog.Logger) (_ server.Config, close func() error, err error) {
+	out, err := c.local(log)
+	if err != nil || c.Store.Type != "redis" {
+		return out, func() error { return nil }, err
+	}
+	seal, err := keys.LoadSeal(c.Keys.KeyFile)
+	if err != nil {
+		return out, nil, Problems{c.problem("keys.key_file", "cannot be used: %v", err)}
+	}
+	store, err := c.redis(ctx, log)
+	if err != nil {
+		return out, nil, err
+	}
+	out.Store, out.SharedKeys = store, &server.SharedKeys{Record: store.Record("keys"), Seal: seal}
+	return out, store.Close, nil
+}
+
+// redisKeys turns the fields that errors of the store name into keys.
+var redisKeys = strings.NewReplacer(
+	"Config.URL", "store.redis.url", "Config.PasswordFile", "store.redis.password_file",
+	"Config.SentinelPasswordFile", "store.redis.sentinel_password_file", "Config.CAFile", "store.redis.ca_file",
+	"Config.CertFile", "store.redis.certificate_file", "Config.KeyFile", "store.redis.key_file",
+	"Config.Deployment", "store.redis.deployment", "Config.Prefix", "store.redis.prefix", "Config.Shards", "store.redis.shards",
+)
+
+// redis opens the store.
+func (c *Config) redis(ctx context.Context, log *slog.Logger) (*redis.Store, error) {
+	r := c.Store.Redis
+	out := redis.Config{URL: r.URL, Deployment: r.Deployment, Prefix: r.Prefix, Shards: r.Shards, Logger: log}
+	for _, file := range []struct {
+		key, path string
+		into      *string
+	}{
+		{"store.redis.password_file", r.PasswordFile, &out.PasswordFile},
+		{"store.redis.sentinel_password_file", r.SentinelPasswordFile, &out.SentinelPasswordFile},
+		{"store.redis.ca_file", r.CAFile, &out.CAFile}, {"store.redis.certificate_file", r.CertificateFile, &out.CertFile},
+		{"store.redis.key_file", r.KeyFile, &out.KeyFile},
+	} {
+		path, err := secretFile(file.path)
+		if err != nil {
+			return nil, Problems{c.problem(file.key, "%v", err)}
+		}
+		*file.into = path
+	}
+	store, err := redis.New(ctx, out)
+	if err != nil {
+		return nil, Problems{c.problem("store.redis.url", "is %s, and that cannot be used: %s", masked(r.URL), redisKeys.Replace(err.Error()))}
+	}
+	return store, nil
+}
+
+// local is what needs no store.
+func (c *Config) local(log *slog.Logger) (server.Config, error) {
 	inventory, err := registry.Load(c.Inventory)
 	if err != nil {
 		return server.Config{}, Problems{c.problem("inventory", "cannot be used: %v", err)}
@@ -53,7 +109,7 @@ func (c *Config) identity(log *slog.Logger) (*identity.Source, error) {
 var serverFields = map[string]string{
 	"WorkloadAddr": "listeners.workload", "PublicAddr": "listeners.public", "OpsAddr": "listeners.ops",
 	"OperatorAddr": "listeners.operator",
-	"Issuer":       "issuer", "BrokerURL": "broker_url", "AuditLog": "audit.log",
+	"Issuer":       "issuer", "BrokerURL": "broker_url", "AuditLog": "audit.log", "SharedKeys": "keys.key_file",
 }
 
 // Blame turns an error of the server into a Problem of the key that it is about, if it is about one.

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -114,6 +115,12 @@ func (s setting) fromText(text string) error {
 			return errors.New("must be YAML as in the file, on one line")
 		}
 		return federationFromYAML(v, file.Docs[0].Body)
+	case *int:
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			return fmt.Errorf("is %q; it must be a whole number", text)
+		}
+		*v = n
 	case *time.Duration:
 		d, err := time.ParseDuration(text)
 		if err != nil {
@@ -131,6 +138,8 @@ func (s setting) text() string {
 	switch v := s.value.Interface().(type) {
 	case time.Duration:
 		return duration(v)
+	case int:
+		return strconv.Itoa(v)
 	case string:
 		return masked(v)
 	case []string:
@@ -147,12 +156,19 @@ func (s setting) text() string {
 
 // masked takes the password out of a URL.
 func masked(s string) string {
-	if !strings.Contains(s, "://") || !strings.Contains(s, "@") {
+	if !strings.Contains(s, "://") || !strings.ContainsAny(s, "@?") {
 		return s
 	}
 	u, err := url.Parse(s)
 	if err != nil {
 		return "(not a URL; not shown, since it may hold a password)"
+	}
+	query := u.Query()
+	for name := range query {
+		if strings.Contains(name, "password") {
+			query.Set(name, "xxxxx")
+			u.RawQuery = query.Encode()
+		}
 	}
 	return u.Redacted()
 }
