@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -99,6 +101,22 @@ one signs at once; some verifiers have to fetch the keys again first.`,
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	needReason(cmd, &reason)
 	return cmd
+}
+
+// kidWithDash is a kid that would be taken for flags: one in 64 begins with a dash.
+var kidWithDash = regexp.MustCompile(`^-[A-Za-z0-9_-]{42}$`)
+
+// shieldKid puts such a kid behind a --, so that what errand keys list shows can be pasted.
+func shieldKid(args []string) []string {
+	if len(args) < 2 || args[0] != "keys" || slices.Contains(args, "--") {
+		return args
+	}
+	for i, arg := range args {
+		if kidWithDash.MatchString(arg) && args[i-1] != "--reason" {
+			return slices.Concat(args[:i], args[i+1:], []string{"--", arg})
+		}
+	}
+	return args
 }
 
 // call is one call of the operator listener: the answer as it came, and how to print it for people.

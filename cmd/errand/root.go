@@ -62,7 +62,7 @@ func run(args []string, stdout, stderr io.Writer) (code int) {
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends at once
 	root := newRoot()
-	root.SetArgs(args)
+	root.SetArgs(shieldKid(args))
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
