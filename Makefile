@@ -23,9 +23,11 @@ lint:
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 
-# The race detector needs a C compiler, and the tests of store/redis real servers. What is missing is
-# installed when that is possible, and named when not.
+# The race detector needs a C compiler, the tests of store/redis real servers, and those of deploy what
+# it says. What is missing is installed when that is possible, and named when not.
 deps:
 	@command -v cc >/dev/null 2>&1 || command -v gcc >/dev/null 2>&1 || .ci/install gcc libc6-dev
 	@command -v redis-server >/dev/null 2>&1 || .ci/install redis-server
 	@command -v redis-sentinel >/dev/null 2>&1 || .ci/install redis-sentinel
+	@command -v haproxy >/dev/null 2>&1 || .ci/install haproxy
+	@command -v curl >/dev/null 2>&1 || .ci/install curl

@@ -1,0 +1,314 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/errandhq/errand/broker/devmode"
+	"github.com/errandhq/errand/sdk/verify"
+	"github.com/errandhq/errand/sdk/verify/verifyspiffe"
+	"github.com/errandhq/errand/sdk/wire"
+	"github.com/errandhq/errand/store/redistest"
+)
+
+// example is deploy/two-replicas, run as its README says, on free ports.
+type example struct {
+	t     *testing.T
+	state string
+	at    map[string]string
+	cmd   *exec.Cmd
+	out   *os.File
+	leaf  *x509.Certificate // of report
+	tls   *tls.Config       // report's
+}
+
+const exampleDir = root + "/deploy/two-replicas"
+
+func startExample(t *testing.T) *example {
+	t.Helper()
+	errand, err := exec.LookPath("errand") // this test's own program
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &example{t: t, at: map[string]string{}}
+	if e.state, err = os.MkdirTemp("", "errand-two-"); err != nil { // a socket's path is bounded
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(e.state) })
+	environment := append(os.Environ(), "ERRAND="+errand, "STATE="+e.state)
+	for _, name := range []string{"WORKLOAD", "PUBLIC", "A_WORKLOAD", "A_PUBLIC", "A_OPERATOR", "B_WORKLOAD", "B_PUBLIC", "B_OPERATOR", "A_OPS_PORT", "B_OPS_PORT", "REDIS_PORT"} {
+		port := strconv.Itoa(redistest.FreePort(t))
+		e.at[name] = "127.0.0.1:" + port
+		if strings.HasSuffix(name, "_PORT") {
+			environment = append(environment, name+"="+port)
+		} else {
+			environment = append(environment, name+"=127.0.0.1:"+port)
+		}
+	}
+	e.cmd = exec.Command("sh", "run")
+	e.cmd.Dir, e.cmd.Env, e.cmd.Stderr = exampleDir, environment, os.Stderr
+	out, err := e.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.stop(out) })
+	e.awaitReady(out)
+	e.identify()
+	return e
+}
+
+func (e *example) awaitReady(out io.Reader) {
+	e.t.Helper()
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		if strings.HasPrefix(lines.Text(), "Two replicas are ready") {
+			return
+		}
+	}
+	log, _ := os.ReadFile(filepath.Join(e.state, "log"))
+	e.t.Fatalf("the example does not come up:\n%s", log)
+}
+
+// stop presses Ctrl-C, and nothing must be left.
+func (e *example) stop(out io.Reader) {
+	_ = e.cmd.Process.Signal(os.Interrupt)
+	_, _ = io.Copy(io.Discard, out) // everything that was started has its other end
+	if err := e.cmd.Wait(); err != nil {
+		e.t.Errorf("run: %v", err)
+	}
+	if isReady(e.at["B_OPS_PORT"]) {
+		e.t.Error("a replica is still there")
+	}
+}
+
+func (e *example) socket(name string) string {
+	return "unix://" + filepath.Join(e.state, "ids", name+".sock")
+}
+
+func (e *example) open(name string) *devmode.Identity {
+	e.t.Helper()
+	ctx, cancel := context.WithTimeout(e.t.Context(), 10*time.Second)
+	defer cancel()
+	who, err := devmode.Open(ctx, e.socket(name))
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	e.t.Cleanup(func() { who.Close() })
+	return who
+}
+
+func (e *example) identify() {
+	e.t.Helper()
+	report := e.open("report")
+	svid, err := report.Source().GetX509SVID()
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	e.leaf, e.tls = svid.Certificates[0], report.ClientTLS()
+}
+
+// verifier is a resource server's, behind the balancer.
+func (e *example) verifier() *verify.Verifier {
+	e.t.Helper()
+	toBroker, err := verifyspiffe.TLS(e.open("orders").Source(), "spiffe://dev.errand/errand")
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(e.t.Context(), 10*time.Second)
+	defer cancel()
+	v, err := verify.New(ctx, verify.Config{Issuer: "https://" + e.at["PUBLIC"], Audience: "orders", TLS: toBroker})
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	e.t.Cleanup(func() { v.Close() })
+	return v
+}
+
+// workload is report, at one address.
+type workload struct {
+	base string
+	http *http.Client
+}
+
+func (e *example) workload(at string) workload {
+	transport := &http.Transport{TLSClientConfig: e.tls.Clone()}
+	e.t.Cleanup(transport.CloseIdleConnections)
+	return workload{"https://" + e.at[at], &http.Client{Transport: transport, Timeout: 5 * time.Second}}
+}
+
+func (w workload) call(method, path, body string, into any) (int, error) {
+	req, err := http.NewRequest(method, w.base+path, strings.NewReader(body))
+	if err != nil {
+		return 0, err
+	}
+	req.Header.Set("Content-Type", wire.TypeJSON)
+	resp, err := w.http.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, err
+	}
+	if resp.StatusCode > 299 {
+		return resp.StatusCode, fmt.Errorf("%d %s", resp.StatusCode, text)
+	}
+	return resp.StatusCode, json.Unmarshal(text, into)
+}
+
+func (w workload) begin() (b wire.BeginResponse, err error) {
+	_, err = w.call("POST", wire.PathTasks, `{"name":"monthly-export","purpose":"try two replicas","lease_seconds":600,"tokens":[{"audience":"orders"}]}`, &b)
+	return b, err
+}
+
+func (w workload) end(b wire.BeginResponse) (int, error) {
+	return w.call("POST", wire.PathTasks+"/"+b.Task.ID+"/end", fmt.Sprintf(`{"outcome":"completed","end_key":%q}`, b.EndKey), &wire.Receipt{})
+}
+
+func (w workload) live(grant string) (bool, error) {
+	var g wire.Grant
+	_, err := w.call("GET", "/v1/grants/"+grant, "", &g)
+	return g.Live, err
+}
+
+// soon waits for something that must happen soon.
+func soon(t *testing.T, d time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(d); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %s", what, d)
+		}
+	}
+}
+
+// TestTwoReplicas runs the example of deploy: a token from one replica is ended at the other, and
+// refused by verifiers of both; then one replica is killed, and no end that was answered is lost.
+func TestTwoReplicas(t *testing.T) {
+	e := startExample(t)
+	verifiers := []*verify.Verifier{e.verifier(), e.verifier()} // the balancer gives each another replica
+	a, b := e.workload("A_WORKLOAD"), e.workload("B_WORKLOAD")
+	begun, err := a.begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, peer := begun.Tokens[0].AccessToken, &verify.Peer{Certificate: e.leaf}
+	for _, v := range verifiers {
+		if _, err := v.Verify(t.Context(), token, peer, "orders:read"); err != nil {
+			t.Fatalf("a live token: %v", err)
+		}
+	}
+	if status, err := b.end(begun); err != nil || status != http.StatusOK {
+		t.Fatalf("end: %d, %v", status, err)
+	}
+	for _, v := range verifiers {
+		soon(t, 250*time.Millisecond, "the token is refused", func() bool {
+			_, err := v.Verify(t.Context(), token, peer)
+			return errors.Is(err, verify.ErrRevoked)
+		})
+	}
+	if ka, kb := e.keys("A_OPERATOR"), e.keys("B_OPERATOR"); ka != kb || !strings.Contains(ka, "active") {
+		t.Errorf("the replicas have other keys:\n%s\n%s", ka, kb)
+	}
+	e.kill(verifiers)
+}
+
+// keys is what errand keys list prints, asking one replica.
+func (e *example) keys(at string) string {
+	e.t.Helper()
+	cmd := exec.Command("errand", "keys", "list", "-o", "json")
+	cmd.Env = append(os.Environ(), "SPIFFE_ENDPOINT_SOCKET="+e.socket("operator"), "ERRAND_BROKER_ID=spiffe://dev.errand/errand", "ERRAND_OPERATOR_URL=https://"+e.at[at])
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		e.t.Errorf("errand keys list: %v", err)
+	}
+	return string(out)
+}
+
+// kill kills replica a with SIGKILL while tasks end at both, and looks for each end that was answered.
+func (e *example) kill(verifiers []*verify.Verifier) {
+	t := e.t
+	text, err := os.ReadFile(filepath.Join(e.state, "a", "pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var ended []wire.BeginResponse
+	stop := make(chan struct{})
+	var workers sync.WaitGroup
+	for i := range 4 {
+		w := e.workload([]string{"A_WORKLOAD", "B_WORKLOAD"}[i%2])
+		workers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				begun, err := w.begin()
+				if err != nil {
+					time.Sleep(10 * time.Millisecond) // a is gone
+					continue
+				}
+				if status, err := w.end(begun); err == nil && status == http.StatusOK {
+					mu.Lock()
+					ended = append(ended, begun)
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	enough := func(n int) func() bool {
+		return func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return len(ended) >= n
+		}
+	}
+	soon(t, 20*time.Second, "some tasks end", enough(40))
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, 20*time.Second, "more end at the other replica", enough(80))
+	close(stop)
+	workers.Wait()
+	b := e.workload("B_WORKLOAD")
+	for _, begun := range ended {
+		if live, err := b.live(begun.Tokens[0].GrantID); err != nil || live {
+			t.Fatalf("%s was ended: live %t, %v", begun.Task.ID, live, err)
+		}
+	}
+	for _, v := range verifiers {
+		for _, begun := range ended {
+			soon(t, 20*time.Second, "a token that was ended is refused", func() bool {
+				_, err := v.Verify(t.Context(), begun.Tokens[0].AccessToken, &verify.Peer{Certificate: e.leaf})
+				return errors.Is(err, verify.ErrRevoked)
+			})
+		}
+	}
+	t.Logf("%d ends were answered, and none is lost", len(ended))
+}
