@@ -47,7 +47,7 @@ func (r *replica) foreigner(ca *devmode.CA, id string) (*caller, *verify.Peer) {
 		RootCAs: r.roots(), MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert},
 	}}
 	r.t.Cleanup(transport.CloseIdleConnections)
-	return &caller{r: r, http: &http.Client{Transport: transport, Timeout: 10 * time.Second}}, &verify.Peer{Certificate: cert.Leaf}
+	return &caller{r: r, base: r.BrokerURL(), http: &http.Client{Transport: transport, Timeout: 10 * time.Second}}, &verify.Peer{Certificate: cert.Leaf}
 }
 
 // audited returns the lines of the audit log of a kind with the cause identity.
