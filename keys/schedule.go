@@ -32,10 +32,14 @@ func (s schedule) published() []*key {
 
 // find returns the published key of that ID, or nil.
 func (s schedule) find(kid string) *key {
-	for _, k := range s.published() {
-		if k.id == kid {
-			return k
-		}
+	switch {
+	case s.active != nil && s.active.id == kid:
+		return s.active
+	case s.next != nil && s.next.id == kid:
+		return s.next
+	}
+	if i := slices.IndexFunc(s.retiring, func(k *key) bool { return k.id == kid }); i >= 0 {
+		return s.retiring[i]
 	}
 	return nil
 }

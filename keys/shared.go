@@ -40,8 +40,9 @@ type view struct {
 	failure   error     // of the last attempt
 }
 
-// now is the ring's clock: this machine's in memory, and the store's for shared keys, as far as it can
-// have come at least. That stands still when it has not been asked for StaleTime, and never goes back.
+// now is the ring's clock: this machine's in memory, and the store's for shared keys, as far as that
+// must have come. It runs for StaleTime after a reading, however far this machine's clock jumps, and
+// never goes back.
 func (r *Ring) now() time.Time {
 	local := r.config.Now()
 	if r.config.Shared == nil {

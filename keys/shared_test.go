@@ -450,7 +450,7 @@ func TestTheLocalClockDoesNotMatter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		offset := -5 * time.Second
-		_, _, rings, stop := replicas(t, 2, func(c *keys.Config) {
+		stored, _, rings, stop := replicas(t, 2, func(c *keys.Config) {
 			c.Now = func() time.Time {
 				mu.Lock()
 				defer mu.Unlock()
@@ -476,6 +476,12 @@ func TestTheLocalClockDoesNotMatter(t *testing.T) {
 		sleep(2 * keys.ReadInterval)
 		sign(t, signer(t, rings[0]))
 		agree(t, rings)
-		only(t, rings[0], keys.Next)
+		if err := rings[0].Remove(only(t, rings[0], keys.Next).ID); err != nil {
+			t.Fatal(err)
+		}
+		store := time.Now().Add(stored.offset)
+		if ahead := only(t, rings[0], keys.Next).Created.Sub(store); ahead < 0 || ahead > keys.StaleTime {
+			t.Errorf("what is made then is dated %v from the store's time", ahead)
+		}
 	})
 }
