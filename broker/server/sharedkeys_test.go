@@ -19,6 +19,7 @@ import (
 	"github.com/errandhq/errand/broker/server"
 	"github.com/errandhq/errand/keys"
 	"github.com/errandhq/errand/sdk/verify"
+	"github.com/errandhq/errand/store/redis"
 	"github.com/errandhq/errand/store/redistest"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -58,9 +59,9 @@ func (r *sharedRecord) Write(_ context.Context, value []byte, version uint64) (b
 	return true, nil
 }
 
-// pair starts two replicas on one memory store and one record, whose tokens have one issuer: the first
+// pair starts two replicas on one store and one record, whose tokens have one issuer: the first
 // one's public listener.
-func pair(t *testing.T, record keys.Record) (first, second *replica) {
+func pair(t *testing.T, record keys.Record, edits ...func(*server.Config)) (first, second *replica) {
 	t.Helper()
 	seal, err := keys.NewSeal(bytes.Repeat([]byte{3}, keys.SealBytes))
 	if err != nil {
@@ -70,7 +71,8 @@ func pair(t *testing.T, record keys.Record) (first, second *replica) {
 	share := func(c *server.Config) {
 		c.Issuer, c.SharedKeys = "https://"+addr, &server.SharedKeys{Record: record, Seal: seal}
 	}
-	first = startFederated(t, nil, share, func(c *server.Config) { c.PublicAddr = addr })
+	edits = append(edits, share)
+	first = startFederated(t, nil, append(edits, func(c *server.Config) { c.PublicAddr = addr })...)
 	dir, err := os.MkdirTemp("", "errand-test-")
 	if err != nil {
 		t.Fatal(err)
@@ -80,8 +82,8 @@ func pair(t *testing.T, record keys.Record) (first, second *replica) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	second = startWith(t, dir, identity.FromWorkloadAPI(socket, slog.New(slog.DiscardHandler)), share,
-		func(c *server.Config) { c.Store = first.store })
+	second = startWith(t, dir, identity.FromWorkloadAPI(socket, slog.New(slog.DiscardHandler)),
+		append([]func(*server.Config){func(c *server.Config) { c.Store = first.store }}, edits...)...)
 	second.ca = first.ca
 	return first, second
 }
@@ -198,5 +200,41 @@ func TestSharedKeysAreChecked(t *testing.T) {
 	}
 	if !slices.ContainsFunc(first.Keys().Keys(), func(k keys.Key) bool { return k.State == keys.Active }) {
 		t.Error("the replica that was there has no key any more")
+	}
+}
+
+// TestKeysInRedis: two replicas on a real server have the same keys, let go of one together, and go on
+// with theirs when the server has crashed and lost everything.
+func TestKeysInRedis(t *testing.T) {
+	process := redistest.Start(t)
+	store, err := redis.New(t.Context(), redis.Config{URL: process.URL(), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	record := store.Record("keys")
+	first, second := pair(t, record, func(c *server.Config) { c.Store = store })
+	same := func() bool { return reflect.DeepEqual(first.Keys().Keys(), second.Keys().Keys()) }
+	first.eventually("both have the same keys", same)
+	kid := first.activeKey()
+	token := second.client(reportID).begin().Tokens[0].AccessToken
+	if _, err := second.Broker().Revoke(t.Context(), broker.Revocation{Key: kid, Actor: "ada", Reason: "INC-7"}); err != nil {
+		t.Fatal(err)
+	}
+	first.eventually("both have let go of it", func() bool { return !first.publishes(kid) && !second.publishes(kid) && same() })
+	v := first.verifier()
+	_, peer := first.bearer(reportID)
+	if _, err := v.Verify(t.Context(), token, peer, "orders:read"); err == nil {
+		t.Error("a token of the removed key is good")
+	}
+	before := first.Keys().Keys()
+	process.Kill()
+	process.Run()
+	first.eventually("the keys are in Redis again", func() bool {
+		_, version, _, err := record.Read(t.Context())
+		return err == nil && version > 0 && first.Keys().Set().ETag == second.Keys().Set().ETag
+	})
+	if after := first.Keys().Keys(); !same() || !reflect.DeepEqual(after, before) {
+		t.Errorf("after the crash there is\n%+v\nand\n%+v\nwant\n%+v", after, second.Keys().Keys(), before)
 	}
 }
