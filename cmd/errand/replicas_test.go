@@ -33,7 +33,6 @@ type example struct {
 	state string
 	at    map[string]string
 	cmd   *exec.Cmd
-	out   *os.File
 	leaf  *x509.Certificate // of report
 	tls   *tls.Config       // report's
 }
