@@ -42,6 +42,9 @@ type Client struct {
 	work      sync.WaitGroup     // goroutines; none is added once the phase is shut
 }
 
+// Format prints whose client it is, whatever the verb.
+func (c *Client) Format(f fmt.State, _ rune) { fmt.Fprint(f, "errand client of ", c.ID()) }
+
 // phase is where a client is in its life. It never goes back.
 type phase int
 

@@ -41,8 +41,11 @@ func TestP4_AnEndThatIsNotDurableIsSaid(t *testing.T) {
 			}
 		}
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x"} {
-			if text := fmt.Sprintf(verb, task); strings.Contains(text, endKeyOf(task.ID())) {
-				t.Errorf("the end key is in %q", text)
+			if text := fmt.Sprintf(verb, task); text != "task "+task.ID() {
+				t.Errorf("%s prints %q", verb, text)
+			}
+			if text := fmt.Sprintf(verb, client); text != "errand client of "+client.ID().String() {
+				t.Errorf("%s prints %q", verb, text)
 			}
 		}
 	})

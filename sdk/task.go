@@ -65,6 +65,10 @@ type Task struct {
 	ending  *ending
 }
 
+// Format prints the task's ID, whatever the verb: the rest changes all the time, and is nobody's to
+// read.
+func (t *Task) Format(f fmt.State, _ rune) { fmt.Fprint(f, "task ", t.id) }
+
 func newTask(c *Client, answer wire.BeginResponse, sent instant, parent context.Context) *Task {
 	w, key := answer.Task, answer.EndKey
 	t := &Task{
