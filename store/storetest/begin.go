@@ -16,6 +16,7 @@ func beginCases() []testCase {
 		{"begin/key of another request", beginMismatch},
 		{"begin/key belongs to its workload", beginKeyOfAnother},
 		{"begin/replay after the end", beginReplayEnded},
+		{"begin/key of a task that was never handed out", beginKeyGivenUp},
 		{"begin/replay drops what has expired", beginReplayExpired},
 		{"begin/replay is not decided again", beginReplayFirst},
 		{"begin/repeated without a key", beginRepeated},
@@ -131,6 +132,31 @@ func beginReplayEnded(b *bench) {
 	b.begin(below(parent), key("child", 1))
 	b.end(completing(parent))
 	b.refused(b.root(below(parent), key("child", 1)), broker.ErrEnded)
+}
+
+// beginKeyGivenUp ends a task because it could not be recorded or signed: the same request begins
+// another one. For any other cause the key stands, and so it does for a task that has it since.
+func beginKeyGivenUp(b *bench) {
+	ending := func(task broker.Task, cause broker.Cause) broker.Ending {
+		e := completing(task)
+		e.State, e.Cause = broker.Failed, cause
+		return e
+	}
+	for i, cause := range []broker.Cause{broker.CauseAudit, broker.CauseSigning} {
+		k := key(string(cause), byte(i))
+		first := b.begin(k)
+		b.end(ending(first, cause))
+		again := b.must(b.root(k))
+		if again.Replayed || again.Task.ID == first.ID {
+			b.Fatalf("after an end by %s: %+v; want a new task", cause, again)
+		}
+		b.end(ending(first, cause))
+		if replay := b.must(b.root(k)); !replay.Replayed || replay.Task.ID != again.Task.ID {
+			b.Fatalf("after an end by %s, repeated: %+v; want a replay of the second task", cause, replay)
+		}
+		b.end(ending(again.Task, broker.CauseCaller))
+		b.refused(b.root(k), broker.ErrEnded)
+	}
 }
 
 func beginReplayExpired(b *bench) {
