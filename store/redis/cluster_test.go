@@ -13,7 +13,8 @@ import (
 // TestCluster runs the suite on a real cluster of three, where each script must stay in one slot.
 func TestCluster(t *testing.T) {
 	t.Parallel()
-	url := redistest.ClusterURL(redistest.StartCluster(t))
+	nodes := redistest.StartCluster(t)
+	url := redistest.ClusterURL(nodes)
 	storetest.Run(t, backend(url, redis.ClusterShards))
 	t.Run("default number of shards", func(t *testing.T) {
 		store := open(t, redis.Config{URL: url})
@@ -23,6 +24,30 @@ func TestCluster(t *testing.T) {
 		update, err := first(t.Context(), store, broker.Position{})
 		if err != nil || len(update.Position.Numbers) != redis.ClusterShards {
 			t.Errorf("got %+v, error %v; want %d shards", update.Position, err, redis.ClusterShards)
+		}
+	})
+	t.Run("a node forgets the scripts", func(t *testing.T) {
+		store := open(t, redis.Config{URL: url, Prefix: "forgets:"})
+		var ends []broker.Ending
+		for shard := range redis.ClusterShards {
+			reply, err := store.Grant(t.Context(), in(shard))
+			if err != nil {
+				t.Fatal(err)
+			}
+			ends = append(ends, completing(reply.Task.ID))
+		}
+		if _, err := store.End(t.Context(), ends[:1]); err != nil { // so that the nodes know the script
+			t.Fatal(err)
+		}
+		nodes[1].Must("SCRIPT", "FLUSH")
+		replies, err := store.End(t.Context(), ends[1:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range replies {
+			if !r.Receipt.First {
+				t.Errorf("%+v; want a first end: nothing that was done is sent again", r.Receipt)
+			}
 		}
 	})
 }

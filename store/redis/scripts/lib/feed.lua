@@ -1,10 +1,13 @@
 -- The feed: a stream whose IDs are the shard's own numbers.
 
--- trim takes away the oldest entries that have passed, at most limit.
+-- trim takes away the oldest entries that have passed, at most limit. It looks at one first, since
+-- mostly none has.
 local function trim(limit)
-  for _, entry in ipairs(redis.call('XRANGE', FEED, '-', '+', 'COUNT', limit)) do
-    if now < tonumber(entry[2][6]) then return end
-    redis.call('XDEL', FEED, entry[1])
+  for _, count in ipairs({1, limit - 1}) do
+    for _, entry in ipairs(redis.call('XRANGE', FEED, '-', '+', 'COUNT', count)) do
+      if now < tonumber(entry[2][6]) then return end
+      redis.call('XDEL', FEED, entry[1])
+    end
   end
 end
 
