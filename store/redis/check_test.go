@@ -55,6 +55,7 @@ func TestNewRefuses(t *testing.T) {
 		{"a wrong password", redis.Config{URL: locked.URL(), PasswordFile: wrong}, "Config.PasswordFile"},
 		{"no file", redis.Config{URL: locked.URL(), PasswordFile: good + "x"}, "no such file"},
 		{"an empty file", redis.Config{URL: locked.URL(), PasswordFile: empty}, "one line"},
+		{"no file for Sentinel", redis.Config{URL: "redis+sentinel://127.0.0.1:1?master_name=m", SentinelPasswordFile: good + "x"}, "Config.SentinelPasswordFile"},
 		{"two passwords", redis.Config{URL: strings.Replace(locked.URL(), "://", "://:hunter2@", 1), PasswordFile: good}, "PasswordFile"},
 		{"a user without INFO", redis.Config{URL: user(s, "a", "+@all -info"), PasswordFile: good}, "'info'"},
 		{"a user without scripts", redis.Config{URL: user(s, "b", "+@all -evalsha"), PasswordFile: good}, "'evalsha'"},

@@ -91,7 +91,7 @@ func connectSentinel(c Config, address string) (redis.UniversalClient, error) {
 		return nil, err
 	}
 	if c.SentinelPasswordFile != "" {
-		if o.SentinelPassword, err = readSecret(c.SentinelPasswordFile); err != nil {
+		if o.SentinelPassword, err = readSecret("Config.SentinelPasswordFile", c.SentinelPasswordFile); err != nil {
 			return nil, err
 		}
 	}
@@ -171,7 +171,7 @@ func (c Config) credentials(user, password string) (func(context.Context) (strin
 		return nil, errors.New("there is a Config.PasswordFile, and it has a password, too")
 	}
 	read := func(context.Context) (string, string, error) {
-		secret, err := readSecret(c.PasswordFile)
+		secret, err := readSecret("Config.PasswordFile", c.PasswordFile)
 		return user, secret, err
 	}
 	if _, _, err := read(context.Background()); err != nil {
@@ -183,14 +183,14 @@ func (c Config) credentials(user, password string) (func(context.Context) (strin
 // maxSecret bounds a password file.
 const maxSecret = 4096
 
-func readSecret(file string) (string, error) {
+func readSecret(field, file string) (string, error) {
 	b, err := os.ReadFile(file)
 	if err != nil {
-		return "", fmt.Errorf("Config.PasswordFile: %w", err)
+		return "", fmt.Errorf("%s: %w", field, err)
 	}
 	secret := strings.TrimRight(string(b), "\r\n")
 	if secret == "" || len(secret) > maxSecret || strings.ContainsAny(secret, "\r\n") {
-		return "", fmt.Errorf("Config.PasswordFile: %s must have one line of at most %d bytes", file, maxSecret)
+		return "", fmt.Errorf("%s: %s must have one line of at most %d bytes", field, file, maxSecret)
 	}
 	return secret, nil
 }
