@@ -71,6 +71,7 @@ func connectOne(c Config, address string) (redis.UniversalClient, error) {
 		return nil, err
 	}
 	o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled, o.DisableIdentity = -1, 1, true, true
+	o.Protocol = protocol
 	o.MaintNotificationsConfig, o.PoolSize, o.PipelinePoolSize = quiet(), poolSize, -1
 	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, callTimeout, callTimeout, poolTimeout
 	return redis.NewClient(o), nil
@@ -96,6 +97,7 @@ func connectSentinel(c Config, address string) (redis.UniversalClient, error) {
 		}
 	}
 	o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled, o.DisableIdentity = -1, 1, true, true
+	o.Protocol = protocol
 	o.PoolSize, o.PipelinePoolSize = poolSize, -1
 	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, callTimeout, callTimeout, poolTimeout
 	return redis.NewFailoverClient(o), nil
@@ -113,11 +115,15 @@ func connectCluster(c Config, address string) (redis.UniversalClient, error) {
 		return nil, err
 	}
 	o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled, o.DisableIdentity = -1, 1, true, true
+	o.Protocol = protocol
 	o.DisableRoutingPolicies = true // all that is sent names its slot by its keys
 	o.MaintNotificationsConfig, o.PoolSize, o.PipelinePoolSize = quiet(), poolSize, -1
 	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, callTimeout, callTimeout, poolTimeout
 	return redis.NewClusterClient(o), nil
 }
+
+// protocol is RESP2: nothing is pushed to this client, and looking for it costs time in every answer.
+const protocol = 2
 
 func quiet() *maintnotifications.Config {
 	return &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}

@@ -10,10 +10,6 @@ import (
 )
 
 const (
-	// maxFlights is how many batches of a lane are under way at once. Calls that come in meanwhile
-	// make up the next one, so a lane uses few connections and fills them when there is much to do.
-	maxFlights = 2
-
 	// maxBatch bounds the calls in one round trip, for which all others must wait.
 	maxBatch = 64
 
@@ -22,14 +18,15 @@ const (
 )
 
 // lane sends calls of one kind. One that finds it idle goes at once, by itself and on its own context.
-// Others wait for the next flight, which goes on a context of its own: who leaves takes nobody along.
+// Those that come while it is under way make up the next flight, which goes on a context of its own:
+// who leaves takes nobody along.
 // Lanes have nothing to do with each other, so ends go on while issuing is stuck.
 type lane struct {
 	send    func(context.Context, []call) []reply
 	runners *sync.WaitGroup
 
 	mu      sync.Mutex // guards all below; held for memory work only
-	flights int
+	flying  bool
 	waiting []*job
 	closed  bool
 }
@@ -68,8 +65,8 @@ func (l *lane) join(calls []call) (*job, error) {
 	if l.closed {
 		return nil, fmt.Errorf("%w: the store is closed", broker.ErrUnavailable)
 	}
-	if l.flights < maxFlights {
-		l.flights++
+	if !l.flying {
+		l.flying = true
 		return nil, nil
 	}
 	if len(l.waiting) >= maxWaiting {
@@ -113,7 +110,7 @@ func (l *lane) land() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.waiting) == 0 {
-		l.flights--
+		l.flying = false
 		return
 	}
 	l.runners.Go(l.fly) // after close, one of the calls that it waits for is this one
@@ -146,7 +143,7 @@ func (l *lane) board() []*job {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.waiting) == 0 {
-		l.flights--
+		l.flying = false
 		return nil
 	}
 	n, calls := 0, 0

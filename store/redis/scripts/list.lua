@@ -1,9 +1,10 @@
 -- Reads tasks in the order of their IDs, and at most as many as are asked for. It looks at no more
--- than 500; the answer says up to which, and whether there is more to look at.
+-- than 100, for which all others must wait; the answer says up to which, and whether there is more to
+-- look at.
 --
 -- ARGV: epoch, 'list', after ('' for the beginning), how many, workload ('' for all), '1' for what is
 -- due.
-local MOST = 500
+local MOST = 100
 local after, want, workload, set = ARGV[3], tonumber(ARGV[4]), ARGV[5], IDS
 if ARGV[6] == '1' then
   set = DUE
