@@ -56,11 +56,14 @@ func (b *Broker) TrustDomains(ctx context.Context) ([]spiffeid.TrustDomain, erro
 	return slices.SortedFunc(maps.Keys(found), spiffeid.TrustDomain.Compare), err
 }
 
-// eachActive calls f with the active tasks of each page.
+// eachActive calls f with the active tasks of each page. It rests after each for as long as that took,
+// so that a long look at everything takes no more than half of what the store can do.
 func (b *Broker) eachActive(ctx context.Context, f func([]Task) error) error {
 	for query := (Query{Limit: MaxPage}); ; {
 		call, cancel := context.WithTimeout(ctx, withdrawCall)
+		began := b.Now()
 		page, err := b.Store.List(call, query)
+		took := b.Now().Sub(began)
 		cancel()
 		if err != nil {
 			return err
@@ -72,6 +75,11 @@ func (b *Broker) eachActive(ctx context.Context, f func([]Task) error) error {
 			return err
 		}
 		if !page.More {
+			return ctx.Err()
+		}
+		select {
+		case <-time.After(took):
+		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}

@@ -33,7 +33,7 @@ type trustWatch struct {
 	began time.Time                          // of the first look that found trust
 	last  time.Time                          // of the last look
 	next  time.Time                          // when to look at the tasks; zero for never
-	until time.Time                          // until when to look again even if there was nothing
+	until time.Time                          // of a loss: until when to look again even if there was nothing
 }
 
 // watchTrust runs until ctx ends.
@@ -73,8 +73,8 @@ func (w *trustWatch) notice(now time.Time) bool {
 	for _, td := range domains {
 		w.held[td] = now
 	}
-	lost := w.began.IsZero()
-	if lost {
+	first, lost := w.began.IsZero(), false
+	if first {
 		w.began = now
 	}
 	for _, at := range w.held {
@@ -83,9 +83,9 @@ func (w *trustWatch) notice(now time.Time) bool {
 	w.last = now
 	if lost {
 		w.until = now.Add(w.config.Withdrawal + lateBegins)
-		if w.next.IsZero() {
-			w.next = now.Add(w.config.Withdrawal)
-		}
+	}
+	if (first || lost) && w.next.IsZero() {
+		w.next = now.Add(w.config.Withdrawal)
 	}
 	return !w.next.IsZero()
 }
