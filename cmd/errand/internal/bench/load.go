@@ -50,6 +50,7 @@ const (
 	whatBegin = "begin with a token"
 	whatToken = "a further token"
 	whatEnd   = "end"
+	whatWho   = "for comparison: who am I"
 )
 
 const (
@@ -97,9 +98,24 @@ func (c *caller) post(ctx context.Context, path, body string, status int, into a
 	return json.Unmarshal(text, into)
 }
 
+func (c *caller) get(ctx context.Context, path string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(io.Discard, resp.Body)
+	return err
+}
+
 func taskPath(id, rest string) string { return wire.PathTasks + "/" + id + rest }
 
-// measure begins tasks with a token, issues further tokens, and ends the tasks.
+// measure begins tasks with a token, issues further tokens, and ends the tasks; and asks for something
+// that needs neither store nor signature, to show what HTTP and TLS cost.
 func (p *place) measure(ctx context.Context, n int, o options) ([]line, error) {
 	callers := make([]*caller, n)
 	for i := range callers {
@@ -138,7 +154,13 @@ func (p *place) measure(ctx context.Context, n int, o options) ([]line, error) {
 		tasks[i] = tasks[i][:last]
 		return callers[i].post(ctx, taskPath(id, "/end"), endBody, http.StatusOK, nil)
 	})
-	return []line{begun, issued, ended}, err
+	if err != nil {
+		return nil, err
+	}
+	asked, err := p.load(ctx, whatWho, n, o.length, func(ctx context.Context, i int) error {
+		return callers[i].get(ctx, wire.PathWhoami)
+	})
+	return []line{begun, issued, ended, asked}, err
 }
 
 func (c *caller) begin(ctx context.Context) (string, error) {
