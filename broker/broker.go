@@ -128,18 +128,22 @@ type wrapped struct {
 func (w *wrapped) Error() string { return w.err.Error() + ": " + w.why }
 func (w *wrapped) Unwrap() error { return w.err }
 
-// sweepEvery sweeps until ctx ends. An error is logged and the next round tries again.
+// sweepEvery sweeps until ctx ends. After an error the next round tries again.
 func (b *Broker) sweepEvery(ctx context.Context, interval time.Duration) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
+	stuck := fault{logger: b.Logger, what: "what is due could not be ended; it is tried again", over: "what is due is ended again"}
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
 		}
-		if err := b.Sweep(ctx); err != nil && ctx.Err() == nil {
-			b.Logger.Error("sweeping failed; it is tried again", "error", err)
+		switch err := b.Sweep(ctx); {
+		case err == nil:
+			stuck.ended(b.Now())
+		case ctx.Err() == nil:
+			stuck.met(b.Now(), err)
 		}
 	}
 }

@@ -213,6 +213,7 @@ func (b *Broker) PendingEnds() int { return int(b.pending.size.Load()) }
 
 // writePending brings what is pending into the store, until ctx ends.
 func (b *Broker) writePending(ctx context.Context) error {
+	away := fault{logger: b.Logger, what: "ends are in force on this replica alone; they are written when the store is back", over: "ends that waited for the store are written again"}
 	for {
 		if err := b.pending.wait(ctx); err != nil {
 			return err
@@ -222,8 +223,11 @@ func (b *Broker) writePending(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if err := b.settlePending(ctx); err != nil && ctx.Err() == nil {
-			b.Logger.Error("ends are in force on this replica alone; they are written when the store is back", "ends", b.PendingEnds(), "error", err)
+		switch err := b.settlePending(ctx); {
+		case err == nil:
+			away.ended(b.Now())
+		case ctx.Err() == nil:
+			away.met(b.Now(), err, "ends", b.PendingEnds())
 		}
 	}
 }

@@ -27,6 +27,7 @@ const retryWatch = 100 * time.Millisecond
 // beginning when the data set is another one.
 func (b *Broker) watch(ctx context.Context) error {
 	from := Position{}
+	away := fault{logger: b.Logger, what: "the store's feed broke off; it is tried again", over: "the store's feed is followed again"}
 	for {
 		err := b.Store.Watch(ctx, from, func(u Update) error {
 			from = u.Position
@@ -34,14 +35,17 @@ func (b *Broker) watch(ctx context.Context) error {
 			b.denyKeys(u.Entries)
 			b.Announcer.Announce(u)
 			b.view.apply(u, at)
+			away.ended(b.Now())
 			return nil
 		})
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		b.Logger.Warn("the store's feed broke off; following it again", "error", err)
 		if errors.Is(err, ErrEpoch) {
+			b.Logger.Error("the store has another data set; every token of the one before is dead", "error", err)
 			from = Position{}
+		} else {
+			away.met(b.Now(), err)
 		}
 		select {
 		case <-ctx.Done():

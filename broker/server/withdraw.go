@@ -95,7 +95,7 @@ func (w *trustWatch) notice(now time.Time) bool {
 func (w *trustWatch) withdraw(ctx context.Context, now time.Time) (clean bool) {
 	domains, err := w.broker.TrustDomains(ctx)
 	if err != nil {
-		w.failed(ctx, err)
+		w.failed(ctx, "could not look for tasks of trust domains that are not trusted any more; it is tried again", err)
 		return false
 	}
 	clean = true
@@ -113,7 +113,7 @@ func (w *trustWatch) withdraw(ctx context.Context, now time.Time) (clean bool) {
 		}
 		ended, err := w.broker.Withdraw(ctx, td)
 		if err != nil {
-			w.failed(ctx, err)
+			w.failed(ctx, "the tasks of a trust domain that is not trusted any more could not all be ended; it is tried again", err)
 			continue
 		}
 		w.config.Logger.Warn("a trust domain is not trusted any more, and its tasks have been ended", "trust_domain", td.Name(), "tasks", ended)
@@ -121,8 +121,8 @@ func (w *trustWatch) withdraw(ctx context.Context, now time.Time) (clean bool) {
 	return clean
 }
 
-func (w *trustWatch) failed(ctx context.Context, err error) {
+func (w *trustWatch) failed(ctx context.Context, what string, err error) {
 	if ctx.Err() == nil {
-		w.config.Logger.Error("the tasks of a trust domain that is not trusted any more could not all be ended; it is tried again", "error", err)
+		w.config.Logger.Error(what, "error", err)
 	}
 }

@@ -45,6 +45,7 @@ func (v *Verifier) tick(ctx context.Context) {
 // refreshKeys replaces the key set on schedule, and when asked to.
 func (v *Verifier) refreshKeys(ctx context.Context) {
 	wait := minKeyInterval
+	var said time.Time // when the log had that there are none; zero when there are
 	for {
 		timer := time.NewTimer(jitter(wait))
 		select {
@@ -61,7 +62,12 @@ func (v *Verifier) refreshKeys(ctx context.Context) {
 		if wait = next; err != nil {
 			wait = keyRetry
 			v.failed(err)
-			v.config.Logger.Warn("verify: the issuer's keys were not fetched; the old ones stay", "issuer", v.config.Issuer, "error", err)
+			if now := v.config.Now(); said.IsZero() || now.Sub(said) >= sayAgain {
+				said = now
+				v.config.Logger.Warn("verify: the issuer's keys were not fetched; the old ones stay, and it is tried again", "issuer", v.config.Issuer, "error", err)
+			}
+		} else {
+			said = time.Time{}
 		}
 	}
 }

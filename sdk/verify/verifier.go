@@ -15,6 +15,7 @@ const (
 	maxBackoff    = 2 * time.Second
 	tickInterval  = 250 * time.Millisecond // between looks at the clock
 	keyRetry      = 5 * time.Second        // after a failed fetch
+	sayAgain      = 30 * time.Second       // how often the log has that no keys come
 	streamSilence = 5 * time.Second        // without an event: the broker beats each second
 	proofsPerS    = 3                      // proofs of freshness in each MaxStale
 	maxProofRetry = time.Second
