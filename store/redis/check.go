@@ -150,7 +150,7 @@ func explain(err error) error {
 			return refusal("%s: %w", m.advice, err)
 		}
 	}
-	return fmt.Errorf("%w: redis does not answer; is it running, is the address right, and does it speak TLS there if it says rediss:// and only then? %w",
+	return fmt.Errorf("%w: redis does not answer; is it running, is the address right, does it speak TLS there if it says rediss:// and only then, and does it want a certificate of Config.CertFile? %w",
 		broker.ErrUnavailable, err)
 }
 
