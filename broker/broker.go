@@ -56,6 +56,7 @@ type Broker struct {
 	view    view
 	backlog backlog
 	pending pending
+	lost    lostEnds
 	endKeys endKeys
 }
 
@@ -83,7 +84,7 @@ func New(c Config) (*Broker, error) {
 		return nil, err
 	}
 	c.EndKeySecret = nil // it is in keys, which does not print it
-	return &Broker{Config: c, view: newView(), pending: newPending(), endKeys: keys, backlog: backlog{max: maxBacklog, wake: make(chan struct{})}}, nil
+	return &Broker{Config: c, view: newView(), pending: newPending(), lost: newLostEnds(), endKeys: keys, backlog: backlog{max: maxBacklog, wake: make(chan struct{})}}, nil
 }
 
 // Run follows the store's feed, sweeps, and writes and records what has happened, until ctx ends. It

@@ -22,9 +22,10 @@ type EndRequest struct {
 // Durable for every look-up. A ctx that ends does not undo it. Errors: ErrInvalid, ErrNotFound and
 // those of the store; after ErrUnconfirmed it may have happened, or happen yet.
 //
-// With its end key a task also ends while the store is away, or when it has lost the task. Such a
-// receipt is not Durable: it says what is in force here, and this replica brings it into the store as
-// soon as that is back. If the task had ended by itself before, that is then what its receipt says.
+// With its end key a task also ends while the store is away, or, within MaxLostEnds, when it has lost
+// the task. What the store does not have yet is not Durable: the receipt says what is in force here,
+// and this replica brings it into the store as soon as that is back. If the task had ended by itself
+// before, that is then what its receipt says.
 func (b *Broker) End(ctx context.Context, w Workload, id TaskID, req EndRequest) (Receipt, error) {
 	switch req.State {
 	case Completed, Failed, Canceled:
@@ -52,11 +53,12 @@ func (b *Broker) endOne(ctx context.Context, p *pendingEnd) (Receipt, error) {
 	}
 	p.Event = NewEventID()
 	ctx = context.WithoutCancel(ctx)
-	replies, err := b.tryEnd(ctx, p.Ending)
+	asked := b.lost.within(p.Ending, b.Now())
+	replies, err := b.tryEnd(ctx, asked)
 	unsure := errors.Is(err, ErrUnconfirmed)
 	if unsure {
 		// It may have happened. The same event ID shows whether it was this call.
-		replies, err = b.tryEnd(ctx, p.Ending)
+		replies, err = b.tryEnd(ctx, asked)
 	}
 	if err == nil && isAway(replies[0].Err) {
 		err = replies[0].Err

@@ -2,9 +2,11 @@ package broker_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -77,6 +79,58 @@ func TestALostTaskEndsByItsKeyAlone(t *testing.T) {
 		}
 		if again := after.end(report, id); again.Event != receipt.Event || again.First {
 			t.Errorf("repeated: %+v", again)
+		}
+	})
+}
+
+// TestEndsOfWhatTheStoreDoesNotHaveAreBounded: a store forgets a task soon after its end, and by its
+// key it could be ended again, with a denial that every verifier must keep for a day. A workload that
+// collects such keys must not fill what the others need as well.
+func TestEndsOfWhatTheStoreDoesNotHaveAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var later atomic.Int64 // how far this replica's clock is ahead
+		h := newHarness(t, newFaulty(t), func(c *broker.Config) {
+			c.Now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
+		})
+		day := func(r *broker.BeginRequest) { r.Deadline = broker.MaxDeadline }
+		var mine []broker.Begun
+		for range broker.MaxLostEnds + 1 {
+			begun := h.begin(report, day)
+			h.end(report, begun.Task.ID)
+			mine = append(mine, begun)
+		}
+		others := h.begin(night, day)
+		h.end(night, others.Task.ID)
+		time.Sleep(2 * broker.Margin)
+		if n := len(h.denied("files")); n != 0 {
+			t.Fatalf("%d entries of tasks that had no token", n)
+		}
+		for i, begun := range mine {
+			_, err := h.tryEnd(report, begun.Task.ID, begun.EndKey)
+			if over := i == broker.MaxLostEnds; over != errors.Is(err, broker.ErrNotFound) {
+				t.Fatalf("end %d of one workload: %v", i, err)
+			}
+		}
+		if r, err := h.tryEnd(report, mine[0].Task.ID, mine[0].EndKey); err != nil || r.First {
+			t.Errorf("repeated: %+v, %v", r, err)
+		}
+		if n := len(h.denied("files")); n != broker.MaxLostEnds {
+			t.Errorf("%d entries", n)
+		}
+		if _, err := h.tryEnd(night, others.Task.ID, others.EndKey); err != nil {
+			t.Errorf("another workload's: %v", err)
+		}
+		live := h.begin(report, withToken)
+		if r, err := h.tryEnd(report, live.Task.ID, live.EndKey); err != nil || !r.First {
+			t.Errorf("one that the store has: %+v, %v", r, err)
+		}
+		last := mine[broker.MaxLostEnds]
+		later.Store(int64(broker.MaxDeadline - time.Hour))
+		_, err := h.tryEnd(report, last.Task.ID, last.EndKey)
+		want(t, err, broker.ErrNotFound)
+		later.Store(int64(broker.MaxDeadline))
+		if _, err := h.tryEnd(report, last.Task.ID, last.EndKey); err != nil {
+			t.Errorf("a day later: %v", err)
 		}
 	})
 }

@@ -342,6 +342,9 @@ func (b *Broker) tryEnd(ctx context.Context, ends ...Ending) ([]EndReply, error)
 	if err == nil && len(replies) != len(ends) {
 		err = fmt.Errorf("%w: %d answers to %d ends", ErrUnconfirmed, len(replies), len(ends))
 	}
+	if err == nil {
+		b.lost.count(ends, replies)
+	}
 	return replies, err
 }
 
