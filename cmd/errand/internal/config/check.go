@@ -194,11 +194,11 @@ func (c *Config) checkFederation(say say) {
 
 func (c *Config) checkRedis(say say) {
 	r := c.Store.Redis
-	switch u, err := url.Parse(r.URL); {
+	switch u, _, ok := plainURL(r.URL); {
 	case r.URL == "":
 		say("store.redis.url", "is missing; the store is in Redis, and must be found")
-	case err != nil: // the error has the URL, and so perhaps a password
-		say("store.redis.url", "is not a URL; write it as rediss://errand@redis.example.org:6379/0")
+	case !ok: // what is wrong with it may be a part of a password
+		say("store.redis.url", "is not a URL; write it as rediss://errand@redis.example.org:6379/0, and a password into store.redis.password_file")
 	case r.PasswordFile != "" && u.User != nil && hasPassword(u):
 		say("store.redis.url", "has a password, and so has store.redis.password_file; leave it in the file alone")
 	}

@@ -241,6 +241,7 @@ func TestMistakes(t *testing.T) {
 		"wrong place":       {good + "log: {ops: x}\n", []string{"errand.yaml:7:7: log.ops is not a key; did you mean listeners.ops?"}},
 		"misspelt required": {strings.Replace(good, "inventory", "inventry", 1), []string{"errand.yaml:4:1: inventry is not a key; did you mean inventory?"}},
 		"twice":             {good + "issuer: x\n", []string{`errand.yaml:7:1: not valid YAML: mapping key "issuer" already defined at [1:1]`}},
+		"twice, dotted":     {good + "store.type: redis\n", []string{"errand.yaml:7:1: store.type must stand under its section: type, below store"}},
 		"not YAML":          {"issuer: 'x\n", []string{"errand.yaml:1:9: not valid YAML"}},
 		"a list":            {"- a\n", []string{"errand.yaml:1:1: the file must have keys"}},
 		"two documents":     {good + "---\n" + good, []string{"errand.yaml:8:7: there is a second document"}},
@@ -374,7 +375,9 @@ func TestLists(t *testing.T) {
 // TestSecretsAreNotShown: a password in a URL is masked wherever the URL is shown, a broken one too.
 func TestSecretsAreNotShown(t *testing.T) {
 	for _, url := range []string{"redis://u:hunter2@h:6379/0", "redis://:hunter2@h", "redis://u:hunter2@h:port:port/%zz", "redis+sentinel://u:hunter2@h?master_name=x",
-		"redis+sentinel://h?master_name=x&sentinel_password=hunter2"} {
+		"redis+sentinel://h?master_name=x&sentinel_password=hunter2",
+		"u:hunter2@h:6379", "redis:u:hunter2@h", "redis:/u:hunter2@h", "redis://h?password=hunter2;x", "redis://h?PASSWORD=hunter2", "redis://h#hunter2",
+		"redis://u:1/hunter2@h", "redis://u:1?hunter2@h", "redis://u:1#hunter2@h"} {
 		text := strings.Replace(good, "type: memory", fmt.Sprintf("type: redis, redis: {url: %q, password_file: f}", url), 1) + "keys: {key_file: k}\n"
 		c, problems := parse(t, text, nil, nil)
 		for _, s := range c.Show() {

@@ -129,9 +129,12 @@ func (r *reader) mapping(prefix string, at Origin, node ast.Node) bool {
 		return false
 	}
 	for pair := pairs.MapRange(); pair.Next(); {
-		key := prefix + pair.Key().GetToken().Value
+		name := pair.Key().GetToken().Value
+		key := prefix + name
 		at := r.at(pair.Key())
 		switch {
+		case strings.Contains(name, ".") && r.settings[key].name != "": // or it could be there twice
+			r.refuse(at, key, "must stand under its section: %s, below %s", last(key), parent(key))
 		case r.sections[key]:
 			if _, empty := pair.Value().(*ast.NullNode); !empty {
 				r.mapping(key+".", at, pair.Value())

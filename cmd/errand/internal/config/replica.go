@@ -72,7 +72,7 @@ func (c *Config) redis(ctx context.Context, log *slog.Logger) (*redis.Store, err
 	}
 	store, err := redis.New(ctx, out)
 	if err != nil {
-		return nil, Problems{c.problem("store.redis.url", "is %s, and that cannot be used: %s", masked(r.URL), redisKeys.Replace(err.Error()))}
+		return nil, Problems{c.problem("store.redis.url", "is %s, and that cannot be used: %s", maskedURL(r.URL), redisKeys.Replace(err.Error()))}
 	}
 	return store, nil
 }

@@ -141,6 +141,9 @@ func (s setting) text() string {
 	case int:
 		return strconv.Itoa(v)
 	case string:
+		if s.name == "store.redis.url" && v != "" {
+			return maskedURL(v)
+		}
 		return masked(v)
 	case []string:
 		return strings.Join(v, ", ")
@@ -154,23 +157,38 @@ func (s setting) text() string {
 	panic("config: " + s.name)
 }
 
-// masked takes the password out of a URL.
+// masked takes the passwords out of a URL.
 func masked(s string) string {
-	if !strings.Contains(s, "://") || !strings.ContainsAny(s, "@?") {
+	if !strings.Contains(s, "://") || !strings.ContainsAny(s, "@?#") {
 		return s
 	}
-	u, err := url.Parse(s)
-	if err != nil {
+	return maskedURL(s)
+}
+
+// maskedURL is masked for what must be a URL, also when it is none.
+func maskedURL(s string) string {
+	u, query, ok := plainURL(s)
+	if !ok {
 		return "(not a URL; not shown, since it may hold a password)"
 	}
-	query := u.Query()
 	for name := range query {
-		if strings.Contains(name, "password") {
+		if strings.Contains(strings.ToLower(name), "pass") {
 			query.Set(name, "xxxxx")
 			u.RawQuery = query.Encode()
 		}
 	}
 	return u.Redacted()
+}
+
+// plainURL takes a URL apart whose parts are what they seem to be. A password with a slash, a question
+// mark or a hash in it ends before its @, and what is left of it looks like a host, a path or a query.
+func plainURL(s string) (u *url.URL, query url.Values, ok bool) {
+	u, err := url.Parse(s)
+	if err != nil || !strings.Contains(s, "://") || u.Opaque != "" || u.Fragment != "" {
+		return nil, nil, false
+	}
+	query, err = url.ParseQuery(u.RawQuery)
+	return u, query, err == nil && !strings.Contains(u.Host+u.Path+u.RawQuery, "@")
 }
 
 // duration writes 24h for 24h0m0s.
