@@ -127,7 +127,7 @@ var mending = []struct{ in, advice string }{
 	{"first record does not look like a TLS handshake", "the server does not speak TLS there; write redis://, or give its TLS port"},
 	{"No such master", "Sentinel does not know that master_name"},
 	{"all sentinels specified in configuration are unreachable", "no Sentinel answers, or none knows that master_name"},
-	{"certificate required", "the server wants a client's certificate; give Config.CertFile and KeyFile"},
+	{"certificate required", "the server wants a client's certificate; give Config.CertFile and Config.KeyFile"},
 	{"DB index is out of range", "there is no such database; write /0"},
 }
 

@@ -35,8 +35,8 @@ func TestNewRefuses(t *testing.T) {
 	}{
 		{"no URL", redis.Config{}, "Config.URL"},
 		{"another protocol", redis.Config{URL: "http://127.0.0.1"}, "redis://"},
-		{"another kind", redis.Config{URL: "redis+ring://127.0.0.1"}, "ring"},
-		{"a URL that is none", redis.Config{URL: "redis://u:hunter2@127.0.0.1:port/0"}, "Config.URL"},
+		{"another kind", redis.Config{URL: "redis+ring://127.0.0.1"}, "Config.URL must begin with"},
+		{"a URL that is none", redis.Config{URL: "redis://u:hunter2@127.0.0.1:port/0"}, "Config.URL cannot be read: invalid port"},
 		{"no verification", redis.Config{URL: "rediss://127.0.0.1?skip_verify=true"}, "CAFile"},
 		{"no master name", redis.Config{URL: "redis+sentinel://127.0.0.1:1"}, "master_name"},
 		{"nobody there", redis.Config{URL: "redis://127.0.0.1:1"}, "is it running"},

@@ -39,7 +39,7 @@ func connect(c Config) (client redis.UniversalClient, cluster bool, err error) {
 	case strings.Contains(rest, "skip_verify"):
 		err = errors.New("skip_verify is not possible; name the authority in Config.CAFile")
 	case scheme != "redis" && scheme != "rediss" && scheme != "unix":
-		err = errors.New("it begins with none of redis://, rediss:// and unix://")
+		err = errBegins
 	case kind == "":
 		client, err = connectOne(c, plain)
 	case kind == "sentinel":
@@ -47,22 +47,38 @@ func connect(c Config) (client redis.UniversalClient, cluster bool, err error) {
 	case kind == "cluster":
 		client, err = connectCluster(c, plain)
 	default:
-		err = fmt.Errorf("there is no kind %q", kind)
+		err = errBegins
 	}
 	if err == nil {
 		return client, kind == "cluster", nil
 	}
+	return nil, false, fmt.Errorf("redis: %w", err)
+}
+
+// unread is an error of a parser of URLs.
+func unread(err error) error {
 	var bad *url.Error
 	if errors.As(err, &bad) { // it has the whole URL, and so the password
 		err = bad.Err
 	}
-	return nil, false, fmt.Errorf("redis: Config.URL cannot be used: %w; write it like redis://user@host:6379/0", err)
+	return fmt.Errorf("Config.URL cannot be read: %s; write it as redis://user@host:6379/0", strings.TrimPrefix(err.Error(), "redis: "))
 }
+
+// CheckURL says what is wrong with a Config.URL, without a connection.
+func CheckURL(text string) error {
+	client, _, err := connect(Config{URL: text})
+	if err != nil {
+		return err
+	}
+	return client.Close()
+}
+
+var errBegins = errors.New("Config.URL must begin with redis://, rediss:// or unix://, or for several servers with redis+cluster:// or redis+sentinel://, as redis://user@host:6379/0")
 
 func connectOne(c Config, address string) (redis.UniversalClient, error) {
 	o, err := redis.ParseURL(address)
 	if err != nil {
-		return nil, err
+		return nil, unread(err)
 	}
 	if o.TLSConfig, err = c.tls(o.TLSConfig != nil); err != nil {
 		return nil, err
@@ -80,10 +96,10 @@ func connectOne(c Config, address string) (redis.UniversalClient, error) {
 func connectSentinel(c Config, address string) (redis.UniversalClient, error) {
 	o, err := redis.ParseFailoverURL(address)
 	if err != nil {
-		return nil, err
+		return nil, unread(err)
 	}
 	if o.MasterName == "" {
-		return nil, errors.New("it names no ?master_name=")
+		return nil, errors.New("Config.URL must say which primary the Sentinels watch, as redis+sentinel://host:26379/0?master_name=errand")
 	}
 	if o.TLSConfig, err = c.tls(o.TLSConfig != nil); err != nil {
 		return nil, err
@@ -106,7 +122,7 @@ func connectSentinel(c Config, address string) (redis.UniversalClient, error) {
 func connectCluster(c Config, address string) (redis.UniversalClient, error) {
 	o, err := redis.ParseClusterURL(address)
 	if err != nil {
-		return nil, err
+		return nil, unread(err)
 	}
 	if o.TLSConfig, err = c.tls(o.TLSConfig != nil); err != nil {
 		return nil, err
@@ -134,7 +150,7 @@ func quiet() *maintnotifications.Config {
 func (c Config) tls(wanted bool) (*tls.Config, error) {
 	if !wanted {
 		if c.CAFile+c.CertFile+c.KeyFile != "" {
-			return nil, errors.New("there is a CAFile or a CertFile, and it does not say rediss://")
+			return nil, errors.New("there is a Config.CAFile or a Config.CertFile, and Config.URL does not say rediss://")
 		}
 		return nil, nil
 	}
@@ -155,7 +171,7 @@ func (c Config) tls(wanted bool) (*tls.Config, error) {
 	load := func() (*tls.Certificate, error) {
 		pair, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
 		if err != nil {
-			return nil, fmt.Errorf("Config.CertFile and KeyFile: %w", err)
+			return nil, fmt.Errorf("Config.CertFile and Config.KeyFile: %w", err)
 		}
 		return &pair, nil
 	}
@@ -174,7 +190,7 @@ func (c Config) credentials(user, password string) (func(context.Context) (strin
 		return nil, nil // what the URL says
 	}
 	if password != "" {
-		return nil, errors.New("there is a Config.PasswordFile, and it has a password, too")
+		return nil, errors.New("there is a Config.PasswordFile, and Config.URL has a password, too; leave it in the file alone")
 	}
 	read := func(context.Context) (string, string, error) {
 		secret, err := readSecret("Config.PasswordFile", c.PasswordFile)

@@ -77,10 +77,10 @@ func (s *Store) checkDataSet(d dataSet) error {
 	case d.epoch == 0:
 		return nil
 	case d.deployment != s.deployment:
-		return refusal("the data set is of the deployment %q, and this is %q; use another Prefix or database, or set Config.Deployment",
+		return refusal("the data set is of the deployment %q, and this is %q; set Config.Deployment if this broker belongs there, or use another Config.Prefix or database",
 			d.deployment, s.deployment)
 	case d.shards != s.shards:
-		return refusal("the data set has %d shards, and Config.Shards is %d; set it to that, or use another Prefix", d.shards, s.shards)
+		return refusal("the data set has %d shards, and Config.Shards is %d; set it to that, or use another Config.Prefix", d.shards, s.shards)
 	case d.last.Sub(d.now) > broker.MaxSkew && s.knownEpoch() == 0:
 		return refusal("the data set was used at %s, and the server's clock says %s; set the clock, since the store's time stands still until then",
 			d.last.Format(time.RFC3339), d.now.Format(time.RFC3339))
