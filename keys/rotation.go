@@ -48,8 +48,8 @@ func (r *Ring) Rotate() error {
 			return s, fmt.Errorf("%w: it has just been done, and the key after that is still being made; repeat later", ErrTooEarly)
 		}
 		if at := s.earliest(); now.Before(at) {
-			return s, fmt.Errorf("%w: key %s may sign from %s on; repeat then, or remove the active key in an emergency",
-				ErrTooEarly, s.next.id, at.UTC().Format(time.RFC3339Nano))
+			return s, fmt.Errorf("%w: key %s may sign from %s on; repeat then, or revoke the active key in an emergency",
+				ErrTooEarly, s.next.id, at.UTC().Add(time.Second-1).Truncate(time.Second).Format(time.RFC3339))
 		}
 		return s.rotate(now), nil
 	})

@@ -155,7 +155,7 @@ func (s Seal) seal(plain, bound []byte) []byte {
 	return aead.Seal(nonce, nonce, plain, bound)
 }
 
-var errOpen = errors.New("it does not open")
+var errOpen = errors.New("it was not sealed")
 
 func (s Seal) open(sealed, bound []byte) ([]byte, error) {
 	aead := s.aead()
