@@ -147,7 +147,7 @@ func (b *Broker) withinCeiling(w Workload, registration WorkloadRegistration, ta
 func (b *Broker) decideIssue(ctx context.Context, w Workload, registration WorkloadRegistration, task Task, req TokenRequest, control Control, now time.Time) (approved, error) {
 	audience, err := b.Registry.Audience(req.Audience)
 	if err != nil {
-		d := Decision{ID: NewDecisionID(), Rule: "registry/audience", Detail: fmt.Sprintf("there is no audience %q that %s may ask for; there are %s",
+		d := Decision{ID: NewDecisionID(), Rule: "registry/audience", Detail: fmt.Sprintf("there is no audience %q that %s may ask for; it may ask for %s",
 			req.Audience, w.ID, strings.Join(slices.Sorted(maps.Keys(registration.Ceiling)), ", "))}
 		return approved{}, b.refuse(w, registration, task.Name, d, &Denied{Reason: ErrDenied, Decision: d})
 	}

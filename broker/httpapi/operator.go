@@ -32,7 +32,11 @@ type roleNeeded struct {
 }
 
 func (e *roleNeeded) Error() string {
-	return fmt.Sprintf("this needs the role %s, and %s has the role %s", e.needs, e.id, e.has)
+	has := "the role " + e.has.String()
+	if e.has == broker.NoRole {
+		has = "none"
+	}
+	return fmt.Sprintf("this needs the role %s, and %s has %s", e.needs, e.id, has)
 }
 
 func (a *API) listKeys(context.Context, request[none]) (wire.KeyList, error) {

@@ -16,7 +16,7 @@ var (
 	errMethod    = errors.New("this path does not have that method")
 	errTooLarge  = errors.New("the body is too large")
 	errMediaType = errors.New("the body must be application/json in UTF-8, without content coding")
-	errNotServer = errors.New("the caller is not a registered server of this audience")
+	errNotServer = errors.New("there is no such audience, or the caller is not among its servers in the inventory")
 )
 
 // malformed is a body or header that cannot be read as what it should be.
@@ -65,7 +65,7 @@ var problemTypes = []problemType{
 	{wire.ProblemMediaType, 415, "Unsupported media type", "", "Send Content-Type: application/json, in UTF-8, without a content coding.", matches(errMediaType)},
 	{wire.ProblemInvalid, 422, "Invalid request", "", "The member named in \"field\" has a value that is not allowed. Give it one that is: \"detail\" says which.", matches(broker.ErrInvalid)},
 	{wire.ProblemTooShort, 422, "Too little life left", "", "A token would have lived for less than two seconds, since the task's deadline or the SVID's end is near. Begin a new task, or wait for the next SVID.", matches(broker.ErrTooShort)},
-	{wire.ProblemUnregistered, 403, "Workload not registered", "", "Add the workload's SPIFFE ID to the registry with an owner, a purpose and a ceiling.", matches(broker.ErrUnregistered)},
+	{wire.ProblemUnregistered, 403, "Workload not registered", "", "Add the workload's SPIFFE ID to the inventory with an owner, a purpose and a ceiling.", matches(broker.ErrUnregistered)},
 	{wire.ProblemScopeExceeded, 403, "Outside the task's ceiling", "", "A token can only narrow what the task asked for when it began. Name the audience and scope there, or begin a task for it.", matches(broker.ErrScopeExceeded)},
 	{wire.ProblemDenied, 403, "Denied by policy", "", "\"rule\" says what decided, and \"missing\" what would have changed the answer: ask the owner named there to widen the workload's ceiling in the inventory, or ask for no more than \"granted_instead\".", matches(broker.ErrDenied, errNotServer)},
 	{wire.ProblemQuarantined, 403, "Quarantined", "", "An operator has locked this workload, audience or scope; \"detail\" has the reason and the end. Ask the operators; trying again does not help before then.", matches(broker.ErrQuarantined)},
@@ -75,7 +75,7 @@ var problemTypes = []problemType{
 	{wire.ProblemTooEarly, 409, "Too early to rotate", "", "Verifiers may not have the next key yet; \"detail\" says from when on they do. Repeat then. If the active key is no longer secret, revoke it instead: that is never too early.", matches(broker.ErrTooEarly)},
 	{wire.ProblemTaskEnded, 410, "Task has ended", "", "A task that has ended stays ended; \"state\" and \"cause\" say how. Begin a new one.", matches(broker.ErrEnded)},
 	{wire.ProblemCursorExpired, 410, "Position of another epoch", "", "Take a snapshot and follow from its position.", matches(feed.ErrCursor, broker.ErrEpoch)},
-	{wire.ProblemQuota, 429, "Quota exceeded", "5", "Too many tasks or grants of this workload are live at once. End those that are done, or raise the quota in the registry.", matches(broker.ErrQuota)},
+	{wire.ProblemQuota, 429, "Quota exceeded", "5", "Too many tasks or grants of this workload are live at once. End those that are done, or raise its max_tasks or max_grants in the inventory.", matches(broker.ErrQuota)},
 	{wire.ProblemAuditUnavailable, 503, "Audit log unavailable", "1", "No token is issued that cannot be recorded. Tell the operators of the broker; try again.", matches(broker.ErrAudit)},
 	{wire.ProblemStoreUnavailable, 503, "Store unavailable", "1", "The broker cannot reach its store. Try again with the same Idempotency-Key. Ending is safe to repeat, and with the task's end_key needs no store, unless too many ends wait for it already.", matches(broker.ErrUnavailable, broker.ErrUnconfirmed)},
 	{wire.ProblemNotReady, 503, "Not ready", "1", "This replica cannot answer now. Try again, or ask another.", matches(broker.ErrNotReady, broker.ErrSigning, feed.ErrFull, feed.ErrReset)},

@@ -215,7 +215,7 @@ func (s *Server) locate() error {
 func CheckURL(text string) error {
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme != "https" || u.Host == "" || text != "https://"+u.Host {
-		return fmt.Errorf("%q must be https:// with a host and perhaps a port, and nothing after it", text)
+		return fmt.Errorf("%q; it must be https:// with a host and perhaps a port, and nothing after it", text)
 	}
 	return nil
 }
