@@ -19,6 +19,7 @@ import (
 	"github.com/errandhq/errand/broker/registry"
 	"github.com/errandhq/errand/broker/server"
 	"github.com/errandhq/errand/keys"
+	"github.com/errandhq/errand/store/redis"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -194,13 +195,18 @@ func (c *Config) checkFederation(say say) {
 
 func (c *Config) checkRedis(say say) {
 	r := c.Store.Redis
-	switch u, _, ok := plainURL(r.URL); {
+	u, _, ok := plainURL(r.URL)
+	switch {
 	case r.URL == "":
 		say("store.redis.url", "is missing; the store is in Redis, and must be found")
 	case !ok: // what is wrong with it may be a part of a password
 		say("store.redis.url", "is not a URL; write it as rediss://errand@redis.example.org:6379/0, and a password into store.redis.password_file")
 	case r.PasswordFile != "" && u.User != nil && hasPassword(u):
 		say("store.redis.url", "has a password, and so has store.redis.password_file; leave it in the file alone")
+	default:
+		if err := redis.CheckURL(r.URL); err != nil {
+			say("store.redis.url", "is %s, and that cannot be used: %s", maskedURL(r.URL), redisKeys.Replace(err.Error()))
+		}
 	}
 	if (r.CertificateFile == "") != (r.KeyFile == "") {
 		say("store.redis.certificate_file", "and store.redis.key_file belong together; name both, or neither")

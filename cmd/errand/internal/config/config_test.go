@@ -254,7 +254,7 @@ func TestMistakes(t *testing.T) {
 		"no choice":         {good + "log: {level: loud}\n", []string{`errand.yaml:7:14: log.level is "loud"; it must be debug, info, warn or error`}},
 		"address":           {good + "listeners: {workload: 8443}\n", []string{`errand.yaml:7:23: listeners.workload is "8443"; it must be host:port`}},
 		"public operations": {good + "listeners: {ops: \":9090\"}\n", []string{`errand.yaml:7:18: listeners.ops is ":9090"; it must be a loopback address`}},
-		"a URL with a path": {strings.Replace(good, "a:1", "a:1/x", 1), []string{`errand.yaml:1:9: issuer is "https://a:1/x" must be https://`}},
+		"a URL with a path": {strings.Replace(good, "a:1", "a:1/x", 1), []string{`errand.yaml:1:9: issuer is "https://a:1/x"; it must be https://`}},
 		"half an identity":  {strings.Replace(good, "workload_api: \"unix:///s\"", "key: k", 1), []string{"identity.bundle is missing", "identity.certificate is missing"}},
 		"two identities":    {strings.Replace(good, "identity: {", "identity: {certificate: c, ", 1), []string{"errand.yaml:3:42: identity.workload_api is set, and so are files"}},
 		"no list":           {good + "operators: {admin: spiffe://a/b}\n", []string{"errand.yaml:7:20: operators.admin must be a list, as [a, b]"}},
