@@ -28,7 +28,11 @@ Workload API at SPIFFE_ENDPOINT_SOCKET, or from the folder ERRAND_IDENTITY_DIR; 
 configuration gives that SPIFFE ID a role. With errand dev running:
 
   eval "$(errand dev env operator)"
-  errand keys list`,
+  errand keys list
+
+The exit code is 0 when it is done, 2 for a command line or an environment that makes no sense, 3 for
+no such key, 4 for no identity, 5 for not allowed, 7 for too early, 8 for no answer from the broker, and
+1 for all else.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -180,6 +184,7 @@ func confirm(cmd *cobra.Command, what string) error {
 	fmt.Fprintf(cmd.ErrOrStderr(), "%s\nType yes to do it: ", what)
 	answer, err := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
 	if errors.Is(err, io.EOF) { // as from /dev/null
+		fmt.Fprintln(cmd.ErrOrStderr())
 		return nobody
 	}
 	if strings.TrimSpace(answer) != "yes" {

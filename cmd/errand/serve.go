@@ -30,7 +30,7 @@ func newServe() *cobra.Command {
 		Long: `serve runs one replica of the broker, as its configuration file says, until it gets SIGTERM or
 SIGINT. It then sends those who follow the feed elsewhere, lets requests finish for ten seconds, and
 ends; a second signal ends it at once. Logs go to stderr. Under systemd, Type=notify is told when
-the replica is ready.
+the replica is ready. A change of the file or the inventory counts from the next start.
 
   errand config init --out errand.yaml        the file, which is the manual
   errand config check --config errand.yaml    every mistake at once
@@ -65,7 +65,7 @@ the replica is ready.
 
 // serve runs the replica until ctx ends or it fails.
 func serve(ctx context.Context, c *config.Config, s *server.Server, log *slog.Logger) error {
-	log.Info("errand "+Version, "issuer", s.Issuer(), "broker_url", s.BrokerURL(), "inventory", c.Inventory, "audit_log", c.Audit.Log)
+	log.Info("errand "+Version, "issuer", s.Issuer(), "broker_url", s.BrokerURL(), "store", c.Store.Type, "inventory", c.Inventory, "audit_log", c.Audit.Log)
 	at := s.Listening()
 	operator := at["operator"]
 	if operator == "" {

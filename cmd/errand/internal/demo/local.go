@@ -264,7 +264,7 @@ func (d Description) Socket(name string) (string, error) {
 			names = append(names, name)
 		}
 		slices.Sort(names)
-		return "", fmt.Errorf("there is no identity %q; there are %s. Start errand dev with one more --identity %s for it", name, strings.Join(names, ", "), name)
+		return "", fmt.Errorf("there is no identity %q; there are %s. For one more, start errand dev with --identity %s, or errand dev identities with that name", name, strings.Join(names, ", "), name)
 	}
 	return addr, nil
 }
