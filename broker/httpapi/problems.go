@@ -96,7 +96,7 @@ func (a *API) problem(err error) (wire.Problem, map[string]string) {
 		}
 	}
 	p := wire.Problem{
-		Type: a.Issuer + "/problems/" + row.name, Title: row.title, Status: row.status, Detail: err.Error(),
+		Type: a.Issuer + "/problems/" + row.name, Title: row.title, Status: row.status, Detail: detail(err, row),
 	}
 	header := map[string]string{}
 	if row.retry != "" {
@@ -109,6 +109,18 @@ func (a *API) problem(err error) (wire.Problem, map[string]string) {
 		p.Detail = row.mend
 	}
 	return p, header
+}
+
+// detail is what the error adds to the title, or what to do when it adds nothing.
+func detail(err error, row problemType) string {
+	text := err.Error()
+	switch first, rest, more := strings.Cut(text, ": "); {
+	case !strings.EqualFold(first, row.title):
+		return text
+	case more:
+		return rest
+	}
+	return row.mend
 }
 
 func short(s string) string {

@@ -72,7 +72,7 @@ func (m *Minter) Retire(kid string) error {
 	case slices.ContainsFunc(m.ring.Keys(), func(k keys.Key) bool { return k.ID == kid && k.Removed }):
 		return nil
 	}
-	return fmt.Errorf("%w: key %s", broker.ErrNotFound, kid)
+	return fmt.Errorf("%w: there is no key %s", broker.ErrNotFound, kid)
 }
 
 // unsigned turns an error of a ring that was to be changed into the domain's.
