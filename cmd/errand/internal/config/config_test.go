@@ -240,6 +240,7 @@ func TestMistakes(t *testing.T) {
 		"far from any":      {good + "colour: x\n", []string{"errand.yaml:7:1: colour is not a key; there are audit, broker_url,"}},
 		"wrong place":       {good + "log: {ops: x}\n", []string{"errand.yaml:7:7: log.ops is not a key; did you mean listeners.ops?"}},
 		"misspelt required": {strings.Replace(good, "inventory", "inventry", 1), []string{"errand.yaml:4:1: inventry is not a key; did you mean inventory?"}},
+		"another URL":       {strings.Replace(good, "type: memory", "type: redis, redis: {url: 'http://h:6379'}", 1) + "keys: {key_file: k}\n", []string{"store.redis.url is http://h:6379, and that cannot be used: redis: store.redis.url must begin with redis://"}},
 		"twice":             {good + "issuer: x\n", []string{`errand.yaml:7:1: not valid YAML: mapping key "issuer" already defined at [1:1]`}},
 		"twice, dotted":     {good + "store.type: redis\n", []string{"errand.yaml:7:1: store.type must stand under its section: type, below store"}},
 		"not YAML":          {"issuer: 'x\n", []string{"errand.yaml:1:9: not valid YAML"}},
