@@ -8,15 +8,17 @@ import (
 )
 
 // MaxLostEnds bounds the ends of tasks that the store does not have: of one workload, at one replica,
-// in MaxDeadline. Each is kept by the store and by every verifier until its task's deadline, and no
-// quota bounds them: a store cannot tell what it has lost from what it has forgotten, as it does with
-// every task that has ended. One more is ErrNotFound, and its tokens die by their expiry.
+// in lostPeriod. For so long each is kept by the store and by every verifier, and no quota bounds them:
+// a store cannot tell what it has lost from what it has forgotten, as it does with every task that has
+// ended. One more is ErrNotFound, and its tokens die by their expiry.
 const MaxLostEnds = 1000
+
+const lostPeriod = MaxTokenLife + Margin
 
 // lostEnds counts them. Those at the same time may be some more.
 type lostEnds struct {
 	mu      sync.Mutex          // guards what follows
-	since   time.Time           // the counts begin anew after MaxDeadline
+	since   time.Time           // the counts begin anew after lostPeriod
 	callers map[spiffeid.ID]int // those that have had such an end since then
 }
 
@@ -26,7 +28,7 @@ func newLostEnds() lostEnds { return lostEnds{callers: map[spiffeid.ID]int{}} }
 func (l *lostEnds) within(e Ending, now time.Time) Ending {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if now.Sub(l.since) >= MaxDeadline {
+	if now.Sub(l.since) >= lostPeriod {
 		l.since = now
 		clear(l.callers)
 	}

@@ -62,9 +62,11 @@ type Store interface {
 	// or another workload's has ErrNotFound in its reply.
 	//
 	// With Lost, a task that Lookup would not find is ended all the same, unless Margin has passed
-	// since Lost or the ID is another workload's: it is kept in its final state until then, knows its
-	// ID, workload and deadline and nothing of what it was, stands alone on its path, and has one
-	// entry, addressed to everybody. It counts for no quota, and a begin with its ID is ErrEnded.
+	// since Lost or the ID is another workload's. No token of it can live longer than MaxTokenLife from
+	// now, nor than Lost: Margin after the earlier of these it is forgotten. Until then it is kept in
+	// its final state, knows its ID, workload and deadline and nothing of what it was, stands alone on
+	// its path, and has one entry, addressed to everybody. It counts for no quota, and a begin with its
+	// ID is ErrEnded.
 	//
 	// A task's entry is addressed to the audiences of all grants ever issued in its tree, and is
 	// kept until the last of those issued at or below it expires, plus Margin; if that has passed,

@@ -9,12 +9,16 @@ import (
 // bury ends a task that this data set does not have, or has without those above it: what is left is
 // a record that only says so.
 func (s *Store) bury(sh *shard, e broker.Ending, now time.Time) broker.EndReply {
-	until := e.Lost.Add(broker.Margin)
+	until := e.Lost
+	if last := now.Add(broker.MaxTokenLife); last.Before(until) {
+		until = last // what the store has lost has issued nothing since
+	}
+	until = until.Add(broker.Margin)
 	old, there := sh.tasks[e.Task]
 	switch {
 	case e.Workload.IsZero():
 		return broker.EndReply{Err: &broker.Invalid{Field: "workload", Detail: "is missing; a lost task is ended for its workload alone"}}
-	case there && old.Workload != e.Workload, !now.Before(until):
+	case there && old.Workload != e.Workload, !now.Before(e.Lost.Add(broker.Margin)):
 		return broker.EndReply{Err: broker.ErrNotFound}
 	case e.State == "" || !e.State.Final():
 		return broker.EndReply{Err: notFinal()}

@@ -14,6 +14,7 @@ func agingCases() []testCase {
 		{"aging/a lapsed task that nobody swept", agingUnswept},
 		{"aging/a task below one that is gone", agingOrphan},
 		{"aging/a lost task stays dead for its tokens", agingLost},
+		{"aging/a lost task with a far deadline", agingLostLong},
 		{"aging/a lost task below one that is gone", agingLostOrphan},
 		{"aging/an entry stays for its tokens", agingEntry},
 		{"aging/no entry when all tokens are past", agingNoEntry},

@@ -144,6 +144,19 @@ func agingLost(b *bench) {
 	}
 }
 
+// agingLostLong: what the store has lost has issued nothing since, so that a far deadline keeps nothing.
+func agingLostLong(b *bench) {
+	e := b.losing(broker.NewTaskID(b.shard), 20*time.Hour)
+	last := b.end(e).Receipt.Ended.Add(broker.MaxTokenLife)
+	task := broker.Task{ID: e.Task, Workload: alice()}
+	b.same("the entry's end", b.entry(ofTask(task)).Until, last.Add(broker.Margin))
+	b.until(last.Add(broker.Margin), time.Second)
+	b.entry(ofTask(task))
+	b.state(task, broker.Completed)
+	b.stays(task, last.Add(broker.Margin))
+	b.same("the entries", len(b.entries(ofTask(task))), 0)
+}
+
 // agingLostOrphan: one that is there without the tasks above it is as good as lost.
 func agingLostOrphan(b *bench) {
 	root := b.begin(lease(10 * time.Second))
@@ -152,7 +165,7 @@ func agingLostOrphan(b *bench) {
 	b.absent(child.ID)
 	e := completing(child)
 	e.Lost = child.Deadline
-	b.end(e)
+	last := b.end(e).Receipt.Ended.Add(broker.MaxTokenLife)
 	b.state(child, broker.Completed)
 	b.same("its path", b.now(child).Path, []broker.TaskID{child.ID})
 	b.entry(ofTask(child))
@@ -160,5 +173,5 @@ func agingLostOrphan(b *bench) {
 	b.until(child.LeaseEnd.Add(broker.Margin), -grace)
 	b.state(child, broker.Completed)
 	b.same("what is due", len(b.list(broker.Query{Due: true}).Tasks), 0)
-	b.stays(child, child.Deadline.Add(broker.Margin))
+	b.stays(child, last.Add(broker.Margin))
 }

@@ -386,7 +386,7 @@ func (m *machine) drawEnds() []broker.Ending {
 		case broker.TargetTask:
 			e.Task, e.IfDue = m.drawTask(), rapid.IntRange(0, 3).Draw(m.T, "if due") == 3
 			if !e.IfDue && rapid.IntRange(0, 2).Draw(m.T, "lost") == 2 {
-				e.Lost = m.now().Add(m.drawMillis("left", 60_000, 1000, -60_000))
+				e.Lost = m.now().Add(m.drawMillis("left", 60_000, 1000, -60_000, 3_600_000))
 			}
 		case broker.TargetGrant:
 			e.Grant = m.drawGrant()

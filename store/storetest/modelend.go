@@ -62,14 +62,17 @@ func (m *model) endTask(e broker.Ending, now time.Time) broker.EndReply {
 
 // bury ends a task that the model has never had.
 func (m *model) bury(e broker.Ending, now time.Time) broker.EndReply {
-	until := e.Lost.Add(broker.Margin)
+	until := broker.MaxTokenLife
+	if left := e.Lost.Sub(now); left < until {
+		until = left
+	}
 	switch {
 	case e.Workload.IsZero():
 		return broker.EndReply{Err: broker.ErrInvalid}
-	case !now.Before(until):
+	case until+broker.Margin <= 0:
 		return broker.EndReply{Err: broker.ErrNotFound}
 	}
-	m.announce(e.Task.Shard(), broker.Entry{Denial: ofTask(broker.Task{ID: e.Task}), Until: until})
+	m.announce(e.Task.Shard(), broker.Entry{Denial: ofTask(broker.Task{ID: e.Task}), Until: now.Add(until + broker.Margin)})
 	r := broker.Receipt{Event: e.Event, Task: e.Task, State: e.State, Cause: e.Cause, Reason: e.Reason, Ended: now, Feed: m.position(), First: true}
 	m.tasks = append(m.tasks, modelTask{
 		GrantRequest: broker.GrantRequest{Workload: e.Workload, Task: e.Task, Begin: &broker.Beginning{}},

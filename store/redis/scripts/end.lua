@@ -42,10 +42,11 @@ if not path then
     if not old.over then retire(old) end
     give_up_key(old)
   end
-  announce('task', id, nil, deadline + MARGIN)
+  local last = math.min(deadline, now + DENIAL_LIFE - MARGIN) -- when its last token can have expired
+  announce('task', id, nil, last + MARGIN)
   local t = {id = id, workload = workload, static = ARGV[12], begun = 0, lease = 0, lease_end = 0, deadline = deadline, due = 0,
     above = '', request = '', digest = '', first = '', audiences = {}, last_exp = 0, grants = 0, below = 0, children = 0}
-  t.over = {state = state, cause = cause, ended = now, closed = deadline, event = event, reason = reason, feed = position()}
+  t.over = {state = state, cause = cause, ended = now, closed = last, event = event, reason = reason, feed = position()}
   redis.call('ZADD', IDS, 0, id)
   redis.call('ZADD', ALARMS, gone(t), id)
   save(t)
