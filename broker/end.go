@@ -103,6 +103,9 @@ func (b *Broker) endEvents(replies []EndReply, actor, address string) []Event {
 			continue
 		}
 		e := taskEvent(EventTaskEnded, b.registration(r.Task), r.Task)
+		if r.Task.Begun.IsZero() {
+			e.Kind = EventTaskLost
+		}
 		if r.Receipt.Grant != "" {
 			e = grantEvent(EventGrantRevoked, b.registration(r.Task), r.Task, r.Grant)
 		}

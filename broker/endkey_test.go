@@ -74,7 +74,7 @@ func TestALostTaskEndsByItsKeyAlone(t *testing.T) {
 		if !after.names("files", string(id)) || !after.names("orders", string(id)) {
 			t.Error("not everybody is told")
 		}
-		if ends := after.audit.of(broker.EventTaskEnded); len(ends) != 1 || ends[0].ID != receipt.Event || ends[0].Owner != "team-fin" {
+		if ends := after.audit.of(broker.EventTaskLost); len(ends) != 1 || ends[0].ID != receipt.Event || ends[0].Owner != "team-fin" {
 			t.Errorf("the audit log has %+v", ends)
 		}
 		if again := after.end(report, id); again.Event != receipt.Event || again.First {

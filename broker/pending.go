@@ -40,6 +40,8 @@ type pendingEnd struct {
 
 	// written is set when the store has it; then it only waits for the store's feed.
 	written bool
+	// held is set when the store has nothing to end: it has lost the task, whose tokens are about.
+	held bool
 }
 
 func (p *pendingEnd) denial() Denial {
@@ -60,6 +62,7 @@ func (p *pendingEnd) shard() int {
 // in memory alone, which is what Receipt.Durable says.
 type pending struct {
 	size atomic.Int64 // of list; spares everybody mu while there is nothing
+	held atomic.Int64 // of these, those that are held
 
 	mu      sync.Mutex // guards what follows; held for memory work only
 	list    []*pendingEnd
@@ -107,7 +110,7 @@ func (q *pending) add(p *pendingEnd, announce func(Entry)) (Receipt, error) {
 	if !p.told {
 		room /= 2 // what nobody was told of must not crowd out what somebody relies on
 	}
-	if len(q.list) >= room || q.callers[p.Workload] >= MaxPendingPerCaller && !p.Workload.IsZero() {
+	if len(q.list)-int(q.held.Load()) >= room || q.callers[p.Workload] >= MaxPendingPerCaller && !p.Workload.IsZero() {
 		if known {
 			return first, nil
 		}
@@ -144,6 +147,30 @@ func (q *pending) wrote(p *pendingEnd, receipt Receipt) {
 	p.written, p.receipt = true, receipt
 }
 
+// hold keeps an end in force that the store has nothing to end for, until no token can be left. It
+// takes no room from those that wait for the store; MaxPendingEnds are held at most.
+func (q *pending) hold(p *pendingEnd, until time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	p.written = true
+	if q.held.Load() >= MaxPendingEnds {
+		return
+	}
+	p.held = true
+	q.held.Add(1)
+	q.leave(p)
+	if until.Before(p.until) {
+		p.until = until
+	}
+}
+
+// leave takes an end out of what its caller may have. It is called with mu held.
+func (q *pending) leave(p *pendingEnd) {
+	if q.callers[p.Workload]--; q.callers[p.Workload] == 0 {
+		delete(q.callers, p.Workload)
+	}
+}
+
 // drop forgets the ends that are over, and calls settled for each that was in force.
 func (q *pending) drop(over func(*pendingEnd) bool, settled func(Denial)) {
 	q.mu.Lock()
@@ -152,8 +179,10 @@ func (q *pending) drop(over func(*pendingEnd) bool, settled func(Denial)) {
 		if !over(p) {
 			return false
 		}
-		if q.callers[p.Workload]--; q.callers[p.Workload] == 0 {
-			delete(q.callers, p.Workload)
+		if p.held {
+			q.held.Add(-1)
+		} else {
+			q.leave(p)
 		}
 		if q.inForce[p.denial()] == p {
 			delete(q.inForce, p.denial())
@@ -209,7 +238,7 @@ func (q *pending) wait(ctx context.Context) error {
 }
 
 // PendingEnds is how many ends the store has not confirmed to this replica.
-func (b *Broker) PendingEnds() int { return int(b.pending.size.Load()) }
+func (b *Broker) PendingEnds() int { return int(b.pending.size.Load() - b.pending.held.Load()) }
 
 // writePending brings what is pending into the store, until ctx ends.
 func (b *Broker) writePending(ctx context.Context) error {
@@ -257,6 +286,9 @@ func (b *Broker) settlePending(ctx context.Context) error {
 		if !p.written && p.told && !now.Before(p.until) {
 			b.handOver([]Event{b.mootEvent(p, p.receipt)}) // nothing is left that it could kill
 			return true
+		}
+		if p.held {
+			return !now.Before(p.until)
 		}
 		// Whoever joins the feed in between must hear of it one way or the other.
 		return p.written && (!p.told || b.view.covers(p.receipt.Feed))
@@ -318,6 +350,10 @@ func (b *Broker) settle(p *pendingEnd, reply EndReply) {
 		events = append(events, b.mootEvent(p, truth))
 	}
 	b.handOver(events)
+	if p.told && errors.Is(reply.Err, ErrNotFound) {
+		b.pending.hold(p, b.Now().Add(MaxTokenLife+Margin))
+		return
+	}
 	b.pending.wrote(p, truth)
 }
 

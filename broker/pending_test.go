@@ -177,6 +177,41 @@ func TestP4_NothingIsSignedAfterAnEnd(t *testing.T) {
 	})
 }
 
+// TestAnEndThatWasAnsweredStaysInForce when the store turns out to have lost the task: its tokens are
+// still about.
+func TestAnEndThatWasAnsweredStaysInForce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var later atomic.Int64 // how far this replica's clock is ahead
+		store := newFaulty(t)
+		h := newHarness(t, store, func(c *broker.Config) {
+			c.Now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
+		})
+		lost := broker.NewTaskID(0) // as after a failover
+		store.all(away)
+		if r, err := h.Revoke(ctx, broker.Revocation{Task: lost, Actor: "ada", Reason: "INC-9"}); err != nil || r.Durable {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		store.all(works)
+		time.Sleep(5 * time.Second)
+		if n := h.PendingEnds(); n != 0 {
+			t.Errorf("%d ends wait for the store, which has nothing to end", n)
+		}
+		if !h.names("orders", string(lost)) {
+			t.Fatal("the end is not in force any more")
+		}
+		later.Store(int64(broker.MaxTokenLife))
+		time.Sleep(5 * time.Second)
+		if !h.names("orders", string(lost)) {
+			t.Error("it is in force for less than a token may live")
+		}
+		later.Store(int64(broker.MaxTokenLife + broker.Margin))
+		time.Sleep(5 * time.Second)
+		if h.names("orders", string(lost)) {
+			t.Error("it is kept for longer than a token may live")
+		}
+	})
+}
+
 // TestAnEndThatAnotherOneWasBeforeIsMoot: the receipt of it is in the log all the same.
 func TestAnEndThatAnotherOneWasBeforeIsMoot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

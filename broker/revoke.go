@@ -119,6 +119,10 @@ func (b *Broker) control(ctx context.Context, end Ending, event Event) (Receipt,
 	event.ID = NewEventID()
 	end.Event = event.ID
 	replies, err := b.Store.End(ctx, []Ending{end})
+	if errors.Is(err, ErrUnconfirmed) {
+		// It may have happened, without an event. To say it twice does no harm.
+		replies, err = b.Store.End(ctx, []Ending{end})
+	}
 	if err != nil {
 		return Receipt{}, err
 	}
@@ -129,6 +133,7 @@ func (b *Broker) control(ctx context.Context, end Ending, event Event) (Receipt,
 		return Receipt{}, replies[0].Err
 	}
 	receipt := replies[0].Receipt
+	receipt.First = receipt.First || receipt.Event == event.ID
 	if receipt.First {
 		event.Time = receipt.Ended
 		b.record(ctx, []Event{event})
