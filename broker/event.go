@@ -12,7 +12,7 @@ const (
 	EventDenied       EventKind = "request.denied"
 	EventTaskEnded    EventKind = "task.ended"
 	EventTaskLost     EventKind = "task.lost" // its end key ended it, and the store did not have it: how it may have ended before is in an earlier event
-	EventEndMoot      EventKind = "end.moot" // it was answered while the store was away, and another one had been first
+	EventEndMoot      EventKind = "end.moot"  // it was answered while the store was away, and another one had been first
 	EventGrantRevoked EventKind = "grant.revoked"
 	EventRevoked      EventKind = "selector.revoked"
 	EventKeyRevoked   EventKind = "key.revoked"
