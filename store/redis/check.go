@@ -37,8 +37,12 @@ func (s *Store) check(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := checkFacts(text, s.cluster); err != nil {
+		facts := factsOf(text)
+		if err := checkFacts(facts, s.cluster); err != nil {
 			return err
+		}
+		if facts["aof_enabled"] == "0" {
+			s.logger.Warn("redis: appendonly is no, so a restart of the server loses tasks and ends; set it to yes", "server", node.Options().Addr)
 		}
 		before := s.clock()
 		at, err := node.Time(ctx).Result()
@@ -49,13 +53,18 @@ func (s *Store) check(ctx context.Context) error {
 	}))
 }
 
-// checkFacts looks at what a server says of itself.
-func checkFacts(text string, cluster bool) error {
+// factsOf takes the answer to INFO apart.
+func factsOf(text string) map[string]string {
 	facts := map[string]string{}
 	for line := range strings.Lines(text) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
 		facts[name] = value
 	}
+	return facts
+}
+
+// checkFacts looks at what a server says of itself.
+func checkFacts(facts map[string]string, cluster bool) error {
 	major, _, _ := strings.Cut(facts["redis_version"], ".")
 	if n, err := strconv.Atoi(major); err != nil || n < minVersion {
 		return refusal("the server has version %q; it must be %d.0 or later", facts["redis_version"], minVersion)

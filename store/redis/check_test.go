@@ -1,7 +1,9 @@
 package redis_test
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -96,4 +98,24 @@ func file(t *testing.T, text string) string {
 		t.Fatal(err)
 	}
 	return name
+}
+
+// TestNewSaysThatARestartLosesData, and is silent where it does not.
+func TestNewSaysThatARestartLosesData(t *testing.T) {
+	for appendonly, said := range map[string]bool{"no": true, "yes": false} {
+		t.Run(appendonly, func(t *testing.T) {
+			s := start(t, "--appendonly", appendonly)
+			var log bytes.Buffer
+			store, err := redis.New(t.Context(), redis.Config{URL: s.URL(), Logger: slog.New(slog.NewTextHandler(&log, nil))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := store.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(log.String(), "appendonly is no") != said {
+				t.Errorf("the log is %q", log.String())
+			}
+		})
+	}
 }
