@@ -8,6 +8,7 @@ package registry
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -44,7 +45,7 @@ func Load(path string) (*Registry, error) {
 	return r, nil
 }
 
-// Parse checks a registry file's text.
+// Parse checks a registry file's text. Its error joins all mistakes of the audiences, or of the workloads.
 func Parse(text []byte) (*Registry, error) {
 	if len(text) > MaxFile {
 		return nil, fmt.Errorf("registry: the file is larger than %d bytes", MaxFile)
@@ -59,17 +60,33 @@ func Parse(text []byte) (*Registry, error) {
 		audiences: map[string]broker.AudienceRegistration{},
 		revision:  hex.EncodeToString(digest[:8]),
 	}
+	var mistakes []error
 	for i, a := range file.Audiences {
 		if err := r.addAudience(a); err != nil {
-			return nil, fmt.Errorf("registry: audiences[%d] (%s): %w", i, a.Name, err)
+			mistakes = append(mistakes, fmt.Errorf("registry: audiences[%d] (%s): %w", i, a.Name, plain(err)))
 		}
+	}
+	if mistakes != nil { // a workload that names one of them would be wrong for that alone
+		return nil, errors.Join(mistakes...)
 	}
 	for i, w := range file.Workloads {
 		if err := r.addWorkload(w); err != nil {
-			return nil, fmt.Errorf("registry: workloads[%d] (%s): %w", i, w.ID, err)
+			mistakes = append(mistakes, fmt.Errorf("registry: workloads[%d] (%s): %w", i, w.ID, plain(err)))
 		}
 	}
+	if mistakes != nil {
+		return nil, errors.Join(mistakes...)
+	}
 	return r, nil
+}
+
+// plain does not speak of a request: the mistake is in the file.
+func plain(err error) error {
+	var bad *broker.Invalid
+	if errors.As(err, &bad) {
+		return errors.New(bad.Field + " " + bad.Detail)
+	}
+	return err
 }
 
 // Workload implements broker.Registry.

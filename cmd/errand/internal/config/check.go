@@ -258,7 +258,7 @@ func (c *Config) CheckFiles() error {
 	}
 	if c.Inventory != "" {
 		if _, err := registry.Load(c.Inventory); err != nil {
-			say("inventory", "cannot be used: %v", err)
+			out = append(out, c.inventoryProblems(err)...)
 		}
 	}
 	if c.Audit.Log != "" {
@@ -271,6 +271,18 @@ func (c *Config) CheckFiles() error {
 		return nil
 	}
 	slices.SortFunc(out, byPlace)
+	return out
+}
+
+// inventoryProblems has one for each registration that is wrong.
+func (c *Config) inventoryProblems(err error) (out Problems) {
+	var each interface{ Unwrap() []error }
+	if !errors.As(err, &each) {
+		return Problems{c.problem("inventory", "cannot be used: %v", err)}
+	}
+	for _, err := range each.Unwrap() {
+		out = append(out, c.problem("inventory", "cannot be used: %s: %v", c.Inventory, err))
+	}
 	return out
 }
 

@@ -81,7 +81,7 @@ func (c *Config) redis(ctx context.Context, log *slog.Logger) (*redis.Store, err
 func (c *Config) local(log *slog.Logger) (server.Config, error) {
 	inventory, err := registry.Load(c.Inventory)
 	if err != nil {
-		return server.Config{}, Problems{c.problem("inventory", "cannot be used: %v", err)}
+		return server.Config{}, c.inventoryProblems(err)
 	}
 	source, err := c.identity(log)
 	if err != nil {
