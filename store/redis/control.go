@@ -59,7 +59,7 @@ func (s *Store) endEverywhere(ctx context.Context, e broker.Ending) (broker.EndR
 		c.receipt.Feed.Numbers = append(c.receipt.Feed.Numbers, other.number)
 	}
 	for shard, n := range c.receipt.Feed.Numbers {
-		s.reached(shard, n)
+		s.reached(decided.epoch, shard, n)
 	}
 	return broker.EndReply{Receipt: c.receipt}, nil
 }

@@ -130,7 +130,7 @@ func (s *Store) endReply(r reply) (broker.EndReply, error) {
 		return broker.EndReply{}, r.err
 	}
 	out.Receipt.Feed = broker.Position{Epoch: r.epoch, Numbers: position}
-	s.reached(r.shard, position[r.shard])
+	s.reached(r.epoch, r.shard, position[r.shard])
 	return out, nil
 }
 

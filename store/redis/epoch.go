@@ -27,8 +27,8 @@ type dataSet struct {
 }
 
 // open finds out the epoch of the data set and adopts it, or begins a new one when there is none, or
-// when a shard has lost the one that the others have: then all tokens of the old one must die. The
-// first shard decides; the others are made to follow. Any number of replicas may do it at once, and
+// when a shard has lost the one that the others have, or all have an older one than this store knows:
+// then all tokens of the old one must die. The first shard decides; the others are made to follow. Any number of replicas may do it at once, and
 // one that stops half way is completed by the next.
 func (s *Store) open(ctx context.Context) error {
 	for try := range openTries {
@@ -36,7 +36,7 @@ func (s *Store) open(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		first, newest, whole := sets[0], uint64(0), true
+		first, newest, whole := sets[0], s.knownEpoch(), true
 		for _, d := range sets {
 			if err := s.checkDataSet(d); err != nil {
 				return err
@@ -44,6 +44,7 @@ func (s *Store) open(ctx context.Context) error {
 			newest = max(newest, d.epoch)
 			whole = whole && d.epoch == first.epoch && d.epoch != 0
 		}
+		whole = whole && first.epoch == newest
 		switch {
 		case whole && !first.opening:
 			s.adopt(first.epoch)

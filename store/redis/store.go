@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -187,11 +188,20 @@ func (s *Store) adopt(epoch uint64) {
 	}
 }
 
-// reached notes how far a shard's feed is.
-func (s *Store) reached(shard int, number uint64) {
+// reached notes how far a shard's feed is in an epoch.
+func (s *Store) reached(epoch uint64, shard int, number uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.numbers[shard] = max(s.numbers[shard], number)
+	if epoch == s.epoch {
+		s.numbers[shard] = max(s.numbers[shard], number)
+	}
+}
+
+// known is the position that the data set is known to have reached.
+func (s *Store) known() broker.Position {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return broker.Position{Epoch: s.epoch, Numbers: slices.Clone(s.numbers)}
 }
 
 // around returns the text of a position before and after a shard's own number. The numbers of the

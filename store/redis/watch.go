@@ -90,12 +90,12 @@ type reader struct {
 func (r *reader) read(ctx context.Context) (broker.Update, error) {
 	s := r.store
 	began := time.Now()
-	epoch := s.knownEpoch()
+	seen := s.known()
 	n := s.shards
 	if r.at.IsZero() {
-		r.at = broker.Position{Epoch: epoch, Numbers: make([]uint64, n)}
+		r.at = broker.Position{Epoch: seen.Epoch, Numbers: make([]uint64, n)}
 	}
-	if r.at.Epoch != epoch || len(r.at.Numbers) != n {
+	if r.at.Epoch != seen.Epoch || len(r.at.Numbers) != n {
 		return broker.Update{}, broker.ErrEpoch
 	}
 	update := broker.Update{Position: r.at.Clone(), Now: r.lastNow}
@@ -117,7 +117,7 @@ func (r *reader) read(ctx context.Context) (broker.Update, error) {
 		}
 		var behind []int
 		for _, answer := range s.send(ctx, calls) {
-			more, control, err := r.take(&answer, &update)
+			more, control, err := r.take(&answer, &update, seen.Numbers[answer.shard])
 			if err != nil {
 				return broker.Update{}, s.lost(ctx, err)
 			}
@@ -147,9 +147,12 @@ func (r *reader) read(ctx context.Context) (broker.Update, error) {
 	return update, nil
 }
 
-// take adds the answer of one shard to an update. It reports whether there is more in the shard, and
-// whether the control list has changed.
-func (r *reader) take(answer *reply, update *broker.Update) (more, control bool, err error) {
+// errOlder is what a shard has become that was further before this read.
+var errOlder = fmt.Errorf("%w: a shard has gone back to older data", broker.ErrEpoch)
+
+// take adds the answer of one shard to an update; seen is how far the shard had been before. It reports
+// whether there is more in the shard, and whether the control list has changed.
+func (r *reader) take(answer *reply, update *broker.Update, seen uint64) (more, control bool, err error) {
 	if answer.err == nil && answer.status != "ok" {
 		answer.err = answer.refusal()
 	}
@@ -169,22 +172,33 @@ func (r *reader) take(answer *reply, update *broker.Update) (more, control bool,
 	if answer.err != nil {
 		return false, false, answer.err
 	}
-	if number < update.Position.Numbers[answer.shard] {
+	switch {
+	case answer.epoch != update.Position.Epoch: // somebody else has adopted another one
+		return false, false, broker.ErrEpoch
+	case number < seen:
+		return false, false, errOlder
+	case number < update.Position.Numbers[answer.shard]:
 		return false, false, broker.ErrEpoch
 	}
 	update.Now = later(update.Now, now)
 	update.Position.Numbers[answer.shard] = reached
 	update.Entries = append(update.Entries, entries...)
-	r.store.reached(answer.shard, reached)
+	r.store.reached(answer.epoch, answer.shard, reached)
 	return reached < number, control, nil
 }
 
-// lost adopts the new epoch after data were lost, and leaves it to the caller to begin again.
+// lost adopts the new epoch after data were lost, or begins one when nobody has noticed yet, and leaves
+// it to the caller to begin again.
 func (s *Store) lost(ctx context.Context, err error) error {
 	if !errors.Is(err, broker.ErrEpoch) {
 		return err
 	}
 	was := s.knownEpoch()
+	if errors.Is(err, errOlder) {
+		if err := s.renew(ctx, was, was); err != nil {
+			return err
+		}
+	}
 	if err := s.open(ctx); err != nil {
 		return err
 	}

@@ -1,0 +1,126 @@
+package redis_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/store/redis"
+)
+
+// image is a server's data as of a moment, as a backup or a replica that lags behind has them.
+type image map[string]string
+
+func (s *server) image() image {
+	s.t.Helper()
+	out := image{}
+	for _, key := range s.keys("*") {
+		dump, err := s.client.Dump(s.t.Context(), key).Result()
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		out[key] = dump
+	}
+	return out
+}
+
+// restore makes the server have those data, and no others.
+func (s *server) restore(old image) {
+	s.t.Helper()
+	pipe := s.client.TxPipeline()
+	pipe.FlushAll(s.t.Context())
+	for key, dump := range old {
+		pipe.Restore(s.t.Context(), key, 0, dump)
+	}
+	if _, err := pipe.Exec(s.t.Context()); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// TestOlderData has the server come back with data of before, as after a failover to a replica that
+// lagged behind: what it has lost may be revocations, so every older token dies. Were the epoch the
+// same, a reader further on would miss what the numbers stand for the second time.
+func TestOlderData(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	store, peer := s.open(t, redis.Config{Shards: 4}), s.open(t, redis.Config{Shards: 4})
+	reply, err := store.Grant(t.Context(), in(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := s.image()
+	end(t, store, completing(reply.Task.ID))
+	before, err := first(t.Context(), store, broker.Position{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.restore(old)
+	if update, err := first(t.Context(), store, before.Position); !errors.Is(err, broker.ErrEpoch) {
+		t.Fatalf("Watch: %+v, error %v; want ErrEpoch", update.Position, err)
+	}
+	after, err := first(t.Context(), store, broker.Position{})
+	if err != nil || after.Position.Epoch <= before.Position.Epoch {
+		t.Errorf("the epoch is %d after %d, error %v; want a later one", after.Position.Epoch, before.Position.Epoch, err)
+	}
+	if record, err := store.Lookup(t.Context(), broker.Ref{Grant: reply.Grants[0].ID}); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("the grant of the task that had ended: %+v, error %v; want ErrNotFound", record, err)
+	}
+	// One that has not read what was lost follows.
+	if _, err := first(t.Context(), peer, broker.Position{}); !errors.Is(err, broker.ErrEpoch) {
+		t.Errorf("Watch of the other: %v; want ErrEpoch", err)
+	}
+	if update, err := first(t.Context(), peer, broker.Position{}); err != nil || update.Position.Epoch != after.Position.Epoch {
+		t.Errorf("the other is in the epoch %d, error %v; want %d", update.Position.Epoch, err, after.Position.Epoch)
+	}
+	// A position that nobody has reached is no proof of anything.
+	after.Position.Numbers[1]++
+	if _, err := first(t.Context(), store, after.Position); !errors.Is(err, broker.ErrEpoch) {
+		t.Errorf("Watch from a position that is not there: %v; want ErrEpoch", err)
+	}
+	if update, err := first(t.Context(), store, broker.Position{}); err != nil || update.Position.Epoch != after.Position.Epoch {
+		t.Errorf("then the epoch is %d, error %v; want still %d", update.Position.Epoch, err, after.Position.Epoch)
+	}
+}
+
+// TestEpochNeverGoesBack: neither to one that a backup has nor, on a server whose clock is behind, to
+// one that a new data set would have.
+func TestEpochNeverGoesBack(t *testing.T) {
+	t.Parallel()
+	for name, lose := range map[string]func(*server, image){
+		"a backup of an older epoch":      func(s *server, old image) { s.restore(old) },
+		"nothing left, and another clock": func(s *server, old image) { s.restore(nil) },
+		"one shard left, of an older epoch": func(s *server, old image) {
+			s.restore(image{"errand:{p01}:meta": old["errand:{p01}:meta"]})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t)
+			store := s.open(t, redis.Config{Shards: 2})
+			old := s.image()
+			reply := begin(t, store)
+			ahead := time.Now().Add(time.Hour).UnixMilli()
+			for _, key := range s.keys("errand:*:meta") { // begun on a server whose clock was ahead
+				s.client.HSet(t.Context(), key, "epoch", ahead)
+			}
+			if _, err := first(t.Context(), store, broker.Position{}); !errors.Is(err, broker.ErrEpoch) {
+				t.Fatalf("Watch: %v; want ErrEpoch", err)
+			}
+			before, err := first(t.Context(), store, broker.Position{})
+			if err != nil || before.Position.Epoch != uint64(ahead) {
+				t.Fatalf("the epoch is %d, error %v; want %d", before.Position.Epoch, err, ahead)
+			}
+			lose(s, old)
+			if _, err := first(t.Context(), store, broker.Position{}); !errors.Is(err, broker.ErrEpoch) {
+				t.Errorf("Watch of older data: %v; want ErrEpoch", err)
+			}
+			after, err := first(t.Context(), store, broker.Position{})
+			if err != nil || after.Position.Epoch <= before.Position.Epoch {
+				t.Errorf("the epoch is %d after %d, error %v; want a later one", after.Position.Epoch, before.Position.Epoch, err)
+			}
+			if record, err := store.Lookup(t.Context(), broker.Ref{Grant: reply.Grants[0].ID}); !errors.Is(err, broker.ErrNotFound) {
+				t.Errorf("a grant of an older epoch: %+v, error %v; want ErrNotFound", record, err)
+			}
+		})
+	}
+}
