@@ -88,9 +88,7 @@ func (b *Broker) endHere(p *pendingEnd, unsure bool, away error) (Receipt, error
 		return b.pending.add(p, b.Announcer.Early)
 	}
 	if unsure {
-		if _, err := b.pending.add(p, b.Announcer.Early); err != nil {
-			b.Logger.Error("an end may have happened that is not recorded", "task", string(p.Task), "grant", string(p.Grant), "event", string(p.Event))
-		}
+		b.finish(p.actor, p.address, p.Ending)
 	}
 	return Receipt{}, away
 }

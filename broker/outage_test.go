@@ -183,6 +183,28 @@ func TestAnEndWhoseAnswerWasLostIsRecorded(t *testing.T) {
 	})
 }
 
+// TestALapseWhoseAnswerWasLostIsRecorded: the sweeper finds no task a second time that has ended.
+func TestALapseWhoseAnswerWasLostIsRecorded(t *testing.T) {
+	for name, fault := range map[string]int32{"once": losesOnce, "for a while": loses} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store := newFaulty(t)
+				h := newHarness(t, store, nil)
+				begun := h.begin(report, func(r *broker.BeginRequest) { withToken(r); r.Lease = broker.MinLease })
+				time.Sleep(broker.MinLease - time.Second)
+				store.ends.Store(fault)
+				time.Sleep(3 * time.Second)
+				store.all(works)
+				time.Sleep(2 * time.Second)
+				ended := h.audit.of(broker.EventTaskEnded)
+				if len(ended) != 1 || ended[0].Task != begun.Task.ID || ended[0].State != broker.Lapsed || h.PendingEnds() != 0 {
+					t.Errorf("the audit log has %+v, %d pending; want one lapse", ended, h.PendingEnds())
+				}
+			})
+		})
+	}
+}
+
 // TestAnEndWithoutAKeyThatHappenedIsRecorded although nobody could be told that it had.
 func TestAnEndWithoutAKeyThatHappenedIsRecorded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -261,6 +261,16 @@ func (b *Broker) writePending(ctx context.Context) error {
 	}
 }
 
+// finish looks after ends that may have happened and that nobody was told of: they are to happen at
+// last, and to be recorded.
+func (b *Broker) finish(actor, address string, ends ...Ending) {
+	for _, end := range ends {
+		if _, err := b.pending.add(&pendingEnd{Ending: end, actor: actor, address: address}, b.Announcer.Early); err != nil {
+			b.Logger.Error("an end may have happened that is not recorded", "task", string(end.Task), "grant", string(end.Grant), "event", string(end.Event))
+		}
+	}
+}
+
 // flushPending is the last try before the broker stops.
 func (b *Broker) flushPending(ctx context.Context) {
 	if b.PendingEnds() == 0 {

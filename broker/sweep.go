@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"time"
 )
 
@@ -28,6 +29,9 @@ func (b *Broker) Sweep(ctx context.Context) error {
 		}
 		replies, err := b.Store.End(ctx, ends)
 		if err != nil {
+			if errors.Is(err, ErrUnconfirmed) {
+				b.finish(sweeper, "", ends...)
+			}
 			return err
 		}
 		b.handOver(b.endEvents(replies, sweeper, ""))

@@ -99,6 +99,9 @@ func (b *Broker) endPage(ctx context.Context, ends []Ending) (ended int, err err
 		replies, err = b.Store.End(call, ends)
 	}
 	if err != nil {
+		if errors.Is(err, ErrUnconfirmed) {
+			b.finish(sweeper, "", ends...)
+		}
 		return 0, err
 	}
 	for i := range min(len(replies), len(ends)) {
