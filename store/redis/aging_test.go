@@ -162,4 +162,17 @@ func TestTimeThatEndedSomethingIsKept(t *testing.T) {
 	if last() != lapsed.Now.UnixMilli() {
 		t.Errorf("a task is lapsed as of %d, and %d is kept", lapsed.Now.UnixMilli(), last())
 	}
+	short := beginning()
+	short.Grants[0].Life = broker.MinTokenLife
+	if reply, err = store.Grant(t.Context(), short); err != nil {
+		t.Fatal(err)
+	}
+	var expired broker.Record
+	eventually(t, "the grant expires", func() bool {
+		expired, err = store.Lookup(t.Context(), broker.Ref{Grant: reply.Grants[0].ID})
+		return err == nil && !expired.Grant.Live(expired.Now, expired.Task)
+	})
+	if last() != expired.Now.UnixMilli() {
+		t.Errorf("a grant is expired as of %d, and %d is kept", expired.Now.UnixMilli(), last())
+	}
 }

@@ -7,6 +7,7 @@ local on = id
 if key then
   g = grant(key, redis.call('GET', key))
   if not g then return {'not found', id} end
+  passed(g.expires) -- is written down
   on = g.task
 end
 local path = find(on, '')
