@@ -58,10 +58,11 @@ func (sc *script) doubt() error {
 	return broker.ErrUnavailable
 }
 
-// refusals begin the errors of a server that has done nothing.
+// refusals begin the errors of a server that has done nothing. A redirection is none: the client may
+// have followed it, and leaves it in the command when the answer to that is lost.
 var refusals = [...]string{
-	"NOSCRIPT", "OOM", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK",
-	"CROSSSLOT", "BUSY", "NOAUTH", "WRONGPASS", "NOPERM", "MISCONF", "NOREPLICAS", "ERR max number of clients",
+	"NOSCRIPT", "OOM", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "CROSSSLOT", "BUSY",
+	"NOAUTH", "WRONGPASS", "NOPERM", "MISCONF", "NOREPLICAS", "ERR max number of clients",
 }
 
 // failed says what an error leaves open: ErrUnavailable when nothing was sent or the server said no,
