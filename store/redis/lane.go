@@ -23,7 +23,7 @@ const (
 // Lanes have nothing to do with each other, so ends go on while issuing is stuck.
 type lane struct {
 	send    func(context.Context, []call) []reply
-	runners *sync.WaitGroup
+	runners *sync.WaitGroup // has one more while the lane is flying
 
 	mu      sync.Mutex // guards all below; held for memory work only
 	flying  bool
@@ -67,6 +67,7 @@ func (l *lane) join(calls []call) (*job, error) {
 	}
 	if !l.flying {
 		l.flying = true
+		l.runners.Add(1) // until the flying is over
 		return nil, nil
 	}
 	if len(l.waiting) >= maxWaiting {
@@ -109,11 +110,17 @@ func failures(calls []call, err error) []reply {
 func (l *lane) land() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.waiting) == 0 {
-		l.flying = false
+	if len(l.waiting) > 0 {
+		go l.fly()
 		return
 	}
-	l.runners.Go(l.fly) // after close, one of the calls that it waits for is this one
+	l.idle()
+}
+
+// idle lets the next caller go at once; it is called with mu held.
+func (l *lane) idle() {
+	l.flying = false
+	l.runners.Done()
 }
 
 // close lets nobody in any more. Those who wait still get an answer.
@@ -143,7 +150,7 @@ func (l *lane) board() []*job {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.waiting) == 0 {
-		l.flying = false
+		l.idle()
 		return nil
 	}
 	n, calls := 0, 0

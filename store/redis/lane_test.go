@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -232,6 +233,88 @@ func TestLane(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { test.run(newParty(t)) })
 		})
 	}
+}
+
+// TestLaneEndsWithItsFlights: who closes it waits for the flight that is under way and for those that
+// follow, whoever makes them.
+func TestLaneEndsWithItsFlights(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newParty(t)
+		p.call(t.Context(), "leader")
+		p.call(t.Context(), "waits")
+		p.lane.close()
+		closed := make(chan struct{})
+		go func() {
+			p.runners.Wait()
+			close(closed)
+		}()
+		synctest.Wait()
+		select {
+		case <-closed:
+			t.Error("closed while a call is under way and another one waits")
+		default:
+		}
+		p.end()
+		<-closed
+		p.wants("leader", nil)
+		p.wants("waits", nil)
+	})
+}
+
+// TestLaneTellsTheTruth has a server that is slow and loses calls and answers, and callers that leave:
+// what each is told is what has happened to its own call, or that nobody knows.
+func TestLaneTellsTheTruth(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		done := map[string]int{} // how often the server has done a call
+		var runners, callers sync.WaitGroup
+		l := &lane{runners: &runners, send: func(_ context.Context, calls []call) []reply {
+			replies := make([]reply, len(calls))
+			time.Sleep(rand.N(300 * time.Millisecond))
+			for i, c := range calls {
+				replies[i].status = c.echo
+				fate := rand.N(6)
+				if fate > 1 {
+					mu.Lock()
+					done[c.echo]++
+					mu.Unlock()
+				}
+				switch fate {
+				case 0:
+					replies[i].err = broker.ErrUnavailable
+				case 1, 2:
+					replies[i].err = broker.ErrUnconfirmed
+				}
+			}
+			return replies
+		}}
+		told := make([]error, 3000)
+		for i := range told {
+			callers.Go(func() {
+				time.Sleep(rand.N(20 * time.Second))
+				ctx, cancel := context.WithTimeout(t.Context(), rand.N(time.Second))
+				defer cancel()
+				echo := fmt.Sprint(i)
+				r := l.run(ctx, []call{{script: &script{name: "grant", writes: true}, echo: echo}})[0]
+				if told[i] = r.err; r.err == nil && r.status != echo {
+					t.Errorf("call %d got the answer to %s", i, r.status)
+				}
+			})
+		}
+		callers.Wait()
+		l.close()
+		runners.Wait()
+		synctest.Wait()
+		for i, err := range told {
+			n := done[fmt.Sprint(i)]
+			if n > 1 || err == nil && n != 1 || errors.Is(err, broker.ErrUnavailable) && n != 0 {
+				t.Errorf("call %d was done %d times, and was told %v", i, n, err)
+			}
+		}
+		if l.flying || len(l.waiting) != 0 {
+			t.Errorf("flying: %t, and %d jobs are left", l.flying, len(l.waiting))
+		}
+	})
 }
 
 // TestLanes: on a cluster each shard has its own, since its node may be another.
