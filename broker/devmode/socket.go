@@ -27,12 +27,17 @@ const (
 	socketMode = 0o600
 )
 
-// ownDirectory makes the directory, or checks that one that is there can be written by its owner
-// alone: whoever can write it can put a socket of their own in the place of ours.
+// ownDirectory makes the directory, or checks one that is there.
 func ownDirectory(dir string) error {
 	if err := os.MkdirAll(dir, dirMode); err != nil {
 		return fmt.Errorf("devmode: the directory for sockets: %w", err)
 	}
+	return CheckDirectory(dir)
+}
+
+// CheckDirectory wants a directory of sockets to be this user's, and nobody else to write it: whoever
+// can, can put a socket of their own in the place of ours, and be the agent that hands out identities.
+func CheckDirectory(dir string) error {
 	found, err := os.Lstat(dir)
 	if err != nil {
 		return fmt.Errorf("devmode: the directory for sockets: %w", err)

@@ -246,6 +246,9 @@ func Describe(dir string) (Description, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return d, fmt.Errorf("%w (looked in %s): start one with  errand dev  in another shell; if it runs with another TMPDIR or --dir, name its folder with --dir", ErrNotRunning, dir)
 	}
+	if err == nil {
+		err = devmode.CheckDirectory(dir)
+	}
 	if err != nil {
 		return d, err
 	}
