@@ -187,9 +187,9 @@ func (r *replica) checkSecrets() {
 
 func (r *replica) eventually(what string, f func() bool) {
 	r.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !f(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !f(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			r.t.Fatalf("%s: not within 10 seconds", what)
+			r.t.Fatalf("%s: not within 30 seconds", what)
 		}
 	}
 }

@@ -461,9 +461,11 @@ func TestFull(t *testing.T) {
 	if err := refused(t, v, b, dead); !errors.Is(err, verify.ErrStale) {
 		t.Errorf("a dead token: %v", err)
 	}
-	if v.Ready() == nil || !strings.Contains(v.Status().LastError, "MaxEntries") {
-		t.Errorf("Ready: %v; the last error: %q", v.Ready(), v.Status().LastError)
+	if v.Ready() == nil {
+		t.Error("it is ready")
 	}
+	// Something else may have gone wrong last, on a busy machine.
+	eventually(t, "the last error names MaxEntries", func() bool { return strings.Contains(v.Status().LastError, "MaxEntries") })
 	b.change(b.newEpoch)
 	goesTo(t, v, b, b.token(nil), nil)
 }
