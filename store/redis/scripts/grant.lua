@@ -149,6 +149,7 @@ end
 if asks > 0 or begin then used[workload], changed = u, true end
 if not begin then return {'issued', id, now, version, number, expiries, task_reply(path)} end
 
+if load_task(id) then drop(id) end -- it is gone, and nobody has come by to take it away
 u.tasks = u.tasks + 1
 local ancestors = ''
 if above then
