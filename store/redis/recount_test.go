@@ -110,22 +110,7 @@ func (r *recount) step(advance func(time.Duration)) string {
 		}
 		return "heartbeat"
 	case n < 14:
-		task := pick(r, r.tasks)
-		e := completing(task.ID)
-		e.Workload = task.Workload
-		switch r.random.IntN(4) {
-		case 0:
-			e.IfDue = true
-		case 1:
-			e.Lost = task.Deadline
-		case 2:
-			e.Cause = broker.CauseAudit
-		}
-		if task.ID != "" {
-			_, err := r.store.End(ctx, []broker.Ending{e})
-			r.must(err)
-		}
-		return fmt.Sprintf("end %+v", e)
+		return r.end()
 	case n < 15:
 		if g := pick(r, r.grants); g.ID != "" {
 			_, err := r.store.End(ctx, []broker.Ending{{Kind: broker.TargetGrant, Grant: g.ID, Cause: broker.CauseOperator}})
@@ -146,6 +131,25 @@ func (r *recount) step(advance func(time.Duration)) string {
 		advance(time.Duration(r.random.IntN(20_000)) * time.Millisecond)
 		return "advance"
 	}
+}
+
+func (r *recount) end() string {
+	task := pick(r, r.tasks)
+	e := completing(task.ID)
+	e.Workload = task.Workload
+	switch r.random.IntN(4) {
+	case 0:
+		e.IfDue = true
+	case 1:
+		e.Lost = task.Deadline
+	case 2:
+		e.Cause = broker.CauseAudit
+	}
+	if task.ID != "" {
+		_, err := r.store.End(r.Context(), []broker.Ending{e})
+		r.must(err)
+	}
+	return fmt.Sprintf("end %+v", e)
 }
 
 func (r *recount) grant(req broker.GrantRequest) {
