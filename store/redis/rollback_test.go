@@ -124,3 +124,43 @@ func TestEpochNeverGoesBack(t *testing.T) {
 		})
 	}
 }
+
+// TestNumbersGoOn: a shard that has lost what it knows of itself, and not its feed, must not use the
+// feed's numbers again: nothing could be ended in it.
+func TestNumbersGoOn(t *testing.T) {
+	t.Parallel()
+	for _, lost := range []string{"errand:{p00}:meta", "errand:{p01}:meta"} {
+		t.Run(lost, func(t *testing.T) {
+			s := start(t)
+			store := s.open(t, redis.Config{Shards: 2})
+			for shard := range 2 {
+				for range 3 {
+					end(t, store, broker.Ending{Kind: broker.TargetKey, Key: "kid"})
+					reply, err := store.Grant(t.Context(), in(shard))
+					if err != nil {
+						t.Fatal(err)
+					}
+					end(t, store, completing(reply.Task.ID))
+				}
+			}
+			s.client.Del(t.Context(), lost)
+			if _, err := first(t.Context(), store, broker.Position{}); !errors.Is(err, broker.ErrEpoch) {
+				t.Fatalf("Watch: %v; want ErrEpoch", err)
+			}
+			before, err := first(t.Context(), store, broker.Position{})
+			if err != nil || len(before.Entries) != 18 {
+				t.Fatalf("%d entries, error %v; want 18: those of a key count in every epoch", len(before.Entries), err)
+			}
+			for shard := range 2 {
+				reply, err := store.Grant(t.Context(), in(shard))
+				if err != nil {
+					t.Fatal(err)
+				}
+				end(t, store, completing(reply.Task.ID))
+			}
+			if after, err := first(t.Context(), store, before.Position); err != nil || len(after.Entries) != 2 {
+				t.Errorf("%d entries more, error %v; want 2", len(after.Entries), err)
+			}
+		})
+	}
+}

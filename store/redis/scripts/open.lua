@@ -7,14 +7,24 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local verb, given = ARGV[3], ARGV[4]
 local has = redis.call('HGET', META, 'epoch') or ''
+
+-- begin writes an epoch. The feed's numbers go on, also when only the feed is left: it takes none twice.
+local function begin(epoch, shards, deployment)
+  local number = redis.call('HGET', META, 'number')
+  local feed = not number and redis.pcall('XINFO', 'STREAM', FEED) or {}
+  for i = 1, #feed, 2 do
+    if feed[i] == 'last-generated-id' then number = string.match(feed[i + 1], '^%d+') end
+  end
+  redis.call('HSET', META, 'epoch', epoch, 'shards', shards, 'deployment', deployment, 'number', number or '0')
+end
+
 if verb == 'renew' and has == given then
   -- Tokens of the older epoch are dead everywhere from here on.
   local new = math.max(now, tonumber(ARGV[5]) + 1)
-  redis.call('HSET', META, 'epoch', string.format('%.0f', new), 'shards', ARGV[6], 'deployment', ARGV[7], 'opening', '1')
+  begin(string.format('%.0f', new), ARGV[6], ARGV[7])
+  redis.call('HSET', META, 'opening', '1')
 elseif verb == 'join' then
-  if (tonumber(has) or 0) < tonumber(given) then
-    redis.call('HSET', META, 'epoch', given, 'shards', ARGV[5], 'deployment', ARGV[6])
-  end
+  if (tonumber(has) or 0) < tonumber(given) then begin(given, ARGV[5], ARGV[6]) end
 elseif verb == 'done' and has == given then
   redis.call('HDEL', META, 'opening')
 end

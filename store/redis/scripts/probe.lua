@@ -9,14 +9,16 @@ for _, command in ipairs({
   {'HSET', hash, 'a', '1'}, {'HGET', hash, 'a'}, {'HMGET', hash, 'a'}, {'HGETALL', hash}, {'HVALS', hash}, {'HDEL', hash, 'a'},
   {'ZADD', zset, '0', 'a'}, {'ZRANGE', zset, '0', '-1'}, {'ZRANGEBYSCORE', zset, '-inf', '0'}, {'ZRANGEBYLEX', zset, '-', '+'},
   {'ZREM', zset, 'a'}, {'ZREMRANGEBYSCORE', zset, '-inf', '0'},
-  {'XADD', stream, '1-0', 'a', '1'}, {'XRANGE', stream, '-', '+'}, {'XDEL', stream, '1-0'},
+  {'XADD', stream, '1-0', 'a', '1'}, {'XRANGE', stream, '-', '+'}, {'XINFO', 'STREAM', stream}, {'XDEL', stream, '1-0'},
   {'SET', text, '1', 'PXAT', '9999999999999'}, {'GET', text}, {'MGET', text},
   {'DEL', hash, zset, stream, text},
 }) do
   local result = redis.pcall(unpack(command))
-  if type(result) == 'table' and result.err then
-    if not string.find(result.err, 'executing the script') and not string.find(result.err, 'NOPERM') then return redis.error_reply(result.err) end
+  local err = type(result) == 'table' and result.err
+  if err and (string.find(err, 'executing the script') or string.find(err, 'NOPERM')) then
     denied[#denied + 1] = command[1]
+  elseif err and not string.find(err, 'no such key') then -- as when the one before was refused
+    return redis.error_reply(err)
   end
 end
 return {'ok', 'probe', denied}
