@@ -44,6 +44,7 @@ func (b *Broker) watch(ctx context.Context) error {
 		if errors.Is(err, ErrEpoch) {
 			b.Logger.Error("the store has another data set; every token of the one before is dead", "error", err)
 			from = Position{}
+			b.view.forget()
 		} else {
 			away.met(b.Now(), err)
 		}
@@ -74,6 +75,14 @@ func (v *view) apply(u Update, at time.Time) {
 	v.now, v.at = u.Now, at
 	close(v.changed)
 	v.changed = make(chan struct{})
+}
+
+// forget makes the view be of nothing: what it knows of a data set that is no more must decide nothing
+// in the next one, whose control lists may have lower versions.
+func (v *view) forget() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.position, v.controls = Position{}, nil
 }
 
 // age is how old the view is, and how far the store's clock was from ours when it was read.
