@@ -25,13 +25,14 @@ type line struct {
 	times       durations
 	broker      time.Duration // of processor time, for one request
 	redis       time.Duration
+	signature   time.Duration // of one raw signature, right before and right after
 	allocations float64
 }
 
-func (l line) row(raw yardstick) string {
-	return fmt.Sprintf("| %s | %d | %.0f | %s ms | %s ms | %.0f µs | %.0f µs | %.1f | %.0f |", l.what, l.callers,
+func (l line) row() string {
+	return fmt.Sprintf("| %s | %d | %.0f | %s ms | %s ms | %.0f µs | %.0f µs | %.0f µs | %.1f | %.0f |", l.what, l.callers,
 		float64(l.requests)/l.took.Seconds(), milli(l.times.at(50)), milli(l.times.at(99)),
-		micro(l.broker), micro(l.redis), float64(l.broker+l.redis)/float64(raw.cpu), l.allocations)
+		micro(l.signature), micro(l.broker), micro(l.redis), float64(l.broker+l.redis)/float64(l.signature), l.allocations)
 }
 
 // durations are sorted when they are read.
@@ -183,6 +184,7 @@ var errDone = fmt.Errorf("nothing left to do")
 
 // load has n callers repeat a request for a while, or until there is nothing left.
 func (p *place) load(ctx context.Context, what string, n int, length time.Duration, once func(context.Context, int) error) (line, error) {
+	raw := rawSignature()
 	time.Sleep(settle)
 	before, err := p.used()
 	if err != nil {
@@ -221,6 +223,7 @@ func (p *place) load(ctx context.Context, what string, n int, length time.Durati
 	each := time.Duration(max(1, l.requests))
 	l.broker, l.redis = (after.broker-before.broker)/each, (after.redis-before.redis)/each
 	l.allocations = (after.allocations - before.allocations) / float64(each)
+	l.signature = (raw + rawSignature()) / 2
 	return l, nil
 }
 

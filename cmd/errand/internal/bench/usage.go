@@ -11,47 +11,40 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
 
-// yardstick is one raw P-256 signature.
-type yardstick struct {
-	cpu         time.Duration
-	allocations uint64
-}
+// signFor is how long raw signatures are measured before each load and after it: long enough to be
+// slowed down as the load is, by busy neighbours and by a host that shares its processors out.
+const signFor = 700 * time.Millisecond
 
-// rawSignature measures while all processors sign, as they are all at work in the loads: a processor
-// is slower when its neighbour is busy.
-func rawSignature() yardstick {
-	const n = 4000
+// rawSignature is the processor time of one P-256 signature while all processors sign, as they are all
+// at work in the loads.
+func rawSignature() time.Duration {
 	var all sync.WaitGroup
-	before, used := heap(), ownTime()
+	var n atomic.Int64
+	before, until := ownTime(), time.Now().Add(signFor)
 	for range runtime.GOMAXPROCS(0) {
-		all.Go(func() { sign(n) })
+		all.Go(func() { n.Add(sign(until)) })
 	}
 	all.Wait()
-	total := n * runtime.GOMAXPROCS(0)
-	return yardstick{(ownTime() - used) / time.Duration(total), (heap() - before) / uint64(total)}
+	return (ownTime() - before) / time.Duration(n.Load())
 }
 
-func sign(n int) {
+func sign(until time.Time) (n int64) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		panic(err)
 	}
 	digest := sha256.Sum256([]byte("one raw signature"))
-	for range n {
+	for ; n == 0 || time.Now().Before(until); n++ {
 		if _, err := ecdsa.SignASN1(rand.Reader, key, digest[:]); err != nil {
 			panic(err)
 		}
 	}
-}
-
-func heap() uint64 {
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return m.Mallocs
+	return n
 }
 
 func ownTime() time.Duration {
