@@ -82,7 +82,8 @@ func (s *Store) grantKey(shard int, bare string) string { return s.grantPrefixes
 // grantCall is the call for a request; there is none for one about something that cannot be.
 func (s *Store) grantCall(req broker.GrantRequest) (call, bool) {
 	id, ok := bareTask(req.Task)
-	c := call{script: s.scripts.grant, shard: req.Task.Shard(), echo: id}
+	// What was decided on the control list of one data set is nothing to the next, wherever it waits.
+	c := call{script: s.scripts.grant, shard: req.Task.Shard(), echo: id, epoch: s.knownEpoch()}
 	if !ok || !s.has(c.shard) {
 		return call{}, false
 	}

@@ -25,8 +25,8 @@ type reply struct {
 }
 
 // answer turns a command into what its script said.
-func (s *Store) answer(c call, cmd command, epoch uint64) reply {
-	r := reply{script: c.script, shard: c.shard, epoch: epoch}
+func (s *Store) answer(c call, cmd command) reply {
+	r := reply{script: c.script, shard: c.shard, epoch: c.epoch}
 	values, err := cmd.Slice()
 	if err != nil {
 		r.err = c.script.failed(err)

@@ -2,8 +2,11 @@ package redis_test
 
 import (
 	"errors"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/store/redis"
@@ -162,5 +165,31 @@ func TestNumbersGoOn(t *testing.T) {
 				t.Errorf("%d entries more, error %v; want 2", len(after.Entries), err)
 			}
 		})
+	}
+}
+
+// TestWhatWaitsIsForItsOwnDataSet: what was decided on the control list of one data set must not be
+// written into the next, whose lists may have lower versions.
+func TestWhatWaitsIsForItsOwnDataSet(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	stuck := beginning()
+	stuck.Workload = spiffeid.RequireFromString("spiffe://example.org/stuck")
+	address, held := holding(t, s.Addr(), stuck.Workload.String())
+	store := s.open(t, redis.Config{URL: "redis://" + address})
+	begin(t, store)
+	var calls sync.WaitGroup
+	defer calls.Wait()
+	calls.Go(func() { _, _ = store.Grant(t.Context(), stuck) })
+	eventually(t, "the lane is stuck", func() bool { return held.Load() > 0 })
+	calls.Go(func() {
+		if reply, err := store.Grant(t.Context(), beginning()); !errors.Is(err, broker.ErrUnavailable) {
+			t.Errorf("a begin that has waited for a new data set: %+v, error %v; want ErrUnavailable", reply, err)
+		}
+	})
+	time.Sleep(200 * time.Millisecond) // until it waits, which nobody can see
+	s.client.Del(t.Context(), "errand:{p00}:meta")
+	if _, err := first(t.Context(), store, broker.Position{}); !errors.Is(err, broker.ErrEpoch) {
+		t.Errorf("Watch: %v; want ErrEpoch", err)
 	}
 }

@@ -1,8 +1,10 @@
 package redis
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/redis/go-redis/v9"
 
@@ -16,6 +18,7 @@ type call struct {
 	echo   string   // the second argument; the answer must begin with it
 	keys   []string // after the shard's
 	args   []any    // after the epoch and the echo
+	epoch  uint64   // the data set that it is for; 0 for the one that is known when it is sent
 }
 
 // command is a call as the client sends it: once. Whether to repeat it is not for the client to decide.
@@ -24,7 +27,7 @@ type command struct{ *redis.Cmd }
 // NoRetry keeps a cluster's client from sending it again.
 func (command) NoRetry() bool { return true }
 
-func (s *Store) command(ctx context.Context, epoch uint64, c call) command {
+func (s *Store) command(ctx context.Context, c call) command {
 	keys := c.script.keys[c.shard]
 	args := make([]any, 0, 5+len(keys)+len(c.keys)+len(c.args))
 	args = append(args, "evalsha", c.script.sum, len(keys)+len(c.keys))
@@ -32,7 +35,7 @@ func (s *Store) command(ctx context.Context, epoch uint64, c call) command {
 	for _, key := range c.keys {
 		args = append(args, key)
 	}
-	args = append(args, epoch, c.echo)
+	args = append(args, c.epoch, c.echo)
 	cmd := redis.NewCmd(ctx, append(args, c.args...)...)
 	cmd.SetFirstKeyPos(3)
 	return command{cmd}
@@ -55,21 +58,24 @@ func (s *Store) send(ctx context.Context, calls []call) []reply {
 	for i := range todo {
 		todo[i] = i
 	}
-	epoch := s.knownEpoch()
-	s.pipeline(ctx, epoch, calls, todo, commands)
+	calls, epoch := slices.Clone(calls), s.knownEpoch()
+	for i := range calls {
+		calls[i].epoch = cmp.Or(calls[i].epoch, epoch)
+	}
+	s.pipeline(ctx, calls, todo, commands)
 	if missing := unknown(commands); len(missing) > 0 && s.load(ctx, calls, missing) == nil {
-		s.pipeline(ctx, epoch, calls, missing, commands)
+		s.pipeline(ctx, calls, missing, commands)
 	}
 	for i, c := range calls {
-		replies[i] = s.answer(c, commands[i], epoch)
+		replies[i] = s.answer(c, commands[i])
 	}
 	return replies
 }
 
 // pipeline sends the calls with the given indexes, and puts their commands there.
-func (s *Store) pipeline(ctx context.Context, epoch uint64, calls []call, indexes []int, commands []command) {
+func (s *Store) pipeline(ctx context.Context, calls []call, indexes []int, commands []command) {
 	for _, i := range indexes {
-		commands[i] = s.command(ctx, epoch, calls[i])
+		commands[i] = s.command(ctx, calls[i])
 	}
 	if len(indexes) == 1 {
 		_ = s.client.Process(ctx, commands[indexes[0]]) // its error is in the command

@@ -112,7 +112,8 @@ func (r *reader) read(ctx context.Context) (broker.Update, error) {
 				version = strconv.FormatUint(c.Version, 10)
 			}
 			calls = append(calls, call{
-				script: s.scripts.watch, shard: shard, echo: "watch", args: []any{update.Position.Numbers[shard], version, maxEntries},
+				script: s.scripts.watch, shard: shard, echo: "watch", epoch: seen.Epoch,
+				args: []any{update.Position.Numbers[shard], version, maxEntries},
 			})
 		}
 		var behind []int
@@ -173,8 +174,6 @@ func (r *reader) take(answer *reply, update *broker.Update, seen uint64) (more, 
 		return false, false, answer.err
 	}
 	switch {
-	case answer.epoch != update.Position.Epoch: // somebody else has adopted another one
-		return false, false, broker.ErrEpoch
 	case number < seen:
 		return false, false, errOlder
 	case number < update.Position.Numbers[answer.shard]:
