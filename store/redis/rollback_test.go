@@ -86,6 +86,56 @@ func TestOlderData(t *testing.T) {
 	}
 }
 
+// TestOlderDataThatHaveGrown: nobody looked while the server was behind, and its numbers have come
+// further than before since. What they stood for the first time would never be heard.
+func TestOlderDataThatHaveGrown(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	store, peer := s.open(t, redis.Config{}), s.open(t, redis.Config{})
+	var tasks []broker.TaskID
+	for range 8 {
+		tasks = append(tasks, begin(t, store).Task.ID)
+	}
+	old := s.image()
+	for _, id := range tasks[:3] {
+		end(t, store, completing(id))
+	}
+	before, err := first(t.Context(), store, broker.Position{})
+	if err != nil || len(before.Entries) != 3 {
+		t.Fatalf("%+v, %v", before, err)
+	}
+	s.restore(old)
+	for _, id := range tasks[3:] {
+		end(t, peer, completing(id)) // of a replica that has not noticed
+	}
+	if update, err := first(t.Context(), store, before.Position); !errors.Is(err, broker.ErrEpoch) {
+		t.Fatalf("Watch: %+v, error %v; want ErrEpoch", update, err)
+	}
+	after, err := first(t.Context(), store, broker.Position{})
+	if err != nil || after.Position.Epoch <= before.Position.Epoch {
+		t.Fatalf("the epoch is %d after %d, error %v; want a later one", after.Position.Epoch, before.Position.Epoch, err)
+	}
+	// A task whose end was lost must not come back, not even for a new token.
+	ended := tasks[0]
+	if record, err := store.Lookup(t.Context(), broker.Ref{Task: ended}); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("a task that had ended: %+v, %v", record, err)
+	}
+	again := beginning()
+	again.Task, again.Begin = ended, nil
+	if reply, err := store.Grant(t.Context(), again); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("a token in it: %+v, %v", reply, err)
+	}
+	if pulses, err := store.Heartbeat(t.Context(), []broker.Beat{{Task: ended, Workload: alice}}); err != nil || !errors.Is(pulses[0].Err, broker.ErrNotFound) {
+		t.Errorf("its heartbeat: %+v, %v", pulses, err)
+	}
+	// Nothing of the lost tasks counts any more.
+	one := beginning()
+	one.Quota = broker.Quota{Tasks: 1, Grants: 1}
+	if _, err := store.Grant(t.Context(), one); err != nil {
+		t.Errorf("the first task of the new data set: %v", err)
+	}
+}
+
 // TestEpochNeverGoesBack: neither to one that a backup has nor, on a server whose clock is behind, to
 // one that a new data set would have.
 func TestEpochNeverGoesBack(t *testing.T) {

@@ -44,7 +44,7 @@ func newScripts(prefix string, shards int) scripts {
 		return sc
 	}
 	return scripts{
-		open:      make("open", writes, full, "meta feed"),
+		open:      make("open", writes, full, "meta feed tasks requests ids due alarms usage"),
 		grant:     make("grant", writes, !full, "meta tasks requests ids due alarms usage", "clock", "tasks", "grants", "quota", "settle"),
 		heartbeat: make("heartbeat", writes, full, "meta tasks", "clock", "tasks"),
 		end:       make("end", writes, full, "meta tasks requests ids due alarms usage feed", "clock", "tasks", "grants", "quota", "feed"),

@@ -117,6 +117,7 @@ type Store struct {
 	mu      sync.Mutex // guards epoch and numbers; never held during a call
 	epoch   uint64     // of the data set that calls are for
 	numbers []uint64   // what each shard is known to have reached in it
+	marks   []mark     // the newest entry of each that was read
 }
 
 var _ broker.Store = (*Store)(nil)
@@ -184,7 +185,7 @@ func (s *Store) adopt(epoch uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.epoch != epoch {
-		s.epoch, s.numbers = epoch, make([]uint64, s.shards)
+		s.epoch, s.numbers, s.marks = epoch, make([]uint64, s.shards), make([]mark, s.shards)
 	}
 }
 
@@ -197,11 +198,32 @@ func (s *Store) reached(epoch uint64, shard int, number uint64) {
 	}
 }
 
-// known is the position that the data set is known to have reached.
-func (s *Store) known() broker.Position {
+// mark tells an entry of a shard's feed from another one under the same number, as there is when older
+// data have come back and grown since.
+type mark struct {
+	number uint64
+	text   string // what the entry denies, and until when; "" for none
+}
+
+// read notes an entry that was read in an epoch.
+func (s *Store) read(epoch uint64, shard int, m mark) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return broker.Position{Epoch: s.epoch, Numbers: slices.Clone(s.numbers)}
+	if epoch == s.epoch && m.text != "" && m.number > s.marks[shard].number {
+		s.marks[shard] = m
+	}
+}
+
+// seen is what is known of a data set: how far it has come, and the newest entries that were read.
+type seen struct {
+	broker.Position
+	marks []mark
+}
+
+func (s *Store) known() seen {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return seen{broker.Position{Epoch: s.epoch, Numbers: slices.Clone(s.numbers)}, slices.Clone(s.marks)}
 }
 
 // around returns the text of a position before and after a shard's own number. The numbers of the

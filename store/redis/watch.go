@@ -113,7 +113,7 @@ func (r *reader) read(ctx context.Context) (broker.Update, error) {
 			}
 			calls = append(calls, call{
 				script: s.scripts.watch, shard: shard, echo: "watch", epoch: seen.Epoch,
-				args: []any{update.Position.Numbers[shard], version, maxEntries},
+				args: []any{update.Position.Numbers[shard], version, maxEntries, seen.marks[shard].number, seen.marks[shard].text},
 			})
 		}
 		var behind []int
@@ -154,11 +154,15 @@ var errOlder = fmt.Errorf("%w: a shard has gone back to older data", broker.ErrE
 // take adds the answer of one shard to an update; seen is how far the shard had been before. It reports
 // whether there is more in the shard, and whether the control list has changed.
 func (r *reader) take(answer *reply, update *broker.Update, seen uint64) (more, control bool, err error) {
+	if answer.err == nil && answer.status == "older" {
+		return false, false, errOlder
+	}
 	if answer.err == nil && answer.status != "ok" {
 		answer.err = answer.refusal()
 	}
 	now := answer.moment()
 	number, reached, version := uint64(answer.number()), uint64(answer.number()), uint64(answer.number())
+	text := answer.text()
 	var entries []broker.Entry
 	answer.each(func(item *reply) {
 		if e, ok := item.entry(); ok {
@@ -183,6 +187,7 @@ func (r *reader) take(answer *reply, update *broker.Update, seen uint64) (more, 
 	update.Position.Numbers[answer.shard] = reached
 	update.Entries = append(update.Entries, entries...)
 	r.store.reached(answer.epoch, answer.shard, reached)
+	r.store.read(answer.epoch, answer.shard, mark{reached, text})
 	return reached < number, control, nil
 }
 

@@ -8,13 +8,15 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local verb, given = ARGV[3], ARGV[4]
 local has = redis.call('HGET', META, 'epoch') or ''
 
--- begin writes an epoch. The feed's numbers go on, also when only the feed is left: it takes none twice.
+-- begin writes an epoch. Tasks of before are unknown in it: an end of theirs may be among what was
+-- lost. The feed's numbers go on, also when only the feed is left: it takes none twice.
 local function begin(epoch, shards, deployment)
   local number = redis.call('HGET', META, 'number')
   local feed = not number and redis.pcall('XINFO', 'STREAM', FEED) or {}
   for i = 1, #feed, 2 do
     if feed[i] == 'last-generated-id' then number = string.match(feed[i + 1], '^%d+') end
   end
+  redis.call('UNLINK', TASKS, REQUESTS, IDS, DUE, ALARMS, USAGE)
   redis.call('HSET', META, 'epoch', epoch, 'shards', shards, 'deployment', deployment, 'number', number or '0')
 end
 

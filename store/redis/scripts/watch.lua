@@ -1,19 +1,28 @@
 -- Reads the feed from a number on, and the control list if it is not the one that the caller has. It
 -- is also who takes away what has passed when nothing else happens.
 --
--- ARGV: epoch, 'watch', number, version of the caller's control list (-1 for none), how many entries.
+-- ARGV: epoch, 'watch', number, version of the caller's control list (-1 for none), how many entries;
+-- and an entry that the caller has read: its number and its mark ('' for none). Another one under that
+-- number says that the data are older ones which have grown since.
+local function mark(entry) return entry[2][4] .. ' ' .. entry[2][6] end
+
+if ARGV[7] ~= '' then
+  local read = redis.call('XRANGE', FEED, ARGV[6] .. '-0', ARGV[6] .. '-0')[1]
+  if read and mark(read) ~= ARGV[7] then return {'older', 'watch'} end
+end
 trim(100)
 if now - last >= 1000 then changed = true end -- so that what is written down is never far behind
 local limit = tonumber(ARGV[5])
 local entries = {}
-local reached = number
+local reached, last_mark = number, ''
 for i, entry in ipairs(redis.call('XRANGE', FEED, '(' .. ARGV[3] .. '-0', '+', 'COUNT', limit)) do
   local f = entry[2]
   local n = tonumber(string.match(entry[1], '^%d+'))
   if i == limit then reached = n end
+  if n <= reached then last_mark = mark(entry) end
   entries[i] = {n, f[2], f[4], tonumber(f[6]), f[8] and 1 or 0, f[8] or ''}
 end
-local out = {'ok', 'watch', now, number, reached, version, entries}
+local out = {'ok', 'watch', now, number, reached, version, last_mark, entries}
 if version ~= tonumber(ARGV[4]) then
   local locks, denials = {}, {}
   local raws = redis.call('HGETALL', LOCKS)
@@ -28,6 +37,6 @@ if version ~= tonumber(ARGV[4]) then
     if not d then return {'broken', 'watch', DENIALS, raws[i]} end
     denials[#denials + 1] = {d[4], d[2], d[3], tonumber(raws[i + 1]), 0, ''}
   end
-  out[8], out[9] = locks, denials
+  out[9], out[10] = locks, denials
 end
 return out
