@@ -111,11 +111,15 @@ func (b *Broker) Ready() error {
 	case age > staleView:
 		return notReady("the store's feed has not been heard for " + age.Round(time.Millisecond).String())
 	case skew > MaxSkew:
-		return notReady("this machine's clock and the store's differ by " + skew.Round(time.Millisecond).String() + "; set them right")
+		return skewed(skew)
 	case b.backlog.age(b.Now()) > staleAudit:
 		return notReady("the audit log cannot be written; see the broker's log")
 	}
 	return nil
+}
+
+func skewed(skew time.Duration) error {
+	return notReady("this machine's clock and the store's differ by " + skew.Round(time.Millisecond).String() + "; set them right")
 }
 
 func notReady(why string) error { return &wrapped{ErrNotReady, why} }

@@ -87,6 +87,9 @@ const maxDecisions = 5
 // commit decides on the newest control list that this replica has and writes the outcome. When the
 // store knows a newer list it has written nothing, and the decision is made again.
 func (b *Broker) commit(ctx context.Context, shard int, decide func(Control, time.Time) (GrantRequest, error)) (GrantReply, error) {
+	if _, skew, _ := b.view.age(b.Now()); skew > MaxSkew {
+		return GrantReply{}, skewed(skew) // nobody could tell how long a token lives
+	}
 	for range maxDecisions {
 		control, now, err := b.view.control(shard)
 		if err != nil {

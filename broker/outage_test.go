@@ -423,6 +423,11 @@ func TestP13_SkewBeyondTheBoundIsNotReady(t *testing.T) {
 			if err := h.Ready(); ready != (err == nil) {
 				t.Errorf("skew %s: %v", skew, err)
 			}
+			if !ready {
+				_, err := h.tryBegin(report, withToken)
+				want(t, err, broker.ErrNotReady)
+				return
+			}
 			begun := h.begin(report, withToken)
 			if life := begun.Tokens[0].Life; life != broker.DefaultTokenLife {
 				t.Errorf("skew %s: a life of %s", skew, life)
