@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -34,6 +36,47 @@ func in(shard int) broker.GrantRequest {
 }
 
 const crowd = 64
+
+// TestOneRoundTrip: to begin a task with its first tokens is one command, and so is to end it with
+// all of them.
+func TestOneRoundTrip(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	store := s.open(t, redis.Config{})
+	end(t, store, completing(begin(t, store).Task.ID)) // so that the server knows the scripts
+	scripts := func() int {
+		t.Helper()
+		text, err := s.client.Info(t.Context(), "commandstats").Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rest, _ := strings.Cut(text, "cmdstat_evalsha:calls=")
+		n, err := strconv.Atoi(rest[:strings.IndexByte(rest, ',')])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	req := beginning()
+	for range 9 {
+		ask := req.Grants[0]
+		ask.ID = broker.NewGrantID(0)
+		req.Grants = append(req.Grants, ask)
+	}
+	before := scripts()
+	reply, err := store.Grant(t.Context(), req)
+	if err != nil || len(reply.Grants) != 10 {
+		t.Fatalf("%+v, %v", reply, err)
+	}
+	if n := scripts() - before; n != 1 {
+		t.Errorf("a begin with ten tokens was %d commands", n)
+	}
+	before = scripts()
+	end(t, store, completing(reply.Task.ID))
+	if n := scripts() - before; n != 1 {
+		t.Errorf("an end was %d commands", n)
+	}
+}
 
 // TestBatches sends many calls over a slow way: they share round trips, and each gets its own answer.
 func TestBatches(t *testing.T) {
