@@ -54,12 +54,7 @@ func (b *Broker) endOne(ctx context.Context, p *pendingEnd) (Receipt, error) {
 	p.Event = NewEventID()
 	ctx = context.WithoutCancel(ctx)
 	asked := b.lost.within(p.Ending, b.Now())
-	replies, err := b.tryEnd(ctx, asked)
-	unsure := errors.Is(err, ErrUnconfirmed)
-	if unsure {
-		// It may have happened. The same event ID shows whether it was this call.
-		replies, err = b.tryEnd(ctx, asked)
-	}
+	replies, unsure, err := b.endTwice(ctx, storeTry, asked)
 	if err == nil && isAway(replies[0].Err) {
 		err = replies[0].Err
 	}
@@ -69,11 +64,8 @@ func (b *Broker) endOne(ctx context.Context, p *pendingEnd) (Receipt, error) {
 	if replies[0].Err != nil {
 		return Receipt{}, replies[0].Err
 	}
-	receipt := replies[0].Receipt
-	receipt.First = receipt.First || receipt.Event == p.Event
-	replies[0].Receipt = receipt
 	b.record(ctx, b.endEvents(replies, p.actor, p.address))
-	return receipt, nil
+	return replies[0].Receipt, nil
 }
 
 // endHere puts an end in force on this replica, which then brings it into the store. What may not be

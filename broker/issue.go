@@ -315,7 +315,7 @@ func (b *Broker) takeBack(ctx context.Context, w Workload, registration Workload
 			ends = append(ends, Ending{Kind: TargetGrant, Grant: grant.ID, Cause: cause, Event: NewEventID()})
 		}
 	}
-	replies, err := b.tryEnd(context.WithoutCancel(ctx), ends...)
+	replies, err := b.tryEnd(context.WithoutCancel(ctx), storeTry, ends...)
 	if err == nil {
 		b.handOver(b.endEvents(replies, w.ID.String(), w.Address))
 		return

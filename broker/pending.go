@@ -332,7 +332,7 @@ func (b *Broker) writeBatch(ctx context.Context, batch []*pendingEnd) error {
 	for i, p := range batch {
 		ends[i] = p.Ending
 	}
-	replies, err := b.tryEnd(ctx, ends...)
+	replies, err := b.tryEnd(ctx, storeTry, ends...)
 	if err != nil {
 		return err
 	}
@@ -380,9 +380,26 @@ func (b *Broker) mootEvent(p *pendingEnd, truth Receipt) Event {
 	return e
 }
 
-// tryEnd asks the store once.
-func (b *Broker) tryEnd(ctx context.Context, ends ...Ending) ([]EndReply, error) {
-	ctx, cancel := context.WithTimeout(ctx, storeTry)
+// endTwice asks the store, and once more when it may have happened, for at most limit each time. The
+// event IDs show what this call has ended. unsure says that the first answer did not tell.
+func (b *Broker) endTwice(ctx context.Context, limit time.Duration, ends ...Ending) (replies []EndReply, unsure bool, err error) {
+	replies, err = b.tryEnd(ctx, limit, ends...)
+	if unsure = errors.Is(err, ErrUnconfirmed); unsure {
+		replies, err = b.tryEnd(ctx, limit, ends...)
+	}
+	if err != nil {
+		return nil, unsure, err
+	}
+	for i := range replies {
+		r := &replies[i].Receipt
+		r.First = r.First || r.Event == ends[i].Event
+	}
+	return replies, unsure, nil
+}
+
+// tryEnd asks the store once, for at most limit.
+func (b *Broker) tryEnd(ctx context.Context, limit time.Duration, ends ...Ending) ([]EndReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	replies, err := b.Store.End(ctx, ends)
 	if err == nil && len(replies) != len(ends) {

@@ -3,7 +3,6 @@ package broker
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 )
@@ -118,22 +117,15 @@ func (b *Broker) Lift(ctx context.Context, id LockID, actor, reason string) erro
 func (b *Broker) control(ctx context.Context, end Ending, event Event) (Receipt, error) {
 	event.ID = NewEventID()
 	end.Event = event.ID
-	replies, err := b.Store.End(ctx, []Ending{end})
-	if errors.Is(err, ErrUnconfirmed) {
-		// It may have happened, without an event. To say it twice does no harm.
-		replies, err = b.Store.End(ctx, []Ending{end})
-	}
+	// What may have happened is said twice rather than without an event: it does no harm.
+	replies, _, err := b.endTwice(ctx, withdrawCall, end)
 	if err != nil {
 		return Receipt{}, err
-	}
-	if len(replies) != 1 {
-		return Receipt{}, fmt.Errorf("%w: %d answers to one change", ErrUnconfirmed, len(replies))
 	}
 	if replies[0].Err != nil {
 		return Receipt{}, replies[0].Err
 	}
 	receipt := replies[0].Receipt
-	receipt.First = receipt.First || receipt.Event == event.ID
 	if receipt.First {
 		event.Time = receipt.Ended
 		b.record(ctx, []Event{event})

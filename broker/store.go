@@ -23,6 +23,9 @@ import (
 // what the store is configured to survive. ErrUnavailable means that nothing happened,
 // ErrUnconfirmed that it may have: repeating a call is always safe.
 //
+// Loss: a store that notices that it has lost data begins another data set, with a later epoch. Tasks
+// and grants of before are unknown in it, since their ends may be what was lost.
+//
 // A context that ends makes a call return early with ErrUnconfirmed at the worst; it never undoes
 // anything.
 type Store interface {

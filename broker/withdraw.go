@@ -91,22 +91,12 @@ func (b *Broker) endPage(ctx context.Context, ends []Ending) (ended int, err err
 	if len(ends) == 0 {
 		return 0, nil
 	}
-	call, cancel := context.WithTimeout(ctx, withdrawCall)
-	defer cancel()
-	replies, err := b.Store.End(call, ends)
-	if errors.Is(err, ErrUnconfirmed) {
-		// It may have happened. The same event IDs show what was this call.
-		replies, err = b.Store.End(call, ends)
-	}
+	replies, _, err := b.endTwice(ctx, withdrawCall, ends...)
 	if err != nil {
 		if errors.Is(err, ErrUnconfirmed) {
 			b.finish(sweeper, "", ends...)
 		}
 		return 0, err
-	}
-	for i := range min(len(replies), len(ends)) {
-		r := &replies[i].Receipt
-		r.First = r.First || r.Event == ends[i].Event
 	}
 	events := b.endEvents(replies, sweeper, "")
 	b.record(ctx, events)

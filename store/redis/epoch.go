@@ -28,8 +28,8 @@ type dataSet struct {
 
 // open finds out the epoch of the data set and adopts it, or begins a new one when there is none, or
 // when a shard has lost the one that the others have, or all have an older one than this store knows:
-// then all tokens of the old one must die. The first shard decides; the others are made to follow. Any number of replicas may do it at once, and
-// one that stops half way is completed by the next.
+// then all tokens of the old one must die. The first shard decides; the others are made to follow. Any
+// number of replicas may do it at once, and one that stops half way is completed by the next.
 func (s *Store) open(ctx context.Context) error {
 	for try := range openTries {
 		sets, err := s.dataSets(ctx)
