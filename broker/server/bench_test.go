@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/errandhq/errand/sdk/verify"
 )
 
 // cpu is the processor time that this process has used.
@@ -76,7 +78,7 @@ func BenchmarkVerify(b *testing.B) {
 	c, peer := r.bearer(reportID)
 	token := c.begin().Tokens[0].AccessToken
 	measure(b, func() {
-		if _, err := v.Verify(b.Context(), token, peer, "orders:read"); err != nil {
+		if _, err := v.Verify(b.Context(), token, peer, verify.Scope("orders:read")); err != nil {
 			b.Fatal(err)
 		}
 	})

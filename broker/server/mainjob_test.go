@@ -86,7 +86,7 @@ func TestP1_EndIsHeardByConnectedVerifiers(t *testing.T) {
 	for range 50 {
 		begun := c.begin()
 		token := begun.Tokens[0].AccessToken
-		grant, err := v.Verify(t.Context(), token, peer, "orders:read")
+		grant, err := v.Verify(t.Context(), token, peer, verify.Scope("orders:read"))
 		if err != nil {
 			t.Fatalf("a live token: %v", err)
 		}
@@ -98,7 +98,7 @@ func TestP1_EndIsHeardByConnectedVerifiers(t *testing.T) {
 		}
 		answered := time.Now()
 		for {
-			_, err = v.Verify(t.Context(), token, peer, "orders:read")
+			_, err = v.Verify(t.Context(), token, peer, verify.Scope("orders:read"))
 			after := time.Since(answered)
 			if errors.Is(err, verify.ErrRevoked) {
 				slowest = max(slowest, after)
@@ -124,7 +124,7 @@ func TestAStolenTokenIsUseless(t *testing.T) {
 	_, sibling := r.bearer(reportID) // the same identity with another certificate
 	token := c.begin().Tokens[0].AccessToken
 	for name, peer := range map[string]*verify.Peer{"another workload": thief, "another certificate": sibling, "none": nil} {
-		if _, err := v.Verify(t.Context(), token, peer, "orders:read"); !errors.Is(err, verify.ErrUnbound) {
+		if _, err := v.Verify(t.Context(), token, peer, verify.Scope("orders:read")); !errors.Is(err, verify.ErrUnbound) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -147,14 +147,14 @@ func TestP11_RotationRejectsNoValidToken(t *testing.T) {
 		t.Errorf("an unknown key: %v", err)
 	}
 	fresh := c.begin().Tokens[0].AccessToken
-	if _, err := v.Verify(t.Context(), fresh, peer, "orders:read"); err != nil {
+	if _, err := v.Verify(t.Context(), fresh, peer, verify.Scope("orders:read")); err != nil {
 		t.Errorf("a token of the next key: %v", err)
 	}
 	r.eventually("the removed key's token is refused", func() bool {
-		_, err := v.Verify(t.Context(), old, peer, "orders:read")
+		_, err := v.Verify(t.Context(), old, peer, verify.Scope("orders:read"))
 		return err != nil
 	})
-	if _, err := v.Verify(t.Context(), fresh, peer, "orders:read"); err != nil {
+	if _, err := v.Verify(t.Context(), fresh, peer, verify.Scope("orders:read")); err != nil {
 		t.Errorf("after the removal, a token of the next key: %v", err)
 	}
 }

@@ -144,7 +144,7 @@ func startOutage(t *testing.T, b breakage, stale time.Duration) *outage {
 }
 
 func (o *outage) verify(begun wire.BeginResponse) error {
-	_, err := o.v.Verify(o.t.Context(), begun.Tokens[0].AccessToken, o.peer, "orders:read")
+	_, err := o.v.Verify(o.t.Context(), begun.Tokens[0].AccessToken, o.peer, verify.Scope("orders:read"))
 	return err
 }
 

@@ -205,7 +205,7 @@ func TestP1_EndAtAnotherReplica(t *testing.T) {
 		begun := c.begin()
 		token := begun.Tokens[0].AccessToken
 		for name, v := range verifiers {
-			if _, err := v.Verify(t.Context(), token, peer, "orders:read"); err != nil {
+			if _, err := v.Verify(t.Context(), token, peer, verify.Scope("orders:read")); err != nil {
 				t.Fatalf("a live token, by the verifier on %s: %v", name, err)
 			}
 		}

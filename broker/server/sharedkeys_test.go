@@ -120,7 +120,7 @@ func TestP11_ARemovedKeyIsDeadAtEveryReplica(t *testing.T) {
 				}
 			}
 			old := c.begin().Tokens[0].AccessToken
-			if _, err := v.Verify(t.Context(), old, peer, "orders:read"); err != nil {
+			if _, err := v.Verify(t.Context(), old, peer, verify.Scope("orders:read")); err != nil {
 				t.Fatalf("what the second replica signs: %v", err)
 			}
 
@@ -134,11 +134,11 @@ func TestP11_ARemovedKeyIsDeadAtEveryReplica(t *testing.T) {
 				return !first.publishes(kid) && !second.publishes(kid) && first.activeKey() == next && second.activeKey() == next
 			})
 			first.eventually("its token is refused", func() bool {
-				_, err := v.Verify(t.Context(), old, peer, "orders:read")
+				_, err := v.Verify(t.Context(), old, peer, verify.Scope("orders:read"))
 				return errors.Is(err, verify.ErrRevoked) || errors.Is(err, verify.ErrSignature) // when its key is not in the set any more
 			})
 			fresh := c.begin().Tokens[0].AccessToken
-			if _, err := v.Verify(t.Context(), fresh, peer, "orders:read"); err != nil {
+			if _, err := v.Verify(t.Context(), fresh, peer, verify.Scope("orders:read")); err != nil {
 				t.Errorf("a token of the next key: %v", err)
 			}
 
@@ -224,7 +224,7 @@ func TestKeysInRedis(t *testing.T) {
 	first.eventually("both have let go of it", func() bool { return !first.publishes(kid) && !second.publishes(kid) && same() })
 	v := first.verifier()
 	_, peer := first.bearer(reportID)
-	if _, err := v.Verify(t.Context(), token, peer, "orders:read"); err == nil {
+	if _, err := v.Verify(t.Context(), token, peer, verify.Scope("orders:read")); err == nil {
 		t.Error("a token of the removed key is good")
 	}
 	before := first.Keys().Keys()

@@ -91,7 +91,7 @@ func TestRemovingATrustDomainEndsItsTasks(t *testing.T) {
 		begun wire.BeginResponse
 		peer  *verify.Peer
 	}{{task, peer}, {stays, ourPeer}} {
-		if _, err := v.Verify(t.Context(), c.begun.Tokens[0].AccessToken, c.peer, "orders:read"); err != nil {
+		if _, err := v.Verify(t.Context(), c.begun.Tokens[0].AccessToken, c.peer, verify.Scope("orders:read")); err != nil {
 			t.Fatalf("before: %v", err)
 		}
 	}
@@ -101,7 +101,7 @@ func TestRemovingATrustDomainEndsItsTasks(t *testing.T) {
 		return theirs.get(wire.PathWhoami).status == http.StatusUnauthorized
 	})
 	r.eventually("the token is refused", func() bool {
-		_, err := v.Verify(t.Context(), task.Tokens[0].AccessToken, peer, "orders:read")
+		_, err := v.Verify(t.Context(), task.Tokens[0].AccessToken, peer, verify.Scope("orders:read"))
 		return errors.Is(err, verify.ErrRevoked)
 	})
 	r.eventually("the task has ended", func() bool { return r.task(task.Task.ID).State.Final() })
@@ -118,7 +118,7 @@ func TestRemovingATrustDomainEndsItsTasks(t *testing.T) {
 	}
 
 	// Ours are not touched, and the partner may come back.
-	if _, err := v.Verify(t.Context(), stays.Tokens[0].AccessToken, ourPeer, "orders:read"); err != nil {
+	if _, err := v.Verify(t.Context(), stays.Tokens[0].AccessToken, ourPeer, verify.Scope("orders:read")); err != nil {
 		t.Errorf("our own token: %v", err)
 	}
 	r.agent.Federate(partner.Bundle())
@@ -128,7 +128,7 @@ func TestRemovingATrustDomainEndsItsTasks(t *testing.T) {
 		return err == nil && resp.Body.Close() == nil
 	})
 	token := again.begin().Tokens[0].AccessToken
-	if _, err := v.Verify(t.Context(), token, againPeer, "orders:read"); err != nil {
+	if _, err := v.Verify(t.Context(), token, againPeer, verify.Scope("orders:read")); err != nil {
 		t.Errorf("a new token of a domain that came back: %v", err)
 	}
 }

@@ -211,7 +211,7 @@ func TestTwoReplicas(t *testing.T) {
 	}
 	token, peer := begun.Tokens[0].AccessToken, &verify.Peer{Certificate: e.leaf}
 	for _, v := range verifiers {
-		if _, err := v.Verify(t.Context(), token, peer, "orders:read"); err != nil {
+		if _, err := v.Verify(t.Context(), token, peer, verify.Scope("orders:read")); err != nil {
 			t.Fatalf("a live token: %v", err)
 		}
 	}

@@ -113,6 +113,9 @@ type Hooks struct {
 	// OnRefuse is called for each refusal, with one of the texts of this package's errors. The
 	// grant is nil until the signature was found good.
 	OnRefuse func(ctx context.Context, reason string, g *Grant)
+	// OnCheck is called for each check of a token whose signature was good, with the scopes that the
+	// requirements name, and the error if it was refused. The grant and the scopes are read-only.
+	OnCheck func(ctx context.Context, g *Grant, scopes []string, err error)
 	// OnApply is called for each denial, once tokens that it covers are refused.
 	OnApply func(wire.FeedEntry)
 	// OnStale is called when the view has become too old, with its age.

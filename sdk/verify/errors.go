@@ -1,6 +1,9 @@
 package verify
 
-import "errors"
+import (
+	"errors"
+	"slices"
+)
 
 // sentinel is an error that is a constant, so that nobody can assign to it.
 type sentinel string
@@ -19,20 +22,28 @@ const (
 	ErrAudience  = sentinel("for another audience")
 	ErrRevoked   = sentinel("revoked")
 	ErrScope     = sentinel("insufficient scope")
+	ErrForbidden = sentinel("not allowed here")
 	ErrUnbound   = sentinel("not presented by the workload that it was issued to")
 	ErrStale     = sentinel("revocation view too old")
 	ErrBusy      = sentinel("too many requests are running")
 )
 
+var reasons = []sentinel{
+	ErrMissing, ErrMalformed, ErrSignature, ErrIssuer, ErrExpired, ErrAudience, ErrRevoked, ErrScope,
+	ErrForbidden, ErrUnbound, ErrStale, ErrBusy,
+}
+
 // reason is the sentinel that err matches.
 func reason(err error) sentinel {
-	for _, s := range []sentinel{
-		ErrMissing, ErrMalformed, ErrSignature, ErrIssuer, ErrExpired, ErrAudience, ErrRevoked,
-		ErrScope, ErrUnbound, ErrStale, ErrBusy,
-	} {
+	for _, s := range reasons {
 		if errors.Is(err, s) {
 			return s
 		}
 	}
 	return ErrMalformed
+}
+
+// known reports whether err matches one of this package's errors.
+func known(err error) bool {
+	return slices.ContainsFunc(reasons, func(s sentinel) bool { return errors.Is(err, s) })
 }

@@ -47,7 +47,7 @@ func BenchmarkVerify(b *testing.B) {
 	ctx := context.Background()
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := v.Verify(ctx, token, peer, "orders:read"); err != nil {
+		if _, err := v.Verify(ctx, token, peer, verify.Scope("orders:read")); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -52,7 +52,13 @@ func (g *Grant) LogValue() slog.Value {
 
 type grantKey struct{}
 
-// FromContext returns the grant that Require put into a request's context.
+// NewContext returns a context with the grant, for adapters to other frameworks and for tests of
+// handlers.
+func NewContext(ctx context.Context, g *Grant) context.Context {
+	return context.WithValue(ctx, grantKey{}, g)
+}
+
+// FromContext returns the grant that Middleware or NewContext put into a context.
 func FromContext(ctx context.Context) (*Grant, bool) {
 	g, ok := ctx.Value(grantKey{}).(*Grant)
 	return g, ok

@@ -1,39 +1,42 @@
 package verify
 
 import (
-	"context"
-	"encoding/json"
-	"fmt"
 	"net/http"
+	"slices"
 	"strings"
-
-	"github.com/errandhq/errand/sdk/wire"
 )
 
-// Require is middleware for routes that need a token with all the scopes. The handler finds the
-// grant by FromContext, and its request's context ends with the cause ErrRevoked if the grant dies
-// while it runs.
-//
-// Refusals are RFC 6750's: 401 with a Bearer challenge, whose error_description is one of this
-// package's reasons; 403 insufficient_scope; and 503 with Retry-After, when the token may well be
-// good but nobody can say so now. Require panics on a scope that no token can have.
+// Require is Middleware for routes that need a token with all the scopes.
 func (v *Verifier) Require(scopes ...string) func(http.Handler) http.Handler {
-	for _, scope := range scopes {
-		if scope == "" || strings.ContainsFunc(scope, notNameRune) {
-			panic(fmt.Sprintf("verify: %q is not a scope (RFC 6749 §3.3)", scope))
-		}
+	return v.Middleware(Scope(scopes...))
+}
+
+// Middleware lets a request through if its token is good and meets the requirements, and else
+// writes the Refusal. The handler finds the grant by FromContext. Its request's context ends with
+// the cause ErrRevoked if the grant dies while it runs, and with ErrExpired when the token has
+// expired, as Watch does; KeepInFlight opts a route out of both.
+func (v *Verifier) Middleware(reqs ...Requirement) func(http.Handler) http.Handler {
+	if slices.Contains(reqs, nil) {
+		panic("verify: a requirement is nil")
 	}
+	reqs = slices.Clone(reqs)
+	keep := slices.Contains(reqs, KeepInFlight())
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			grant, err := v.authorize(r, scopes)
-			if err != nil {
-				v.refuse(w, err, scopes)
+			grant, refusal := v.Authorize(r, reqs...)
+			if refusal != nil {
+				refusal.Write(w)
 				return
 			}
-			ctx, cancel, err := v.Watch(context.WithValue(r.Context(), grantKey{}, grant), grant)
+			ctx := NewContext(r.Context(), grant)
+			if keep {
+				next.ServeHTTP(w, r.WithContext(ctx))
+				return
+			}
+			ctx, cancel, err := v.Watch(ctx, grant)
 			if err != nil {
 				v.refused(r.Context(), err, grant)
-				v.refuse(w, err, scopes)
+				v.refusal(err).Write(w)
 				return
 			}
 			defer cancel()
@@ -42,13 +45,19 @@ func (v *Verifier) Require(scopes ...string) func(http.Handler) http.Handler {
 	}
 }
 
-func (v *Verifier) authorize(r *http.Request, scopes []string) (*Grant, error) {
+// Authorize answers one request, for frameworks that have another kind of middleware: exactly one of
+// the results is nil. Follow it with Watch, unless KeepInFlight is among the requirements.
+func (v *Verifier) Authorize(r *http.Request, reqs ...Requirement) (*Grant, *Refusal) {
 	token, err := bearer(r.Header)
 	if err != nil {
 		v.refused(r.Context(), err, nil)
-		return nil, err
+		return nil, v.refusal(err)
 	}
-	return v.Verify(r.Context(), token, v.config.Peer(r), scopes...)
+	grant, err := v.Verify(r.Context(), token, v.config.Peer(r), reqs...)
+	if err != nil {
+		return nil, v.refusal(err)
+	}
+	return grant, nil
 }
 
 // bearer returns the token of the one Authorization header (RFC 6750 §2.1). Tokens in the query or
@@ -66,45 +75,4 @@ func bearer(h http.Header) (string, error) {
 		return "", ErrMissing
 	}
 	return token, nil
-}
-
-// refuse answers a request that will not be served.
-func (v *Verifier) refuse(w http.ResponseWriter, err error, scopes []string) {
-	why := reason(err)
-	h := w.Header()
-	switch why {
-	case ErrStale, ErrBusy:
-		h.Set("Retry-After", "1")
-		v.writeProblem(w, http.StatusServiceUnavailable, wire.ProblemVerifierStale, why)
-	case ErrScope:
-		h.Set("WWW-Authenticate", v.challenge("insufficient_scope", why)+fmt.Sprintf(`, scope="%s"`, strings.Join(scopes, " ")))
-		v.writeProblem(w, http.StatusForbidden, "", why)
-	case ErrMissing:
-		// No error code: the client was only not asked yet (RFC 6750 §3.1).
-		h.Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s"`, v.config.Audience))
-		v.writeProblem(w, http.StatusUnauthorized, "", why)
-	default:
-		h.Set("WWW-Authenticate", v.challenge("invalid_token", why))
-		v.writeProblem(w, http.StatusUnauthorized, "", why)
-	}
-}
-
-func (v *Verifier) challenge(code string, why sentinel) string {
-	return fmt.Sprintf(`Bearer realm="%s", error="%s", error_description="%s"`, v.config.Audience, code, why)
-}
-
-// writeProblem writes an RFC 9457 body; without a name its type is about:blank.
-func (v *Verifier) writeProblem(w http.ResponseWriter, status int, name string, why sentinel) {
-	problem := wire.Problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: string(why)}
-	if name != "" {
-		problem.Type = v.config.Issuer + "/problems/" + name
-	}
-	body, err := json.Marshal(problem)
-	if err != nil {
-		panic(fmt.Sprintf("verify: a problem of plain values must marshal: %v", err))
-	}
-	w.Header().Set("Content-Type", wire.TypeProblem)
-	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(status)
-	_, _ = w.Write(append(body, '\n'))
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -175,6 +176,95 @@ func TestWatch(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, err, context.Cause(ctx))
 		}
 		cancel()
+	}
+}
+
+// TestP2_WatchEndsWithTheToken: after exp and the leeway nobody is told of the task's end any more, so
+// that nothing may go on.
+func TestP2_WatchEndsWithTheToken(t *testing.T) {
+	b := newBroker(t, 1)
+	var ahead atomic.Int64
+	v := b.verifier(func(c *verify.Config) {
+		c.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	})
+	g := must(v.Verify(t.Context(), b.token(nil), b.peer()))(t)
+	running, cancel, err := v.Watch(t.Context(), g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cancel()
+	ahead.Store(int64(time.Until(g.Expires) + verify.DefaultLeeway - time.Second))
+	select {
+	case <-running.Done():
+		t.Fatalf("it ended before its time: %v", context.Cause(running))
+	case <-time.After(600 * time.Millisecond):
+	}
+	ahead.Add(int64(time.Second))
+	<-running.Done()
+	late, cancel, err := v.Watch(t.Context(), g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cancel()
+	for _, ctx := range []context.Context{running, late} {
+		if cause := context.Cause(ctx); cause != verify.ErrExpired {
+			t.Errorf("ended with %v", cause)
+		}
+	}
+}
+
+// TestWatchEndsWithTheVerifier: nobody would end it later.
+func TestWatchEndsWithTheVerifier(t *testing.T) {
+	b := newBroker(t, 1)
+	v := b.verifier(nil)
+	g := must(v.Verify(t.Context(), b.token(nil), b.peer()))(t)
+	before, cancel, err := v.Watch(t.Context(), g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cancel()
+	if err := v.Close(); err != nil {
+		t.Fatal(err)
+	}
+	after, cancel, err := v.Watch(t.Context(), g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cancel()
+	for _, ctx := range []context.Context{before, after} {
+		if cause := context.Cause(ctx); cause != verify.ErrStale {
+			t.Errorf("ended with %v", cause)
+		}
+	}
+}
+
+// TestKeepInFlight lets the handler finish although its task has ended.
+func TestKeepInFlight(t *testing.T) {
+	b := newBroker(t, 1)
+	v := b.verifier(func(c *verify.Config) { c.Binding = verify.Unbound })
+	handler := v.Middleware(verify.Scope("orders:read"), verify.KeepInFlight())(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g, ok := verify.FromContext(r.Context())
+		if !ok {
+			t.Error("no grant in the context")
+		}
+		b.deny(wire.FeedEntry{Kind: wire.KindTask, ID: rootTask})
+		settled(t, v, b)
+		if ctx, cancel, err := v.Watch(t.Context(), g); err != nil || ctx.Err() == nil {
+			t.Error("the grant is not dead")
+		} else {
+			cancel()
+		}
+		if r.Context().Err() != nil {
+			t.Errorf("the context ended: %v", context.Cause(r.Context()))
+		}
+		w.WriteHeader(http.StatusNoContent)
+	}))
+	for _, want := range []int{http.StatusNoContent, http.StatusUnauthorized} {
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, must(withToken("https://orders/", b.token(nil)))(t))
+		if w.Code != want {
+			t.Errorf("got %d, want %d", w.Code, want)
+		}
 	}
 }
 

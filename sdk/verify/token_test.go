@@ -34,7 +34,7 @@ func TestVerifyReturnsTheGrant(t *testing.T) {
 	v := b.verifier(nil)
 	now := time.Now().Truncate(time.Second).UTC()
 	token := b.token(func(c map[string]any) { c["iat"], c["exp"] = now.Unix(), now.Unix()+60 })
-	got, err := v.Verify(t.Context(), token, b.peer(), "orders:read")
+	got, err := v.Verify(t.Context(), token, b.peer(), verify.Scope("orders:read"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +181,7 @@ func TestVerifyRefusesClaims(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			g, err := v.Verify(t.Context(), b.token(c.edit), b.peer(), "orders:read")
+			g, err := v.Verify(t.Context(), b.token(c.edit), b.peer(), verify.Scope("orders:read"))
 			if !errors.Is(err, c.want) || g != nil {
 				t.Errorf("got %v, %v; want %v and no grant", g, err, c.want)
 			}

@@ -8,7 +8,7 @@ import (
 	"github.com/errandhq/errand/sdk/wire"
 )
 
-// tick looks at the clock: it drops what has expired, and tells when the view has become too old.
+// tick looks at the clock: it drops what has expired, ends what runs on it, and tells when the view has become too old.
 func (v *Verifier) tick(ctx context.Context) {
 	ticker := time.NewTicker(tickInterval)
 	defer ticker.Stop()
@@ -27,6 +27,7 @@ func (v *Verifier) tick(ctx context.Context) {
 			v.keys.ask()
 		}
 		v.view.sweep(now)
+		v.running.expire(now)
 		ok, old := v.view.freshness(now)
 		switch {
 		case ok && stale:

@@ -129,10 +129,11 @@ func (v *Verifier) notReady(ctx context.Context) error {
 	return fmt.Errorf("verify: not ready for %q of %s: %w; the last error: %w", v.config.Audience, v.config.Issuer, context.Cause(ctx), v.lastOr())
 }
 
-// Close ends the verifier's work and waits for it. Verify then refuses everything once the view is
-// too old.
+// Close ends the verifier's work and waits for it, and ends the requests that it watches: close it
+// after the server. Verify then refuses everything once the view is too old.
 func (v *Verifier) Close() error {
 	v.cancel()
+	v.running.close()
 	v.tasks.Wait()
 	v.issuer.close()
 	return nil

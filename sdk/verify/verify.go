@@ -7,7 +7,6 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/http"
-	"strings"
 	"time"
 )
 
@@ -32,14 +31,17 @@ func PeerOf(r *http.Request) *Peer {
 	return &Peer{Certificate: r.TLS.PeerCertificates[0], Verified: len(r.TLS.VerifiedChains) > 0}
 }
 
-// Verify checks a token that a caller presented, and that it has all the scopes. The peer is the
+// Verify checks a token that a caller presented, and that it meets the requirements. The peer is the
 // caller, or nil when it showed no certificate. Errors match one of this package's; the grant is
 // nil with every error.
 //
 // It reads memory only, but for a token that names a key never seen: then it waits for at most one
 // fetch of the key set, no longer than ctx lasts.
-func (v *Verifier) Verify(ctx context.Context, token string, peer *Peer, scopes ...string) (*Grant, error) {
-	grant, err := v.check(ctx, token, peer, scopes)
+func (v *Verifier) Verify(ctx context.Context, token string, peer *Peer, reqs ...Requirement) (*Grant, error) {
+	grant, err := v.check(ctx, token, peer, reqs)
+	if hook := v.config.Hooks.OnCheck; hook != nil && grant != nil {
+		hook(ctx, grant, scopesOf(reqs), err)
+	}
 	if err != nil {
 		v.refused(ctx, err, grant)
 		return nil, err
@@ -48,7 +50,7 @@ func (v *Verifier) Verify(ctx context.Context, token string, peer *Peer, scopes 
 }
 
 // check returns the grant with an error, too, once the signature is known to be good.
-func (v *Verifier) check(ctx context.Context, token string, peer *Peer, scopes []string) (*Grant, error) {
+func (v *Verifier) check(ctx context.Context, token string, peer *Peer, reqs []Requirement) (*Grant, error) {
 	header, err := parseHeader(token)
 	if err != nil {
 		return nil, err
@@ -76,12 +78,7 @@ func (v *Verifier) check(ctx context.Context, token string, peer *Peer, scopes [
 	if err := v.presented(grant, peer, now); err != nil {
 		return grant, err
 	}
-	for _, scope := range scopes {
-		if !grant.Has(scope) {
-			return grant, fmt.Errorf("%w: it needs %q", ErrScope, strings.Join(scopes, " "))
-		}
-	}
-	return grant, nil
+	return grant, meets(ctx, grant, reqs)
 }
 
 // inForce checks who made the token, for whom, and when.

@@ -61,7 +61,7 @@ func (p *place) refusal(ctx context.Context, c *caller, verifiers []*verify.Veri
 	heard := make([]time.Time, len(verifiers))
 	var all sync.WaitGroup
 	for i, v := range verifiers {
-		grant, err := v.Verify(ctx, token, &verify.Peer{Certificate: leaf}, "orders:read")
+		grant, err := v.Verify(ctx, token, &verify.Peer{Certificate: leaf}, verify.Scope("orders:read"))
 		if err != nil {
 			return err
 		}
