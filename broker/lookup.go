@@ -62,15 +62,17 @@ func (b *Broker) controlAt(ctx context.Context, shard int, version uint64) (Cont
 
 // Self is what the broker knows of a workload.
 type Self struct {
-	Registration WorkloadRegistration
-	Locks        []Lock // those that stand on it, whatever else they name
+	Registration WorkloadRegistration // empty for one that only serves audiences
+	Serves       []string             // audiences, sorted
+	Locks        []Lock               // those that stand on it, whatever else they name
 }
 
-// Whoami returns the workload's registration and the locks on it. Errors: ErrUnregistered,
-// ErrNotReady.
+// Whoami returns the workload's registration, the audiences that it serves, and the locks on it.
+// Errors: ErrUnregistered, ErrNotReady.
 func (b *Broker) Whoami(_ context.Context, w Workload) (Self, error) {
+	serves := b.Registry.Serves(w.ID)
 	registration, err := b.Registry.Workload(w.ID)
-	if err != nil {
+	if err != nil && (len(serves) == 0 || !errors.Is(err, ErrUnregistered)) {
 		return Self{}, unregistered(w, err)
 	}
 	shard, err := b.rootShard(w.ID)
@@ -81,7 +83,7 @@ func (b *Broker) Whoami(_ context.Context, w Workload) (Self, error) {
 	if err != nil {
 		return Self{}, err
 	}
-	self := Self{Registration: registration}
+	self := Self{Registration: registration, Serves: serves}
 	for _, lock := range control.Locks {
 		if now.Before(lock.Expires) && lock.Selector.MatchesSubject(w.ID.String()) {
 			self.Locks = append(self.Locks, lock)

@@ -6,12 +6,14 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Registry is the inventory. Both methods answer from one revision in memory and never block.
+// Registry is the inventory. All methods answer from one revision in memory and never block.
 type Registry interface {
 	// Workload returns ErrUnregistered for an ID without a registration.
 	Workload(spiffeid.ID) (WorkloadRegistration, error)
 	// Audience returns ErrNotFound for an unknown name.
 	Audience(name string) (AudienceRegistration, error)
+	// Serves returns the audiences that have the ID among their servers, sorted.
+	Serves(spiffeid.ID) []string
 }
 
 // Policy answers one question. An error counts as a denial; so does the zero Decision.

@@ -109,6 +109,9 @@ func TestRefusalAtStartIsFinal(t *testing.T) {
 		"unregistered": {func(rw http.ResponseWriter, _ *http.Request) {
 			refuse(rw, 403, wire.Problem{Type: "x/unregistered", Title: "Workload not registered"})
 		}, sdk.ErrUnregistered},
+		"a server alone": {func(rw http.ResponseWriter, _ *http.Request) {
+			reply(rw, 200, wire.Whoami{Workload: reportID.String(), Serves: []string{"orders"}})
+		}, sdk.ErrUnregistered},
 		"taken for another": {func(rw http.ResponseWriter, _ *http.Request) {
 			reply(rw, 200, wire.Whoami{Workload: "spiffe://example.org/proxy"})
 		}, sdk.ErrUnauthenticated},

@@ -13,8 +13,8 @@ import (
 	"github.com/errandhq/errand/sdk/wire"
 )
 
-// Config has what the API stands on. All but AllKeys, Operators, Logger, Metrics and Observe are
-// required.
+// Config has what the API stands on. All but AllKeys, Operators, Version, Logger, Metrics and Observe
+// are required.
 type Config struct {
 	Broker   *broker.Broker
 	Registry broker.Registry
@@ -31,6 +31,7 @@ type Config struct {
 	Issuer    string // the public listener's URL; the iss of every token
 	BrokerURL string // the workload listener's URL
 	Algorithm string // of the token keys
+	Version   string // of the program, for workloads that look for a fault
 
 	// Ready returns nil while the replica should get traffic.
 	Ready func() error

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/errandhq/errand/broker"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -105,6 +106,18 @@ func (r *Registry) Audience(name string) (broker.AudienceRegistration, error) {
 		return broker.AudienceRegistration{}, broker.ErrNotFound
 	}
 	return a, nil
+}
+
+// Serves returns the audiences that have the ID among their servers, sorted.
+func (r *Registry) Serves(id spiffeid.ID) []string {
+	var names []string
+	for name, a := range r.audiences {
+		if slices.Contains(a.Servers, id) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // Revision is a digest of the file's text.

@@ -76,8 +76,9 @@ type Config struct {
 	// its own end keys alone, and until it stops.
 	EndKeySecret []byte
 
-	Logger *slog.Logger // Optional: discards.
-	Now    func() time.Time
+	Version string       // of the program, for GET /v1/whoami. Optional.
+	Logger  *slog.Logger // Optional: discards.
+	Now     func() time.Time
 }
 
 // SharedKeys is a record of the store, and what seals it.
@@ -254,7 +255,7 @@ func (s *Server) assemble() error {
 		Broker: s.broker, Registry: c.Registry, Feed: s.feed, Keys: s.ring.Set, AllKeys: s.ring.Keys,
 		Identify: c.Identity.Workload, Operators: c.Operators,
 		Issuer: c.Issuer, BrokerURL: c.BrokerURL, Algorithm: signer.Algorithm().Header(), Ready: s.Ready,
-		Logger: c.Logger, Metrics: metrics.handler(), Observe: metrics.observe,
+		Version: c.Version, Logger: c.Logger, Metrics: metrics.handler(), Observe: metrics.observe,
 	})
 	if err != nil {
 		return err

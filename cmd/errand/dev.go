@@ -60,6 +60,7 @@ server. What errand dev env prints lets a program in another shell find all of i
 
 func runDev(cmd *cobra.Command, dir string, config demo.Config) (err error) {
 	ctx := cmd.Context()
+	config.Version = Version
 	if config.Dir, err = prepareDir(dir); err != nil {
 		return err
 	}

@@ -54,6 +54,7 @@ the replica is ready. A change of the file or the inventory counts from the next
 			return showProblems(cmd, err)
 		}
 		defer release()
+		settings.Version = Version
 		s, err := server.New(settings)
 		if err != nil {
 			return showProblems(cmd, c.Blame(err))

@@ -152,7 +152,8 @@ type Grant struct {
 	DecisionID string    `json:"decision_id"`
 }
 
-// Whoami is what the broker knows of the caller.
+// Whoami is what the broker knows of the caller. Owner is empty for one that is registered as a server
+// of audiences alone, and can begin no task.
 type Whoami struct {
 	Workload  string              `json:"workload"`
 	ExpiresAt time.Time           `json:"svid_expires_at"`
@@ -160,6 +161,16 @@ type Whoami struct {
 	Purpose   string              `json:"purpose"`
 	Ceiling   map[string][]string `json:"ceiling"` // scopes by audience
 	Locks     []Lock              `json:"locks"`
+	Serves    []string            `json:"serves"` // audiences whose part of the feed it may read
+	Replica   Replica             `json:"replica"`
+}
+
+// Replica is the one of the broker that has answered.
+type Replica struct {
+	Version string    `json:"version,omitempty"`
+	Time    time.Time `json:"time"`             // by its own clock, to the millisecond
+	Ready   bool      `json:"ready"`            // false: nothing is issued now
+	Reason  string    `json:"reason,omitempty"` // why it is not
 }
 
 // Lock is a quarantine that covers the caller.

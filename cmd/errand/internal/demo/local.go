@@ -52,6 +52,7 @@ type Config struct {
 	OpsAddr      string
 	OrdersAddr   string
 	Algorithm    keys.Algorithm
+	Version      string // of the program
 	Logger       *slog.Logger
 }
 
@@ -181,7 +182,7 @@ func (l *Local) serve(ctx context.Context, c Config, spawn func(func(context.Con
 	l.Server, err = server.New(server.Config{
 		WorkloadAddr: c.WorkloadAddr, PublicAddr: c.PublicAddr, OpsAddr: c.OpsAddr, Identity: l.source,
 		OperatorAddr: c.OperatorAddr, Operators: httpapi.Operators{id(OperatorName): broker.RoleAdmin},
-		Registry: inventory, AuditLog: l.AuditLog, Algorithm: c.Algorithm, Logger: c.Logger,
+		Registry: inventory, AuditLog: l.AuditLog, Algorithm: c.Algorithm, Version: c.Version, Logger: c.Logger,
 	})
 	if err != nil {
 		return err
