@@ -85,7 +85,7 @@ workloads:
 	sure(0, source.Wait(ctx))
 	b.serveOrders(ctx, l, sockets["orders"])
 	b.client = sure(sdk.New(ctx, sdk.WithBroker(b.server.BrokerURL()), sdk.WithBrokerID(spiffeid.RequireFromString("spiffe://prod/errand")),
-		sdk.WithIdentity(sdk.FromWorkloadAPI(sockets["report"])), sdk.WithLogger(slog.New(slog.DiscardHandler))))
+		sdk.WithIdentity(sdk.FromWorkloadAPI(sockets["report"], "")), sdk.WithLogger(slog.New(slog.DiscardHandler))))
 	b.undo = append(b.undo, func() { _ = b.client.Close(context.Background()) })
 	return b
 }

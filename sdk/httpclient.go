@@ -103,8 +103,8 @@ func (c *carrier) send(req *http.Request, body io.ReadCloser, token *Token) (*ht
 	if token != nil {
 		out.Header.Set("Authorization", token.Header())
 		servers = token.Servers
-		if token.Bound && token.from.leaf != g.leaf {
-			g = token.from // the SVID was replaced a moment ago
+		if from := token.from(); token.Bound && from.leaf != g.leaf {
+			g = from // the SVID was replaced a moment ago
 		}
 	}
 	out.Close = out.Close || g.retired.Load()

@@ -2,7 +2,9 @@ package sdk
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -43,33 +45,90 @@ func (g given) Open(context.Context) (x509svid.Source, x509bundle.Source, func()
 }
 
 // FromWorkloadAPI uses the SPIFFE Workload API at addr, as "unix:///run/spire/agent.sock". Empty is
-// SPIFFE_ENDPOINT_SOCKET.
-func FromWorkloadAPI(addr string) IdentitySource { return endpoint(addr) }
+// SPIFFE_ENDPOINT_SOCKET. Where the agent gives the workload several SVIDs, pick says which one this
+// client is: a SPIFFE ID, or the hint that the agent was given for it. Empty is the agent's default,
+// the first.
+func FromWorkloadAPI(addr, pick string) IdentitySource { return endpoint{addr, pick} }
 
-type endpoint string
+type endpoint struct{ addr, pick string }
 
 func (e endpoint) String() string {
-	if e == "" {
-		return "the Workload API at " + EnvWorkloadSocket
+	text := "the Workload API at "
+	if e.addr == "" {
+		text += EnvWorkloadSocket
+	} else {
+		text += e.addr
 	}
-	return "the Workload API at " + string(e)
+	if e.pick != "" {
+		text += fmt.Sprintf(" (%q)", e.pick)
+	}
+	return text
 }
 
 func (e endpoint) Open(ctx context.Context) (x509svid.Source, x509bundle.Source, func() error, error) {
 	heard := &lastWord{}
 	options := []workloadapi.ClientOption{workloadapi.WithLogger(heard)}
-	if e != "" {
-		options = append(options, workloadapi.WithAddr(string(e)))
+	if e.addr != "" {
+		options = append(options, workloadapi.WithAddr(e.addr))
 	}
-	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(options...))
+	offer := &offer{pick: e.pick}
+	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(options...), workloadapi.WithDefaultX509SVIDPicker(offer.choose))
 	if err != nil {
 		// The library waits without end and tells only its log why.
 		if word := heard.get(); word != "" {
 			err = fmt.Errorf("%s (%w)", word, err)
 		}
-		return nil, nil, nil, fmt.Errorf("%w; the agent is not running, or does not know this workload", err)
+		return nil, nil, nil, fmt.Errorf("%w; %s", err, advice(err.Error()))
 	}
-	return source, source, source.Close, nil
+	for {
+		_, err := source.GetX509SVID()
+		if err == nil {
+			return source, source, source.Close, nil
+		}
+		// It has SVIDs, and the one that is asked for may yet come.
+		if source.WaitUntilUpdated(ctx) != nil {
+			return nil, nil, nil, errors.Join(offer.missing(), source.Close())
+		}
+	}
+}
+
+// advice says what to do about what the Workload API has answered.
+func advice(text string) string {
+	if strings.Contains(text, "PermissionDenied") {
+		return "the agent does not know this workload: register it there"
+	}
+	return "is the agent running, and may this process open its socket?"
+}
+
+// offer chooses among the SVIDs of a Workload API, and remembers what there was.
+type offer struct {
+	pick string
+
+	mu   sync.Mutex
+	seen []string
+}
+
+func (o *offer) choose(svids []*x509svid.SVID) (chosen *x509svid.SVID) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.seen = nil
+	for _, svid := range svids {
+		text := svid.ID.String()
+		if svid.Hint != "" {
+			text += fmt.Sprintf(" (hint %q)", svid.Hint)
+		}
+		o.seen = append(o.seen, text)
+		if chosen == nil && (o.pick == "" || o.pick == svid.ID.String() || o.pick == svid.Hint) {
+			chosen = svid
+		}
+	}
+	return chosen
+}
+
+func (o *offer) missing() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return fmt.Errorf("it has no SVID that is or has the hint %q, only %s; register the workload there, or pick one of these", o.pick, strings.Join(o.seen, ", "))
 }
 
 // lastWord keeps the last error that go-spiffe has logged.
@@ -112,7 +171,7 @@ func openIdentity(ctx context.Context, c *config) (opened, error) {
 		sources = append(sources, c.identity)
 	} else {
 		if addr := c.getenv(EnvWorkloadSocket); addr != "" {
-			sources = append(sources, FromWorkloadAPI(addr))
+			sources = append(sources, FromWorkloadAPI(addr, ""))
 		} else {
 			tried = append(tried, fmt.Errorf("%s: not set", EnvWorkloadSocket))
 		}

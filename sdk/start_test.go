@@ -72,7 +72,7 @@ func TestStartupErrors(t *testing.T) {
 		says []string
 	}{
 		"nothing set":      {[]sdk.Option{sdk.WithIdentity(nil)}, sdk.ErrNoIdentity, []string{"SPIFFE_ENDPOINT_SOCKET: not set", "ERRAND_IDENTITY_DIR: not set", "WithIdentity"}},
-		"no agent":         {[]sdk.Option{sdk.WithIdentity(nil), sdk.WithEnv(map[string]string{"SPIFFE_ENDPOINT_SOCKET": socket}), short}, sdk.ErrNoIdentity, []string{socket, "no such file", "the agent is not running", "ERRAND_IDENTITY_DIR: not set"}},
+		"no agent":         {[]sdk.Option{sdk.WithIdentity(nil), sdk.WithEnv(map[string]string{"SPIFFE_ENDPOINT_SOCKET": socket}), short}, sdk.ErrNoIdentity, []string{socket, "no such file", "is the agent running", "ERRAND_IDENTITY_DIR: not set"}},
 		"no agent, no dir": {[]sdk.Option{sdk.WithIdentity(nil), sdk.WithEnv(map[string]string{"SPIFFE_ENDPOINT_SOCKET": socket, "ERRAND_IDENTITY_DIR": "/nowhere"}), short}, sdk.ErrNoIdentity, []string{socket, "/nowhere/svid.pem"}},
 		"nil sources":      {[]sdk.Option{sdk.WithIdentity(sdk.FromSource(nil, nil))}, sdk.ErrNoIdentity, []string{"the program's own source"}},
 		"no broker":        {[]sdk.Option{sdk.WithBroker()}, nil, []string{"ERRAND_BROKER_URL"}},

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
 	"github.com/errandhq/errand/sdk/wire"
 )
 
@@ -25,8 +27,8 @@ type Token struct {
 	// A func, since a text could be printed by reflection where no method is called.
 	secret func() string
 
-	from   *generation // the SVID that it was asked for with
-	sent   instant     // when it was asked for
+	from   func() *generation // the SVID that it was asked for with; a func, since it has the key
+	sent   instant            // when it was asked for
 	life   time.Duration
 	behind time.Duration // the age from which it is renewed behind its user's back
 }
@@ -41,6 +43,17 @@ func (t Token) Secret() string {
 
 // Header is the value of an Authorization header (RFC 6750 §2.1).
 func (t Token) Header() string { return "Bearer " + t.Secret() }
+
+// SVID is the one that the token was asked for with, and nil for a Token that did not come from a
+// Task. A token that is Bound is good together with its certificate alone, so present that to the
+// server; it may be older than the workload's newest, and is good for as long as the token is.
+// HTTPClient and Transport do so by themselves.
+func (t Token) SVID() *x509svid.SVID {
+	if t.from == nil {
+		return nil
+	}
+	return t.from().svid
+}
 
 // String names the grant.
 func (t Token) String() string { return "grant " + t.GrantID }
@@ -82,7 +95,7 @@ func newToken(r wire.TokenResponse, from *generation, sent instant) (*Token, err
 		GrantID: r.GrantID, Audience: r.Audience, Scopes: strings.Fields(r.Scope), Hosts: r.Hosts, Servers: r.Servers,
 		Expires: sent.steady.Add(life), Bound: r.Binding == bindingCertificate,
 		secret: func() string { return r.AccessToken },
-		from:   from, sent: sent, life: life, behind: jitter(life * 2 / 3),
+		from:   func() *generation { return from }, sent: sent, life: life, behind: jitter(life * 2 / 3),
 	}, nil
 }
 
@@ -103,7 +116,7 @@ func (t *Token) age(now instant) time.Duration {
 
 // presentable reports whether the token can still be handed out, with the SVID of now.
 func (t *Token) presentable(now instant, with *generation) bool {
-	if t.Bound && t.from.leaf != with.leaf {
+	if t.Bound && t.from().leaf != with.leaf {
 		return false
 	}
 	return !t.old(now)

@@ -53,7 +53,7 @@ func TestTokenIsKept(t *testing.T) {
 func TestTokenFields(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(t)
-		client, _ := inBubble(t, f)
+		client, who := inBubble(t, f)
 		f.on(tokens, func(w http.ResponseWriter, r *http.Request) {
 			time.Sleep(time.Second)
 			f.answer(w, r)
@@ -66,6 +66,9 @@ func TestTokenFields(t *testing.T) {
 		}
 		if token.Audience != "orders" || !slices.Equal(token.Scopes, []string{"a", "b"}) || !token.Bound || !slices.Equal(token.Hosts, []string{"orders.internal"}) {
 			t.Errorf("got %+v", *token)
+		}
+		if token.SVID() != who.svid || (sdk.Token{}).SVID() != nil {
+			t.Errorf("its SVID is %v", token.SVID())
 		}
 		if token.Secret() != secretOf(token.GrantID) || token.Header() != "Bearer "+token.Secret() {
 			t.Errorf("the secret is %q", token.Secret())

@@ -108,7 +108,7 @@ func identity(ctx context.Context, getenv func(string) string) (verifyspiffe.Sou
 	var from sdk.IdentitySource
 	switch {
 	case socket != "":
-		from = sdk.FromWorkloadAPI(socket)
+		from = sdk.FromWorkloadAPI(socket, "")
 	case dir != "":
 		// The source waits for its files; whoever types a command does not.
 		if _, err := os.Stat(filepath.Join(dir, "svid.pem")); err != nil {
