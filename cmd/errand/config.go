@@ -114,11 +114,8 @@ func newConfigShow() *cobra.Command {
 		Args:  noArgs,
 	}
 	sources := configFlags(cmd)
-	outputFlag(cmd, &output)
+	outputFlag(cmd, &output, []string{"table", "json"})
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := checkOutput(cmd, output); err != nil {
-			return err
-		}
 		from, err := sources()
 		if err != nil {
 			return err
@@ -155,18 +152,6 @@ func showProblems(cmd *cobra.Command, err error) error {
 	}
 	fmt.Fprintln(cmd.ErrOrStderr(), err)
 	return errFailed
-}
-
-// outputFlag and checkOutput are for commands that print a table or JSON.
-func outputFlag(cmd *cobra.Command, output *string) {
-	cmd.Flags().StringVarP(output, "output", "o", "table", "table or json")
-}
-
-func checkOutput(cmd *cobra.Command, output string) error {
-	if output != "table" && output != "json" {
-		return usage(cmd, "the output %q is not known: use -o table or -o json", output)
-	}
-	return nil
 }
 
 func printJSON(out io.Writer, v any) error {

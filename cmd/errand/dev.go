@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/errandhq/errand/broker/devmode"
+	"github.com/errandhq/errand/cmd/errand/internal/api"
 	"github.com/errandhq/errand/cmd/errand/internal/demo"
 	"github.com/spf13/cobra"
 )
@@ -160,16 +161,13 @@ or the whole of it: report, or spiffe://dev.errand/report.
 				{"ERRAND_ISSUER", d.Issuer}, {"ERRAND_OPERATOR_URL", d.Operator}, {"ERRAND_DEV_ORDERS", d.OrdersURL},
 			} {
 				if v[1] != "" { // errand dev identities has no broker to name
-					fmt.Fprintf(cmd.OutOrStdout(), "export %s=%s\n", v[0], quote(v[1]))
+					fmt.Fprintf(cmd.OutOrStdout(), "export %s=%s\n", v[0], api.Quote(v[1]))
 				}
 			}
 			return nil
 		},
 	}
 }
-
-// quote makes one word of s in any POSIX shell.
-func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 func newDevSVID(dir *string) *cobra.Command {
 	var out string

@@ -5,15 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"os"
 	"regexp"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
-	"github.com/errandhq/errand/cmd/errand/internal/operator"
+	"github.com/errandhq/errand/cmd/errand/internal/api"
 	"github.com/errandhq/errand/sdk/wire"
 	"github.com/spf13/cobra"
 )
@@ -36,47 +36,69 @@ no such key, 4 for no identity, 5 for not allowed, 7 for too early, 8 for no ans
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.PersistentFlags().String("operator-url", "", "the operator listener (default "+operator.EnvURL+")")
 	cmd.AddCommand(newKeysList(), newKeysRotate(), newKeysRevoke())
 	return cmd
 }
 
 func newKeysList() *cobra.Command {
-	return asOperator(&cobra.Command{
+	a := &asking{at: api.Operator}
+	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the keys: next, active, retiring, and the last that are gone",
 		Args:  noArgs,
-	}, func(cmd *cobra.Command, c *operator.Client, _ []string) ([]byte, func(io.Writer) error, error) {
-		var list wire.KeyList
-		text, err := c.Get(cmd.Context(), wire.PathKeys, &list)
-		return text, func(out io.Writer) error { return printKeys(out, list.Keys, time.Now()) }, err
-	})
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var list wire.KeyList
+			text, err := a.send(cmd, api.Request{Method: http.MethodGet, Path: wire.PathKeys}, &list)
+			if err != nil {
+				return err
+			}
+			return keyTable(time.Now()).show(cmd.OutOrStdout(), a.output, text, list.Keys...)
+		},
+	}
+	a.flags(cmd, formats)
+	return cmd
 }
+
+// said are the formats of a command that has done something.
+var said = []string{"text", "json"}
 
 func newKeysRotate() *cobra.Command {
 	var reason string
-	cmd := asOperator(&cobra.Command{
+	a := &asking{at: api.Operator}
+	cmd := &cobra.Command{
 		Use:   "rotate --reason WHY",
 		Short: "Have the next key sign from now on",
 		Long: `rotate has the next key sign from now on, before its time. Nothing dies by it: tokens of the key
 before it stay good. To kill what a key has signed, revoke it.`,
 		Args: noArgs,
-	}, func(cmd *cobra.Command, c *operator.Client, _ []string) ([]byte, func(io.Writer) error, error) {
-		var rotated wire.KeyRotation
-		text, err := c.Post(cmd.Context(), wire.PathKeyRotate, wire.OperatorRequest{Reason: reason}, &rotated)
-		return text, func(out io.Writer) error {
-			_, err := fmt.Fprintf(out, "%s signs from now on\n", rotated.Active)
-			return err
-		}, err
-	})
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var rotated wire.KeyRotation
+			text, err := a.send(cmd, api.Request{Method: http.MethodPost, Path: wire.PathKeyRotate, Body: wire.OperatorRequest{Reason: reason}}, &rotated)
+			return a.say(cmd, text, err, func() string { return rotated.Active + " signs from now on" })
+		},
+	}
+	a.flags(cmd, said)
 	needReason(cmd, &reason)
 	return cmd
+}
+
+// say ends a command that has done something.
+func (a *asking) say(cmd *cobra.Command, text []byte, err error, what func() string) error {
+	if err != nil {
+		return err
+	}
+	if a.output != "json" {
+		text = []byte(what() + "\n")
+	}
+	_, err = cmd.OutOrStdout().Write(text)
+	return err
 }
 
 func newKeysRevoke() *cobra.Command {
 	var reason string
 	var yes bool
-	cmd := asOperator(&cobra.Command{
+	a := &asking{at: api.Operator}
+	cmd := &cobra.Command{
 		Use:   "revoke KID --reason WHY",
 		Short: "Kill every token that a key has signed, and the key",
 		Long: `revoke is for a key that is no longer secret. It is never used again, and every token that it has
@@ -88,24 +110,27 @@ one signs at once; some verifiers have to fetch the keys again first.`,
 			}
 			return nil
 		},
-	}, func(cmd *cobra.Command, c *operator.Client, args []string) ([]byte, func(io.Writer) error, error) {
-		if !yes {
-			if err := confirm(cmd, "Every token that "+args[0]+" has signed will be dead, and it will sign nothing any more."); err != nil {
-				return nil, nil, err
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !yes && !a.curl {
+				if err := confirm(cmd, "Every token that "+args[0]+" has signed will be dead, and it will sign nothing any more."); err != nil {
+					return err
+				}
 			}
-		}
-		path := strings.Replace(wire.PathKeyRevoke, "{id}", url.PathEscape(args[0]), 1)
-		var done wire.KeyRevocation
-		text, err := c.Post(cmd.Context(), path, wire.OperatorRequest{Reason: reason}, &done)
-		return text, func(out io.Writer) error {
-			_, err := fmt.Fprintf(out, "%s is revoked, and every token that it has signed is dead\n%s in the audit log, position %s of the feed\n", done.Key, done.Event, done.Feed)
-			return err
-		}, err
-	})
+			var done wire.KeyRevocation
+			text, err := a.send(cmd, api.Request{Method: http.MethodPost, Path: pathOf(wire.PathKeyRevoke, args[0]), Body: wire.OperatorRequest{Reason: reason}}, &done)
+			return a.say(cmd, text, err, func() string {
+				return fmt.Sprintf("%s is revoked, and every token that it has signed is dead\n%s in the audit log, position %s of the feed", done.Key, done.Event, done.Feed)
+			})
+		},
+	}
+	a.flags(cmd, said)
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	needReason(cmd, &reason)
 	return cmd
 }
+
+// pathOf puts an ID into one of wire's paths.
+func pathOf(path, id string) string { return strings.Replace(path, "{id}", url.PathEscape(id), 1) }
 
 // kidWithDash is a kid that would be taken for flags: one in 64 begins with a dash.
 var kidWithDash = regexp.MustCompile(`^-[A-Za-z0-9_-]{42}$`)
@@ -121,44 +146,6 @@ func shieldKid(args []string) []string {
 		}
 	}
 	return args
-}
-
-// call is one call of the operator listener: the answer as it came, and how to print it for people.
-type call func(*cobra.Command, *operator.Client, []string) (text []byte, print func(io.Writer) error, err error)
-
-// asOperator makes a command of a call.
-func asOperator(cmd *cobra.Command, do call) *cobra.Command {
-	var output string
-	outputFlag(cmd, &output)
-	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error { return checkOutput(cmd, output) }
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		at, err := cmd.Flags().GetString("operator-url")
-		if err != nil {
-			return err
-		}
-		c, err := operator.Open(cmd.Context(), operator.Config{URL: at, Getenv: os.Getenv})
-		if errors.Is(err, operator.ErrConfig) {
-			return usage(cmd, "%w", err)
-		}
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		text, show, err := do(cmd, c, args)
-		var refused *operator.Refusal
-		switch {
-		case errors.As(err, &refused) && output == "json":
-			_, _ = cmd.OutOrStdout().Write(refused.JSON)
-			return err
-		case err != nil:
-			return err
-		case output == "json":
-			_, err = cmd.OutOrStdout().Write(text)
-			return err
-		}
-		return show(cmd.OutOrStdout())
-	}
-	return cmd
 }
 
 // needReason adds --reason, which has no default.
@@ -193,43 +180,44 @@ func confirm(cmd *cobra.Command, what string) error {
 	return nil
 }
 
-func printKeys(out io.Writer, keys []wire.Key, now time.Time) error {
-	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "KID\tALGORITHM\tSTATE\tSINCE\tPUBLISHED UNTIL")
-	for _, k := range keys {
-		state, since, until := k.State, &k.CreatedAt, "-"
-		for _, at := range []*time.Time{k.ActivatedAt, k.RetiredAt} {
-			if at != nil {
-				since = at
-			}
-		}
-		if k.GoneAt != nil {
-			until = k.GoneAt.Format(time.RFC3339)
-		}
+// keyTable is how keys are shown.
+func keyTable(now time.Time) table[wire.Key] {
+	gone := func(k wire.Key) string {
 		if k.State == "gone" {
-			since, until = k.GoneAt, "-"
+			return ""
 		}
-		if k.Revoked {
-			state = "revoked"
-		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", k.ID, k.Algorithm, state, ago(since, now), until)
+		return rfc3339(k.GoneAt)
 	}
-	return table.Flush()
+	return table[wire.Key]{
+		name: func(k wire.Key) string { return k.ID },
+		columns: []column[wire.Key]{
+			{head: "KID", cell: func(k wire.Key) string { return k.ID }},
+			{head: "ALGORITHM", cell: func(k wire.Key) string { return k.Algorithm }},
+			{head: "STATE", cell: stateOfKey},
+			{head: "SINCE", cell: func(k wire.Key) string { return rfc3339(sinceOfKey(k)) }, people: func(k wire.Key) string { return ago(sinceOfKey(k), now) }},
+			{head: "PUBLISHED UNTIL", cell: gone},
+			{head: "CREATED", cell: func(k wire.Key) string { return rfc3339(&k.CreatedAt) }, wide: true},
+		},
+	}
 }
 
-// ago is how long ago something was, for people.
-func ago(at *time.Time, now time.Time) string {
-	if at == nil {
-		return "-"
+func stateOfKey(k wire.Key) string {
+	if k.Revoked {
+		return "revoked"
 	}
-	d := max(0, now.Sub(*at))
-	switch {
-	case d < time.Minute:
-		return fmt.Sprintf("%ds", d/time.Second)
-	case d < time.Hour:
-		return fmt.Sprintf("%dm", d/time.Minute)
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%dh", d/time.Hour)
+	return k.State
+}
+
+// sinceOfKey is when a key came into its state.
+func sinceOfKey(k wire.Key) *time.Time {
+	since := &k.CreatedAt
+	for _, at := range []*time.Time{k.ActivatedAt, k.RetiredAt} {
+		if at != nil {
+			since = at
+		}
 	}
-	return fmt.Sprintf("%dd", d/(24*time.Hour))
+	if k.State == "gone" {
+		return k.GoneAt
+	}
+	return since
 }

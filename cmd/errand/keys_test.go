@@ -34,13 +34,13 @@ func TestPrintKeys(t *testing.T) {
 	now := time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
 	at := func(d time.Duration) *time.Time { t := now.Add(d); return &t }
 	var out strings.Builder
-	err := printKeys(&out, []wire.Key{
+	err := keyTable(now).show(&out, "table", nil, []wire.Key{
 		{ID: "n", Algorithm: "ES256", State: "next", CreatedAt: now.Add(-59 * time.Second)},
 		{ID: "a", Algorithm: "ES256", State: "active", CreatedAt: now.Add(-72 * time.Hour), ActivatedAt: at(-time.Minute)},
 		{ID: "r", Algorithm: "ES256", State: "retiring", CreatedAt: now.Add(-72 * time.Hour), ActivatedAt: at(-50 * time.Hour), RetiredAt: at(-time.Hour), GoneAt: at(time.Minute)},
 		{ID: "g", Algorithm: "RS256", State: "gone", CreatedAt: now.Add(-72 * time.Hour), ActivatedAt: at(-50 * time.Hour), RetiredAt: at(-49 * time.Hour), GoneAt: at(-48 * time.Hour)},
 		{ID: "x", Algorithm: "ES256", State: "gone", CreatedAt: now.Add(time.Second), GoneAt: at(time.Second), Revoked: true},
-	}, now)
+	}...)
 	if err != nil {
 		t.Fatal(err)
 	}

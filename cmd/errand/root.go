@@ -11,8 +11,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/errandhq/errand/cmd/errand/internal/api"
 	"github.com/errandhq/errand/cmd/errand/internal/demo"
-	"github.com/errandhq/errand/cmd/errand/internal/operator"
 	"github.com/errandhq/errand/sdk/wire"
 	"github.com/spf13/cobra"
 )
@@ -28,8 +28,10 @@ const (
 	exitNotFound     = 3
 	exitNoIdentity   = 4
 	exitDenied       = 5
+	exitLocked       = 6 // quarantined
 	exitPrecondition = 7
 	exitUnreachable  = 8
+	exitRefused      = 9 // verify: the token would not be accepted
 
 	exitPanic       = 70  // as sysexits.h has it for a fault of the program
 	exitInterrupted = 130 // as a shell reports Ctrl-C
@@ -66,7 +68,7 @@ func run(args []string, stdout, stderr io.Writer) (code int) {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
-	if err != nil && !errors.Is(err, errFailed) {
+	if err != nil && !errors.Is(err, errFailed) && !errors.Is(err, errNotAsked) {
 		fmt.Fprintf(stderr, "errand: %v\n", err)
 	}
 	var usage usageError
@@ -78,25 +80,40 @@ func run(args []string, stdout, stderr io.Writer) (code int) {
 
 // exitCodes of the broker's refusals; any other is exitFailed.
 var exitCodes = map[string]int{
-	wire.ProblemNotFound: exitNotFound, wire.ProblemUnauthenticated: exitNoIdentity,
-	wire.ProblemRoleRequired: exitDenied, wire.ProblemTooEarly: exitPrecondition,
+	wire.ProblemInvalid: exitUsage, wire.ProblemNotFound: exitNotFound, wire.ProblemUnauthenticated: exitNoIdentity,
+	wire.ProblemDenied: exitDenied, wire.ProblemScopeExceeded: exitDenied, wire.ProblemUnregistered: exitDenied, wire.ProblemRoleRequired: exitDenied,
+	wire.ProblemQuarantined: exitLocked,
+	wire.ProblemTooEarly:    exitPrecondition, wire.ProblemTaskEnded: exitPrecondition, wire.ProblemIdempotencyMismatch: exitPrecondition,
+	wire.ProblemStoreUnavailable: exitUnreachable, wire.ProblemAuditUnavailable: exitUnreachable, wire.ProblemNotReady: exitUnreachable,
 }
+
+// codedError is an error that knows its exit code.
+type codedError struct {
+	code int
+	err  error
+}
+
+func (e codedError) Error() string { return e.err.Error() }
+func (e codedError) Unwrap() error { return e.err }
 
 func exitCodeOf(err error) int {
 	var usage usageError
-	var refused *operator.Refusal
+	var coded codedError
+	var refused *api.Refusal
 	switch {
-	case err == nil:
+	case err == nil || errors.Is(err, errNotAsked):
 		return exitOK
 	case errors.As(err, &usage):
 		return exitUsage
+	case errors.As(err, &coded):
+		return coded.code
 	case errors.Is(err, errInterrupted):
 		return exitInterrupted
 	case errors.Is(err, demo.ErrNotRunning):
 		return exitNotFound
-	case errors.Is(err, operator.ErrNoIdentity):
+	case errors.Is(err, api.ErrNoIdentity):
 		return exitNoIdentity
-	case errors.Is(err, operator.ErrUnreachable):
+	case errors.Is(err, api.ErrUnreachable):
 		return exitUnreachable
 	case errors.As(err, &refused) && exitCodes[refused.Name()] != 0:
 		return exitCodes[refused.Name()]

@@ -1,4 +1,4 @@
-package operator_test
+package api_test
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/errandhq/errand/broker/devmode"
-	"github.com/errandhq/errand/cmd/errand/internal/operator"
+	"github.com/errandhq/errand/cmd/errand/internal/api"
 	"github.com/errandhq/errand/sdk/wire"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/goleak"
@@ -73,9 +73,9 @@ func listener(t *testing.T, answer http.HandlerFunc) (url, identityDir string) {
 }
 
 // open makes a client with an environment.
-func open(t *testing.T, environment map[string]string) (*operator.Client, error) {
+func open(t *testing.T, environment map[string]string) (*api.Client, error) {
 	t.Helper()
-	c, err := operator.Open(t.Context(), operator.Config{Getenv: func(name string) string { return environment[name] }})
+	c, err := api.Open(t.Context(), api.Environment{Getenv: func(name string) string { return environment[name] }}, api.Operator)
 	if err == nil {
 		t.Cleanup(func() {
 			if err := c.Close(); err != nil {
@@ -109,27 +109,27 @@ func TestAnswers(t *testing.T) {
 		text   string
 	}{
 		"good":           {padded(20), nil, ""},
-		"the largest":    {padded(operator.MaxAnswer), nil, ""},
-		"larger":         {padded(operator.MaxAnswer + 1), operator.ErrUnreachable, "more than 1048576 bytes"},
-		"no JSON":        {func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") }, operator.ErrUnreachable, "not an operator listener"},
+		"the largest":    {padded(api.MaxAnswer), nil, ""},
+		"larger":         {padded(api.MaxAnswer + 1), api.ErrUnreachable, "more than 1048576 bytes"},
+		"no JSON":        {func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") }, api.ErrUnreachable, "not the broker's listener"},
 		"a refusal":      {problem, nil, "the broker refused: T\n  D\n  See https://a/problems/role-required"},
-		"somebody's 404": {http.NotFound, operator.ErrUnreachable, "404 Not Found"},
-		"a redirect":     {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/other", http.StatusFound) }, operator.ErrUnreachable, "302 Found"},
+		"somebody's 404": {http.NotFound, api.ErrUnreachable, "404 Not Found"},
+		"a redirect":     {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/other", http.StatusFound) }, api.ErrUnreachable, "302 Found"},
 		"a broken-off body": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "99")
 			_, _ = io.WriteString(w, "{")
-		}, operator.ErrUnreachable, "broke off"},
+		}, api.ErrUnreachable, "broke off"},
 	} {
 		answer = test.answer
 		var list wire.KeyList
-		_, err := c.Get(t.Context(), wire.PathKeys, &list)
+		_, err := c.Send(t.Context(), api.Request{Method: "GET", Path: wire.PathKeys}, &list)
 		if test.want == nil && test.text == "" {
 			if err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
 			continue
 		}
-		var refused *operator.Refusal
+		var refused *api.Refusal
 		if errors.As(err, &refused) != (test.want == nil) || test.want != nil && !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.text) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -146,7 +146,7 @@ func TestOnlyTheBroker(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Post(t.Context(), wire.PathKeyRotate, wire.OperatorRequest{Reason: "x"}, &wire.KeyRotation{}); !errors.Is(err, operator.ErrUnreachable) {
+	if _, err := c.Send(t.Context(), api.Request{Method: "POST", Path: wire.PathKeyRotate, Body: wire.OperatorRequest{Reason: "x"}}, &wire.KeyRotation{}); !errors.Is(err, api.ErrUnreachable) {
 		t.Errorf("%v", err)
 	}
 }
@@ -159,13 +159,13 @@ func TestOpen(t *testing.T) {
 		want        error
 		text        string
 	}{
-		"no URL":       {map[string]string{}, operator.ErrConfig, "--operator-url or ERRAND_OPERATOR_URL"},
-		"http":         {map[string]string{"ERRAND_OPERATOR_URL": "http://a"}, operator.ErrConfig, `"http://a"`},
-		"a path":       {map[string]string{"ERRAND_OPERATOR_URL": "https://a/b"}, operator.ErrConfig, `"https://a/b"`},
-		"no broker":    {map[string]string{"ERRAND_OPERATOR_URL": "https://a"}, operator.ErrConfig, "ERRAND_BROKER_ID"},
-		"bad broker":   {map[string]string{"ERRAND_OPERATOR_URL": "https://a", "ERRAND_BROKER_ID": "errand", "ERRAND_IDENTITY_DIR": dir}, operator.ErrConfig, `"errand"`},
-		"no identity":  {map[string]string{"ERRAND_OPERATOR_URL": "https://a", "ERRAND_BROKER_ID": brokerID}, operator.ErrNoIdentity, "SPIFFE_ENDPOINT_SOCKET"},
-		"empty folder": {map[string]string{"ERRAND_OPERATOR_URL": "https://a", "ERRAND_BROKER_ID": brokerID, "ERRAND_IDENTITY_DIR": empty}, operator.ErrNoIdentity, filepath.Join(empty, "svid.pem")},
+		"no URL":       {map[string]string{}, api.ErrConfig, "--operator-url or ERRAND_OPERATOR_URL"},
+		"http":         {map[string]string{"ERRAND_OPERATOR_URL": "http://a"}, api.ErrConfig, `"http://a"`},
+		"a path":       {map[string]string{"ERRAND_OPERATOR_URL": "https://a/b"}, api.ErrConfig, `"https://a/b"`},
+		"no broker":    {map[string]string{"ERRAND_OPERATOR_URL": "https://a"}, api.ErrConfig, "ERRAND_BROKER_ID"},
+		"bad broker":   {map[string]string{"ERRAND_OPERATOR_URL": "https://a", "ERRAND_BROKER_ID": "errand", "ERRAND_IDENTITY_DIR": dir}, api.ErrConfig, `"errand"`},
+		"no identity":  {map[string]string{"ERRAND_OPERATOR_URL": "https://a", "ERRAND_BROKER_ID": brokerID}, api.ErrNoIdentity, "SPIFFE_ENDPOINT_SOCKET"},
+		"empty folder": {map[string]string{"ERRAND_OPERATOR_URL": "https://a", "ERRAND_BROKER_ID": brokerID, "ERRAND_IDENTITY_DIR": empty}, api.ErrNoIdentity, filepath.Join(empty, "svid.pem")},
 	} {
 		if _, err := open(t, test.environment); !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.text) {
 			t.Errorf("%s: %v", name, err)

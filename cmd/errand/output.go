@@ -1,0 +1,158 @@
+package main
+
+import (
+	"bytes"
+	"encoding/csv"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/spf13/cobra"
+)
+
+// formats are the values of -o where a list or an object is shown. The first is the default.
+var formats = []string{"table", "wide", "json", "ndjson", "yaml", "csv", "name"}
+
+// outputFlag adds -o with the formats that a command has.
+func outputFlag(cmd *cobra.Command, output *string, formats []string) {
+	cmd.Flags().StringVarP(output, "output", "o", formats[0], strings.Join(formats, ", "))
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
+	before := cmd.PreRunE
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
+		if !slices.Contains(formats, *output) {
+			return usage(cmd, "the output %q is not known: use -o %s or -o %s",
+				*output, strings.Join(formats[:len(formats)-1], ", -o "), formats[len(formats)-1])
+		}
+		if before != nil {
+			return before(cmd, args)
+		}
+		return nil
+	}
+}
+
+// table is how rows of something are shown.
+type table[Row any] struct {
+	columns []column[Row]
+	name    func(Row) string // of -o name: the ID alone
+}
+
+// column is one property of a row.
+type column[Row any] struct {
+	head   string
+	cell   func(Row) string
+	people func(Row) string // for tables, where it differs: relative times
+	wide   bool             // left out of -o table
+}
+
+// show writes an answer in a format. JSON is the API's, unchanged; times are relative in tables, and
+// RFC 3339 elsewhere.
+func (t table[Row]) show(out io.Writer, format string, answer []byte, rows ...Row) error {
+	switch format {
+	case "json":
+		_, err := out.Write(append(bytes.TrimSpace(answer), '\n'))
+		return err
+	case "yaml":
+		text, err := yaml.JSONToYAML(answer)
+		if err == nil {
+			_, err = out.Write(text)
+		}
+		return err
+	case "ndjson":
+		encoder := json.NewEncoder(out)
+		encoder.SetEscapeHTML(false)
+		for _, row := range rows {
+			if err := encoder.Encode(row); err != nil {
+				return err
+			}
+		}
+		return nil
+	case "csv":
+		w := csv.NewWriter(out)
+		_ = w.WriteAll(t.cells(rows, true, false)) // Error has the same
+		return w.Error()
+	case "name":
+		for _, row := range rows {
+			if _, err := fmt.Fprintln(out, t.name(row)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, line := range t.cells(rows, format == "wide", true) {
+		fmt.Fprintln(w, strings.Join(line, "\t"))
+	}
+	return w.Flush()
+}
+
+// cells has a line of heads, and one for each row.
+func (t table[Row]) cells(rows []Row, wide, people bool) [][]string {
+	lines := make([][]string, 1+len(rows))
+	for _, c := range t.columns {
+		if c.wide && !wide {
+			continue
+		}
+		lines[0] = append(lines[0], c.head)
+		for i, row := range rows {
+			text := ""
+			switch {
+			case people && c.people != nil:
+				text = c.people(row)
+			default:
+				text = c.cell(row)
+			}
+			if people {
+				text = oneCell(text)
+			}
+			lines[1+i] = append(lines[1+i], text)
+		}
+	}
+	return lines
+}
+
+// oneCell keeps a text that came from elsewhere within its cell, and off the terminal's controls.
+func oneCell(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return ' '
+		}
+		return r
+	}, text)
+	if text == "" {
+		return "-"
+	}
+	return text
+}
+
+// rfc3339 is a time for programs; none is nothing.
+func rfc3339(at *time.Time) string {
+	if at == nil {
+		return ""
+	}
+	return at.UTC().Format(time.RFC3339)
+}
+
+// ago is how long ago something was, for people.
+func ago(at *time.Time, now time.Time) string {
+	if at == nil {
+		return "-"
+	}
+	return span(max(0, now.Sub(*at)))
+}
+
+func span(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", d/time.Second)
+	case d < time.Hour:
+		return fmt.Sprintf("%dm", d/time.Minute)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", d/time.Hour)
+	}
+	return fmt.Sprintf("%dd", d/(24*time.Hour))
+}
