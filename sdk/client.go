@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/errandhq/errand/sdk/wire"
@@ -111,6 +112,16 @@ func (c *Client) introduce(ctx context.Context) error {
 
 // ID is the workload's own SPIFFE ID.
 func (c *Client) ID() spiffeid.ID { return c.links.id }
+
+// Bundle has the authorities of the workload's own trust domain, as they are now. It is for programs
+// that make their own connections; HTTPClient needs no help. Error: ErrNoIdentity.
+func (c *Client) Bundle() (*x509bundle.Bundle, error) {
+	g, err := c.links.use()
+	if err != nil {
+		return nil, err
+	}
+	return g.bundles[0].Clone(), nil
+}
 
 // Healthy returns nil while a Begin would be tried: the client is open and has an SVID that has not
 // expired. It asks nobody. It is for a readiness probe.

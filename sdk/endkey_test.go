@@ -50,3 +50,13 @@ func TestP4_AnEndThatIsNotDurableIsSaid(t *testing.T) {
 		}
 	})
 }
+
+func TestEndKeyIsTheBrokers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		client, _ := inBubble(t, f)
+		if task := begin(t, client, spec); task.EndKey() != endKeyOf(task.ID()) {
+			t.Errorf("got %q", task.EndKey())
+		}
+	})
+}

@@ -94,6 +94,10 @@ func (t *Task) ID() string { return t.id }
 // Root is the ID of the outermost task that this one is part of.
 func (t *Task) Root() string { return t.root }
 
+// EndKey can do nothing but end this task, from anywhere, without an identity's say. It is a secret all
+// the same; give it to whoever has to end the task should this process be gone.
+func (t *Task) EndKey() string { return t.endKey() }
+
 // Context ends as soon as the task is over, however that came. Its cause (context.Cause) is then
 // ErrTaskEnded, ErrRevoked, ErrLeaseLost or ErrDeadline.
 func (t *Task) Context() context.Context { return t.ctx }

@@ -448,3 +448,24 @@ func TestTokensAreRedacted(t *testing.T) {
 		}
 	})
 }
+
+// What Bundle returns follows the source, and is the caller's own.
+func TestBundleIsThatOfNow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		client, who := inBubble(t, f)
+		first := must(client.Bundle())(t)
+		first.SetX509Authorities(nil)
+		if got := must(client.Bundle())(t); !got.Equal(who.bundle) {
+			t.Error("a caller has changed the client's bundle")
+		}
+		who.change(func(i *identity) { i.bundle = must(devmode.NewCA("example.org", devmode.Options{}))(t).Bundle() })
+		if got := must(client.Bundle())(t); !got.Equal(who.bundle) {
+			t.Error("the bundle is an old one")
+		}
+		who.change(func(i *identity) { i.err = errors.New("gone") })
+		if _, err := client.Bundle(); !errors.Is(err, sdk.ErrNoIdentity) {
+			t.Errorf("without an SVID: %v", err)
+		}
+	})
+}
