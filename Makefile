@@ -6,6 +6,9 @@
 GO ?= go
 export CGO_ENABLED ?= 1
 
+# A module of its own: other projects' JWT libraries are in no user's go.mod.
+OUTSIDE = sdk/verify/outside
+
 .PHONY: demo test bench lint deps
 
 demo:
@@ -22,12 +25,16 @@ lint:
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt would change: $$unformatted"; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
+	cd $(OUTSIDE) && $(GO) vet ./... && $$(cd $(CURDIR) && $(GO) tool -n staticcheck) ./...
 
-# The race detector needs a C compiler, the tests of store/redis real servers, and those of deploy what
-# it says. What is missing is installed when that is possible, and named when not.
+# The race detector needs a C compiler, the tests of store/redis real servers, those of deploy what
+# it says, and those of $(OUTSIDE) Node.js. What is missing is installed when that is possible, and
+# named when not.
 deps:
 	@command -v cc >/dev/null 2>&1 || command -v gcc >/dev/null 2>&1 || .ci/install gcc libc6-dev
 	@command -v redis-server >/dev/null 2>&1 || .ci/install redis-server
 	@command -v redis-sentinel >/dev/null 2>&1 || .ci/install redis-sentinel
 	@command -v haproxy >/dev/null 2>&1 || .ci/install haproxy
 	@command -v curl >/dev/null 2>&1 || .ci/install curl
+	@command -v npm >/dev/null 2>&1 || .ci/install nodejs npm
+	@npm ci --prefix $(OUTSIDE)/jose --ignore-scripts --no-audit --no-fund --silent
