@@ -19,6 +19,8 @@ const (
 	EventKeyRotated   EventKind = "key.rotated"
 	EventLocked       EventKind = "lock.added"
 	EventLifted       EventKind = "lock.lifted"
+	EventGrantUsed    EventKind = "grant.used" // a verifier's summary; the actor is the verifier
+	EventUsageLost    EventKind = "usage.lost" // it had no room for some of what it checked
 )
 
 // Event is one audit fact. It never holds a token.
@@ -56,4 +58,7 @@ type Event struct {
 
 	Selector Selector
 	Lock     LockID
+
+	Usage *GrantUsage // of a used grant
+	Lost  int64       // checks that are in no summary
 }

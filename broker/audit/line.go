@@ -41,6 +41,25 @@ type Line struct {
 
 	Selector *Selector `json:"selector,omitempty"`
 	Lock     string    `json:"lock,omitempty"`
+
+	Usage *Usage `json:"usage,omitempty"`
+	Lost  int64  `json:"lost,omitempty"`
+}
+
+// Usage is what a verifier says it did with a grant's token.
+type Usage struct {
+	First   time.Time    `json:"first_used_at"`
+	Last    time.Time    `json:"last_used_at"`
+	Allowed int64        `json:"allowed"`
+	Refused int64        `json:"refused"`
+	Scopes  []ScopeUsage `json:"scopes,omitempty"`
+}
+
+// ScopeUsage counts the checks that asked for a scope.
+type ScopeUsage struct {
+	Scope   string `json:"scope"`
+	Allowed int64  `json:"allowed"`
+	Refused int64  `json:"refused"`
 }
 
 // Selector is what an operator's revocation or lock named.
@@ -69,5 +88,17 @@ func newLine(e broker.Event) Line {
 	if e.Selector != (broker.Selector{}) {
 		l.Selector = &Selector{Subject: e.Selector.Subject, Audience: e.Selector.Audience, Scope: e.Selector.Scope}
 	}
+	l.Usage, l.Lost = newUsage(e.Usage), e.Lost
 	return l
+}
+
+func newUsage(u *broker.GrantUsage) *Usage {
+	if u == nil {
+		return nil
+	}
+	out := &Usage{First: u.First.UTC(), Last: u.Last.UTC(), Allowed: u.Allowed, Refused: u.Refused}
+	for _, s := range u.Scopes {
+		out.Scopes = append(out.Scopes, ScopeUsage{Scope: s.Scope, Allowed: s.Allowed, Refused: s.Refused})
+	}
+	return out
 }

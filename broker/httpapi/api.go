@@ -93,6 +93,7 @@ func (a *API) Workload() http.Handler {
 	get(r, wire.PathGrant, a.grant)
 	get(r, wire.PathFeedSnapshot, a.snapshot)
 	get(r, wire.PathFeedPosition, a.position)
+	post(r, wire.PathFeedUsage, http.StatusNoContent, a.usage)
 	r.stream(wire.PathFeed, a.follow)
 	return r
 }

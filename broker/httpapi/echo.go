@@ -62,7 +62,11 @@ func get[Answer any](r *router, path string, h handler[none, Answer]) {
 func post[Body, Answer any](r *router, path string, status int, h handler[Body, Answer]) {
 	r.add(http.MethodPost, path, func(c echo.Context) error {
 		var body Body
-		if err := decode(c.Response(), c.Request(), &body); err != nil {
+		limit := int64(MaxBody)
+		if large, ok := any(body).(interface{ limit() int64 }); ok {
+			limit = large.limit()
+		}
+		if err := decode(c.Response(), c.Request(), limit, &body); err != nil {
 			return err
 		}
 		req := newRequest(c, body)
@@ -80,6 +84,9 @@ func post[Body, Answer any](r *router, path string, status int, h handler[Body, 
 		code := status // of this answer; the route's is everybody's
 		if told, ok := any(answer).(interface{ status() int }); ok {
 			code = told.status()
+		}
+		if code == http.StatusNoContent {
+			return c.NoContent(code)
 		}
 		return c.JSON(code, answer)
 	})

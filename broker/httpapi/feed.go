@@ -34,6 +34,27 @@ func (a *API) position(_ context.Context, r request[none]) (wire.FeedPosition, e
 	return a.Feed.Position(nonce)
 }
 
+// usageReport is a body that may be larger than the others.
+type usageReport struct{ wire.UsageReport }
+
+func (usageReport) limit() int64 { return wire.MaxUsageBytes }
+
+func (a *API) usage(ctx context.Context, r request[usageReport]) (none, error) {
+	audience := r.Query("aud")
+	if err := a.mayRead(r.Workload, audience); err != nil {
+		return none{}, err
+	}
+	report := broker.UsageReport{Audience: audience, Batch: r.Body.Batch, Lost: r.Body.Lost}
+	for _, g := range r.Body.Grants {
+		u := broker.GrantUsage{Grant: broker.GrantID(g.Grant), First: g.First, Last: g.Last, Allowed: g.Allowed, Refused: g.Refused}
+		for _, s := range g.Scopes {
+			u.Scopes = append(u.Scopes, broker.ScopeUsage{Scope: s.Scope, Allowed: s.Allowed, Refused: s.Refused})
+		}
+		report.Grants = append(report.Grants, u)
+	}
+	return none{}, a.Broker.RecordUsage(ctx, r.Workload, report)
+}
+
 // follow streams the feed as server-sent events. Last-Event-ID is where the reader is.
 func (a *API) follow(w http.ResponseWriter, r *http.Request, workload broker.Workload) error {
 	audience := r.URL.Query().Get("aud")
@@ -65,7 +86,8 @@ func (a *API) follow(w http.ResponseWriter, r *http.Request, workload broker.Wor
 	return nil
 }
 
-// mayRead lets only the registered servers of an audience read its part of the feed. An unknown
+// mayRead lets only the registered servers of an audience read its part of the feed, and report the
+// usage of its grants. An unknown
 // audience looks the same as a foreign one.
 func (a *API) mayRead(w broker.Workload, audience string) error {
 	registration, err := a.Registry.Audience(audience)

@@ -19,18 +19,18 @@ import (
 
 // Bounds of a request body. One more is refused.
 const (
-	MaxBody    = 64 << 10 // bytes
+	MaxBody    = 64 << 10 // bytes; a report of usage may have wire.MaxUsageBytes
 	MaxNesting = 16       // objects and arrays inside each other
 	MaxMembers = 256      // members of one object
 )
 
-// decode reads a JSON body into v: one object and nothing after it, valid UTF-8, no member that v
+// decode reads a JSON body of at most limit bytes into v: one object and nothing after it, valid UTF-8, no member that v
 // does not have, none twice, none in another letter case, and within the bounds.
-func decode(w http.ResponseWriter, r *http.Request, v any) error {
+func decode(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
 	if err := wantJSON(r.Header); err != nil {
 		return err
 	}
-	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBody))
+	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	var large *http.MaxBytesError
 	if errors.As(err, &large) {
 		return errTooLarge

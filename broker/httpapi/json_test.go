@@ -28,7 +28,7 @@ func FuzzDecode(f *testing.F) {
 		r := httptest.NewRequest(http.MethodPost, "/v1/tasks", strings.NewReader(body))
 		r.Header.Set("Content-Type", wire.TypeJSON)
 		var strictly, leniently wire.BeginRequest
-		if err := decode(httptest.NewRecorder(), r, &strictly); err != nil {
+		if err := decode(httptest.NewRecorder(), r, MaxBody, &strictly); err != nil {
 			if !as[*malformed](err) && err != errTooLarge {
 				t.Fatalf("%q: %v", body, err)
 			}

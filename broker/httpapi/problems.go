@@ -61,7 +61,7 @@ var problemTypes = []problemType{
 	{wire.ProblemMalformed, 400, "Malformed request", "", "The body or a header cannot be read; \"detail\" says where. Send one JSON object with the members that the API documents, each once, in lower case.", as[*malformed]},
 	{wire.ProblemUnauthenticated, 401, "No good SVID", "", "Present an X.509-SVID of a trust domain that the broker knows, over TLS 1.3. If it did work before, the SVID has expired or its trust bundle was withdrawn: get a new one and connect again.", as[*unauthenticated]},
 	{wire.ProblemMethodNotAllowed, 405, "Method not allowed", "", "Use one of the methods that the Allow header names.", matches(errMethod)},
-	{wire.ProblemTooLarge, 413, "Body too large", "", "Send at most 64 KiB.", matches(errTooLarge)},
+	{wire.ProblemTooLarge, 413, "Body too large", "", "Send at most 64 KiB; a report of usage may have 1 MiB.", matches(errTooLarge)},
 	{wire.ProblemMediaType, 415, "Unsupported media type", "", "Send Content-Type: application/json, in UTF-8, without a content coding.", matches(errMediaType)},
 	{wire.ProblemInvalid, 422, "Invalid request", "", "The member named in \"field\" has a value that is not allowed. Give it one that is: \"detail\" says which.", matches(broker.ErrInvalid)},
 	{wire.ProblemTooShort, 422, "Too little life left", "", "A token would have lived for less than two seconds, since the task's deadline or the SVID's end is near. Begin a new task, or wait for the next SVID.", matches(broker.ErrTooShort)},

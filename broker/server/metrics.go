@@ -22,6 +22,8 @@ type metrics struct {
 	ended       *prometheus.CounterVec
 	issued      *prometheus.CounterVec
 	decisions   *prometheus.CounterVec
+	checks      *prometheus.CounterVec
+	unreported  *prometheus.CounterVec
 	events      *prometheus.CounterVec
 	auditErrors prometheus.Counter
 	requests    *prometheus.HistogramVec
@@ -34,6 +36,8 @@ func newMetrics(s *Server) *metrics {
 		ended:       prometheus.NewCounterVec(prometheus.CounterOpts{Name: "errand_tasks_ended_total", Help: "Tasks ended, by final state and cause."}, []string{"outcome", "cause"}),
 		issued:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "errand_grants_issued_total", Help: "Grants issued, by audience."}, []string{"audience"}),
 		decisions:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "errand_decisions_total", Help: "Requests that were granted or refused."}, []string{"result"}),
+		checks:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "errand_token_checks_total", Help: "Checks of tokens that verifiers have reported, by audience and result."}, []string{"audience", "result"}),
+		unreported:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "errand_token_checks_lost_total", Help: "Checks that verifiers had no room to report on, by audience."}, []string{"audience"}),
 		events:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "errand_audit_events_total", Help: "Events in the audit log, by kind."}, []string{"kind"}),
 		auditErrors: prometheus.NewCounter(prometheus.CounterOpts{Name: "errand_audit_errors_total", Help: "Failed writes of the audit log."}),
 		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -41,7 +45,7 @@ func newMetrics(s *Server) *metrics {
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
 		}, []string{"listener", "route", "method", "status"}),
 	}
-	m.registry.MustRegister(m.begun, m.ended, m.issued, m.decisions, m.events, m.auditErrors, m.requests,
+	m.registry.MustRegister(m.begun, m.ended, m.issued, m.decisions, m.checks, m.unreported, m.events, m.auditErrors, m.requests,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		gauge("errand_feed_subscribers", "Verifiers that follow the feed.", func() float64 { return float64(s.feed.Readers()) }),
 		gauge("errand_feed_entries", "Denials held for the feed.", func() float64 { return float64(s.feed.Entries()) }),
@@ -102,6 +106,11 @@ func (c *countingAuditor) Record(ctx context.Context, events ...broker.Event) er
 			c.decisions.WithLabelValues("allow").Inc()
 		case broker.EventDenied:
 			c.decisions.WithLabelValues("deny").Inc()
+		case broker.EventGrantUsed:
+			c.checks.WithLabelValues(e.Audience, "allowed").Add(float64(e.Usage.Allowed))
+			c.checks.WithLabelValues(e.Audience, "refused").Add(float64(e.Usage.Refused))
+		case broker.EventUsageLost:
+			c.unreported.WithLabelValues(e.Audience).Add(float64(e.Lost))
 		}
 	}
 	return nil

@@ -92,7 +92,7 @@ func TestOperatorRoles(t *testing.T) {
 	admin := r.client(adminID)
 	for _, path := range []string{
 		wire.PathWhoami, wire.PathTasks, wire.PathHeartbeats, taskPath("x", ""), taskPath("x", "/end"), taskPath("x", "/tokens"), "/v1/grants/x",
-		wire.PathFeed, wire.PathFeedSnapshot, wire.PathFeedPosition, wire.PathJWKS, wire.PathMetadata, "/metrics", "/readyz",
+		wire.PathFeed, wire.PathFeedSnapshot, wire.PathFeedPosition, wire.PathFeedUsage, wire.PathJWKS, wire.PathMetadata, "/metrics", "/readyz",
 	} {
 		for _, method := range []string{"GET", "POST"} {
 			if a := admin.send(method, path, "", admin.at("operator")); a.status != 404 {

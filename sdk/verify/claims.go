@@ -17,6 +17,8 @@ const (
 	maxScopes = 64 // in one token
 	maxKid    = 64 // bytes
 
+	maxScopeBytes = 256 // of a scope that a route can ask for: the broker's own limit
+
 	maxSubjectBytes = 2048 // of a SPIFFE ID (SPIFFE-ID §2)
 )
 

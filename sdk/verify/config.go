@@ -25,6 +25,7 @@ const (
 	DefaultMaxLife    = 15 * time.Minute // also the longest that may be configured
 	DefaultMaxEntries = 1_000_000
 	DefaultMaxRunning = 100_000
+	DefaultMaxUsage   = 20_000
 
 	maxAudienceBytes = 256
 )
@@ -102,6 +103,15 @@ type Config struct {
 	// default. One more is refused with ErrBusy.
 	MaxRunning int
 
+	// NoUsage turns off the summaries that go to the broker every 30 s: of each grant, when its token
+	// was checked, for which scopes, and how often that was refused. Its audit log then cannot say
+	// which tokens and scopes were ever used.
+	NoUsage bool
+
+	// MaxUsage bounds the summaries of usage that wait for the broker; 20 000 by default. A grant has
+	// one in each report. Checks that find no room are counted, and the number is reported.
+	MaxUsage int
+
 	Logger *slog.Logger     // slog.Default() when nil
 	Now    func() time.Time // time.Now when nil
 	Hooks  Hooks
@@ -129,6 +139,7 @@ func (c Config) withDefaults() (Config, error) {
 	c.MaxLife = or(c.MaxLife, DefaultMaxLife)
 	c.MaxEntries = or(c.MaxEntries, DefaultMaxEntries)
 	c.MaxRunning = or(c.MaxRunning, DefaultMaxRunning)
+	c.MaxUsage = or(c.MaxUsage, DefaultMaxUsage)
 	c.Logger = or(c.Logger, slog.Default())
 	if c.Peer == nil {
 		c.Peer = PeerOf
@@ -166,8 +177,8 @@ func (c Config) validate() error {
 		return fmt.Errorf("verify: Config.Leeway is %s; it must be at most %s", c.Leeway, MaxLeeway)
 	case c.MaxLife < 0 || c.MaxLife > DefaultMaxLife:
 		return fmt.Errorf("verify: Config.MaxLife is %s; it must be at most %s", c.MaxLife, DefaultMaxLife)
-	case c.MaxEntries < 0 || c.MaxRunning < 0:
-		return errors.New("verify: Config.MaxEntries and Config.MaxRunning must not be negative")
+	case c.MaxEntries < 0 || c.MaxRunning < 0 || c.MaxUsage < 0:
+		return errors.New("verify: Config.MaxEntries, Config.MaxRunning and Config.MaxUsage must not be negative")
 	case (c.TLS == nil) == (c.Files == nil):
 		return errors.New("verify: set exactly one of Config.TLS and Config.Files; the broker lets only a workload that it knows read the feed")
 	}

@@ -196,6 +196,7 @@ type broker struct {
 	held     bool // streams say nothing new
 	down     bool // every connection breaks
 	override map[string]http.HandlerFunc
+	reports  []wire.UsageReport
 	shown    []string // serial numbers of the certificates that were shown to the feed's listener
 
 	publicCert, privateCert tls.Certificate
@@ -219,6 +220,7 @@ func newBroker(tb testing.TB, shards int) *broker {
 	private.HandleFunc(wire.PathFeedSnapshot, b.serveSnapshot)
 	private.HandleFunc(wire.PathFeedPosition, b.servePosition)
 	private.HandleFunc(wire.PathFeed, b.serveStream)
+	private.HandleFunc(wire.PathFeedUsage, b.serveUsage)
 	b.publicCert, b.privateCert = b.ca.svid(tb, brokerID, nil), b.ca.svid(tb, brokerID, nil)
 	b.public = b.serve(public, &b.publicCert, tls.NoClientCert)
 	b.private = b.serve(private, &b.privateCert, tls.RequireAndVerifyClientCert)
@@ -315,6 +317,23 @@ func (b *broker) servePosition(w http.ResponseWriter, r *http.Request) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	writeJSON(w, wire.FeedPosition{Nonce: r.URL.Query().Get("nonce"), Position: b.position.String(), AgeMS: b.age.Milliseconds()})
+}
+
+func (b *broker) serveUsage(w http.ResponseWriter, r *http.Request) {
+	var report wire.UsageReport
+	if err := json.NewDecoder(r.Body).Decode(&report); err != nil || r.Method != http.MethodPost || r.URL.Query().Get("aud") != audience {
+		http.Error(w, "not a report", http.StatusBadRequest)
+		return
+	}
+	b.change(func() { b.reports = append(b.reports, report) })
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// reported are the reports of usage that have come.
+func (b *broker) reported() []wire.UsageReport {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.reports)
 }
 
 func (b *broker) serveStream(w http.ResponseWriter, r *http.Request) {

@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -52,8 +53,8 @@ type client struct {
 
 // endpoints is what the metadata says.
 type endpoints struct {
-	keys, feed, snapshot, position *url.URL
-	read                           time.Time
+	keys, feed, snapshot, position, usage *url.URL
+	read                                  time.Time
 }
 
 func newIssuer(c Config, private, public *tls.Config) *issuer {
@@ -128,7 +129,7 @@ func (i *issuer) discover(ctx context.Context, now time.Time) (*endpoints, error
 	if err != nil {
 		return nil, err
 	}
-	return &endpoints{keys: keys, feed: feed, snapshot: feed.JoinPath("snapshot"), position: feed.JoinPath("position"), read: now}, nil
+	return &endpoints{keys: keys, feed: feed, snapshot: feed.JoinPath("snapshot"), position: feed.JoinPath("position"), usage: feed.JoinPath("usage"), read: now}, nil
 }
 
 func parseEndpoint(member, text string, plain bool) (*url.URL, error) {
@@ -248,7 +249,7 @@ func (i *issuer) openStream(ctx context.Context, e *endpoints, after wire.Positi
 	case response.StatusCode == http.StatusGone:
 		err = fmt.Errorf("%w: the broker does not know position %s", errResync, after)
 	default:
-		err = statusError(response)
+		err = newStatusError(response)
 	}
 	_ = response.Body.Close()
 	i.private.CloseIdleConnections()
@@ -261,8 +262,7 @@ func (i *issuer) ofAudience(u *url.URL) *url.URL {
 	return &with
 }
 
-// get returns a body of at most limit bytes. After any other answer than 200 it makes the client
-// connect anew, since the broker judges a connection by the certificate that opened it.
+// get returns a body of at most limit bytes.
 func (i *issuer) get(ctx context.Context, client *client, u *url.URL, timeout time.Duration, limit int64) ([]byte, http.Header, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -272,6 +272,30 @@ func (i *issuer) get(ctx context.Context, client *client, u *url.URL, timeout ti
 	}
 	request.Header.Set("Accept", wire.TypeJSON+", "+wire.TypeJWKS)
 	request.Header.Set("Cache-Control", "no-cache")
+	return i.exchange(client, request, http.StatusOK, limit)
+}
+
+// sendUsage hands over one report.
+func (i *issuer) sendUsage(ctx context.Context, e *endpoints, body []byte) error {
+	if e == nil {
+		return errors.New("the issuer's metadata has not been read yet")
+	}
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, i.ofAudience(e.usage).String(), bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	request.Header.Set("Content-Type", wire.TypeJSON)
+	_, _, err = i.exchange(i.private, request, http.StatusNoContent, maxProblemBody)
+	return err
+}
+
+// exchange returns a body of at most limit bytes. After any other answer than the one that is wanted
+// it makes the client connect anew, since the broker judges a connection by the certificate that
+// opened it.
+func (i *issuer) exchange(client *client, request *http.Request, want int, limit int64) ([]byte, http.Header, error) {
+	what := request.Method + " " + request.URL.Redacted()
 	response, err := client.Do(request)
 	if err != nil {
 		return nil, nil, err
@@ -280,24 +304,32 @@ func (i *issuer) get(ctx context.Context, client *client, u *url.URL, timeout ti
 	if err := trusted(client.tls, response.TLS, i.now()); err != nil {
 		response.Body.Close()
 		client.CloseIdleConnections()
-		return nil, nil, fmt.Errorf("GET %s: the connection is not trusted any more: %w", u.Redacted(), err)
+		return nil, nil, fmt.Errorf("%s: the connection is not trusted any more: %w", what, err)
 	}
-	if response.StatusCode != http.StatusOK {
+	if response.StatusCode != want {
 		client.CloseIdleConnections()
-		return nil, nil, statusError(response)
+		return nil, nil, newStatusError(response)
 	}
 	body, err := io.ReadAll(io.LimitReader(response.Body, limit+1))
 	if err != nil {
-		return nil, nil, fmt.Errorf("GET %s: %w", u.Redacted(), err)
+		return nil, nil, fmt.Errorf("%s: %w", what, err)
 	}
 	if int64(len(body)) > limit {
-		return nil, nil, fmt.Errorf("GET %s: the body has more than %d bytes", u.Redacted(), limit)
+		return nil, nil, fmt.Errorf("%s: the body has more than %d bytes", what, limit)
 	}
 	return body, response.Header, nil
 }
 
-// statusError says what the broker said, if that is a problem (RFC 9457).
-func statusError(response *http.Response) error {
+// statusError is an answer that was not wanted, with what the broker said if that is a problem (RFC
+// 9457).
+type statusError struct {
+	status int
+	text   string
+}
+
+func (e *statusError) Error() string { return e.text }
+
+func newStatusError(response *http.Response) error {
 	var problem wire.Problem
 	body, _ := io.ReadAll(io.LimitReader(response.Body, maxProblemBody))
 	media, _, _ := mime.ParseMediaType(response.Header.Get("Content-Type"))
@@ -305,5 +337,6 @@ func statusError(response *http.Response) error {
 	if media == wire.TypeProblem && json.Unmarshal(body, &problem) == nil {
 		detail = fmt.Sprintf(": %q", problem.Title+": "+problem.Detail)
 	}
-	return fmt.Errorf("GET %s: %d %s%s", response.Request.URL.Redacted(), response.StatusCode, http.StatusText(response.StatusCode), detail)
+	r := response.Request
+	return &statusError{response.StatusCode, fmt.Sprintf("%s %s: %d %s%s", r.Method, r.URL.Redacted(), response.StatusCode, http.StatusText(response.StatusCode), detail)}
 }

@@ -146,7 +146,7 @@ func (keepInFlight) check(context.Context, *Grant) error { return nil }
 // scopeNames copies the names, and panics on one that no token can have.
 func scopeNames(names []string) []string {
 	for _, name := range names {
-		if name == "" || strings.ContainsFunc(name, notNameRune) {
+		if name == "" || len(name) > maxScopeBytes || strings.ContainsFunc(name, notNameRune) {
 			panic(fmt.Sprintf("verify: %q is not a scope (RFC 6749 §3.3)", name))
 		}
 	}

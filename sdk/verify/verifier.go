@@ -13,6 +13,7 @@ import (
 const (
 	minBackoff    = 100 * time.Millisecond
 	maxBackoff    = 2 * time.Second
+	maxBackoffs   = 10                     // failures after which the wait is maxBackoff
 	tickInterval  = 250 * time.Millisecond // between looks at the clock
 	keyRetry      = 5 * time.Second        // after a failed fetch
 	sayAgain      = 30 * time.Second       // how often the log has that no keys come
@@ -29,9 +30,11 @@ type Verifier struct {
 	keys    *keyring
 	view    *view
 	running *running
+	usage   *usage // nil with NoUsage
 
 	at       atomic.Pointer[endpoints]
 	proofNow chan struct{} // asks for a proof of freshness; of capacity 1
+	reports  chan struct{} // held by whoever sends usage; of capacity 1
 	fresh    chan struct{} // closed once the view was fresh
 	cancel   context.CancelFunc
 	tasks    sync.WaitGroup
@@ -56,6 +59,7 @@ type Status struct {
 
 	Ignored       uint64 // messages of the broker that made no sense, or came from the past
 	AcceptedStale uint64 // tokens that passed because of OnStale: Accept
+	Unreported    uint64 // checks that no report of usage has, or will have, since there was no room
 }
 
 // New makes a verifier, and blocks until it has keys and a fresh view of the feed, or ctx is done;
@@ -71,8 +75,12 @@ func New(ctx context.Context, c Config) (*Verifier, error) {
 		return nil, err
 	}
 	v := &Verifier{
-		config: c, issuer: newIssuer(c, private, public), keys: newKeyring(c.Now), view: newView(c), running: newRunning(c.MaxRunning),
+		reports: make(chan struct{}, 1),
+		config:  c, issuer: newIssuer(c, private, public), keys: newKeyring(c.Now), view: newView(c), running: newRunning(c.MaxRunning),
 		proofNow: make(chan struct{}, 1), fresh: make(chan struct{}),
+	}
+	if !c.NoUsage {
+		v.usage = newUsage(c.MaxUsage)
 	}
 	if err := v.start(ctx); err != nil {
 		v.issuer.close()
@@ -84,6 +92,9 @@ func New(ctx context.Context, c Config) (*Verifier, error) {
 	v.tasks.Go(func() { v.prove(run) })
 	v.tasks.Go(func() { v.refreshKeys(run) })
 	v.tasks.Go(func() { v.tick(run) })
+	if v.usage != nil {
+		v.tasks.Go(func() { v.report(run) })
+	}
 	select {
 	case <-v.fresh:
 		return v, nil
@@ -130,13 +141,17 @@ func (v *Verifier) notReady(ctx context.Context) error {
 }
 
 // Close ends the verifier's work and waits for it, and ends the requests that it watches: close it
-// after the server. Verify then refuses everything once the view is too old.
+// after the server. It sends the last report of usage, for which it waits 2 s at most; the error says
+// what of that was lost. Verify then refuses everything once the view is too old.
 func (v *Verifier) Close() error {
 	v.cancel()
 	v.running.close()
 	v.tasks.Wait()
+	ctx, cancel := context.WithTimeout(context.Background(), lastReport)
+	defer cancel()
+	err := v.Flush(ctx)
 	v.issuer.close()
-	return nil
+	return err
 }
 
 // Ready is nil while tokens are judged on fresh data. Use it for a readiness probe.
@@ -165,6 +180,9 @@ func (v *Verifier) Status() Status {
 		FeedAge: old, Entries: v.view.entries(), Keys: v.keys.names(), Connected: v.connected.Load(),
 		Ignored: v.ignored.Load(), AcceptedStale: v.acceptedStale.Load(),
 	}
+	if v.usage != nil {
+		s.Unreported = v.usage.unreported()
+	}
 	if p, _ := v.view.at(); p.Epoch != 0 {
 		s.Position = p.String()
 	}
@@ -192,7 +210,7 @@ func (v *Verifier) error() error {
 
 // backoff is how long to wait after so many failures in a row.
 func backoff(failures int) time.Duration {
-	return jitter(min(minBackoff<<min(failures, 10), maxBackoff))
+	return jitter(min(minBackoff<<min(failures, maxBackoffs), maxBackoff))
 }
 
 // jitter returns between half of d and d, so that verifiers do not all come back at once.

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -39,8 +40,8 @@ func PeerOf(r *http.Request) *Peer {
 // fetch of the key set, no longer than ctx lasts.
 func (v *Verifier) Verify(ctx context.Context, token string, peer *Peer, reqs ...Requirement) (*Grant, error) {
 	grant, err := v.check(ctx, token, peer, reqs)
-	if hook := v.config.Hooks.OnCheck; hook != nil && grant != nil {
-		hook(ctx, grant, scopesOf(reqs), err)
+	if grant != nil {
+		v.checked(ctx, grant, reqs, err)
 	}
 	if err != nil {
 		v.refused(ctx, err, grant)
@@ -146,6 +147,21 @@ func (v *Verifier) presented(g *Grant, peer *Peer, now time.Time) error {
 		return fmt.Errorf("%w: the caller's verified identity is not its client_id", ErrUnbound)
 	}
 	return nil
+}
+
+// checked tells of a check of a token whose signature was good.
+func (v *Verifier) checked(ctx context.Context, g *Grant, reqs []Requirement, err error) {
+	hook := v.config.Hooks.OnCheck
+	if hook == nil && v.usage == nil {
+		return
+	}
+	scopes := scopesOf(reqs)
+	if hook != nil {
+		hook(ctx, g, scopes, err)
+	}
+	if v.usage != nil && g.Audience == v.config.Audience && !errors.Is(err, ErrIssuer) {
+		v.usage.note(g, scopes, err == nil, v.config.Now())
+	}
 }
 
 func (v *Verifier) refused(ctx context.Context, err error, g *Grant) {

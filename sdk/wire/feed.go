@@ -53,6 +53,38 @@ type FeedPosition struct {
 	AgeMS    int64  `json:"age_ms"` // how old the broker's own reading is
 }
 
+// Limits of one UsageReport. One more is refused.
+const (
+	MaxUsageGrants = 1000
+	MaxUsageBytes  = 1 << 20 // of its JSON
+)
+
+// UsageReport is what a verifier has done with the tokens of its audience since its last report. Each
+// summary becomes one audit event, whose ID follows from Batch and the grant: a report that is sent
+// again, since its answer was lost, says nothing new to whoever counts an event's ID once.
+type UsageReport struct {
+	Batch  string       `json:"batch"` // 1 to 64 letters, digits, - and _, fresh and random for each report
+	Grants []GrantUsage `json:"grants,omitempty"`
+	Lost   int64        `json:"lost,omitempty"` // checks that are in no report, since there was no room
+}
+
+// GrantUsage is a summary of the checks of one grant's token.
+type GrantUsage struct {
+	Grant   string       `json:"grant_id"`
+	First   time.Time    `json:"first_used_at"` // by the verifier's clock, as Last
+	Last    time.Time    `json:"last_used_at"`
+	Allowed int64        `json:"allowed"`
+	Refused int64        `json:"refused"`
+	Scopes  []ScopeUsage `json:"scopes,omitempty"` // those that the checks asked for
+}
+
+// ScopeUsage counts the checks that asked for a scope.
+type ScopeUsage struct {
+	Scope   string `json:"scope"`
+	Allowed int64  `json:"allowed"`
+	Refused int64  `json:"refused"`
+}
+
 // Metadata is the part of the issuer's RFC 8414 document that the project reads and writes.
 type Metadata struct {
 	Issuer        string   `json:"issuer"`

@@ -12,6 +12,7 @@ const (
 	PathFeed         = "/v1/feed"              // GET: server-sent events; ?aud=
 	PathFeedSnapshot = "/v1/feed/snapshot"     // GET; ?aud=
 	PathFeedPosition = "/v1/feed/position"     // GET; ?nonce=
+	PathFeedUsage    = "/v1/feed/usage"        // POST; ?aud=
 )
 
 // Paths of the public listener (server TLS). The metadata path is inserted between the issuer's
