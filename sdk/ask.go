@@ -45,7 +45,8 @@ func pathOf(path, id string) string {
 
 // ask sends a question to the replica that answered last, and to the others if that is not
 // available. It reads the answer into out and returns the generation that the answer came over.
-// Every question may be repeated. Errors: ErrNoIdentity, ErrUnavailable, *Error, or that of ctx.
+// Every question may be repeated. Errors: ErrNoIdentity, ErrUnavailable, ErrBrokerID when nobody who
+// answers is the broker, *Error, or that of ctx.
 func (c *Client) ask(ctx context.Context, q question, out any) (*generation, error) {
 	g, err := c.links.use()
 	if err != nil {
@@ -65,7 +66,7 @@ func (c *Client) ask(ctx context.Context, q question, out any) (*generation, err
 	for i := range c.bases {
 		n := (first + i) % len(c.bases)
 		err := c.askOne(ctx, g, c.bases[n], q, body, out)
-		if !errors.Is(err, ErrUnavailable) {
+		if !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrBrokerID) {
 			if ctx.Err() == nil {
 				c.preferred.Store(int32(n))
 			}
@@ -104,7 +105,10 @@ func (c *Client) askOne(ctx context.Context, g *generation, base *url.URL, q que
 		defer resp.Body.Close()
 		text, err = io.ReadAll(io.LimitReader(resp.Body, MaxAnswer+1))
 	}
+	var other *impostor
 	switch {
+	case errors.As(err, &other):
+		return fmt.Errorf("%s: %w", base.Host, other)
 	case err != nil && errors.Is(ctx.Err(), context.Canceled):
 		return context.Cause(ctx)
 	case err != nil && attempt.Err() != nil:

@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"reflect"
+	"runtime"
+	"slices"
 	"time"
 
 	"github.com/errandhq/errand/sdk/wire"
@@ -22,6 +25,45 @@ type TaskSpec struct {
 
 	Lease    time.Duration // the task ends when heartbeats are missing for so long; 30 s when zero, 5 s to 10 min
 	Deadline time.Duration // from Begin, the task ends then whatever happens; 1 h when zero, 5 s to 24 h
+
+	// Tokens are asked for in the same request as the task, which begins with all of them or does not
+	// begin; Token then finds them in memory. At most 16. Nil is the only token that the task can have
+	// where it names one audience and one scope, and else none; for none in any case, give an empty
+	// slice. So a task that uses one token takes two requests to the broker, its begin and its end.
+	Tokens []TokenRequest
+}
+
+// WithDefaults gives each task what its own TaskSpec leaves at zero, field by field: a lease, an
+// audience, or a purpose that a whole program has.
+func WithDefaults(spec TaskSpec) Option { return func(c *config) { c.defaults = spec } }
+
+// or is the spec with the fields of defaults where it has none.
+func (s TaskSpec) or(defaults TaskSpec) TaskSpec {
+	into, from := reflect.ValueOf(&s).Elem(), reflect.ValueOf(defaults)
+	for i := range into.NumField() {
+		if into.Field(i).IsZero() {
+			into.Field(i).Set(from.Field(i))
+		}
+	}
+	return s
+}
+
+// firstTokens are what the task asks for when it begins.
+func (s TaskSpec) firstTokens() (keys []slotKey, err error) {
+	asks := s.Tokens
+	if asks == nil && len(s.Audiences) == 1 && len(s.Scopes) == 1 {
+		asks = []TokenRequest{{Audience: s.Audiences[0], Scopes: s.Scopes}}
+	}
+	for _, ask := range asks {
+		key, err := ask.key()
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Contains(keys, key) {
+			keys = append(keys, key)
+		}
+	}
+	return keys, nil
 }
 
 // maxBegin bounds how long Begin tries when its context has no earlier end.
@@ -38,19 +80,20 @@ func (c *Client) Begin(ctx context.Context, spec TaskSpec) (*Task, error) {
 
 // begin makes a task whose Context is a child of parent.
 func (c *Client) begin(ctx, parent context.Context, spec TaskSpec) (*Task, error) {
-	body := wire.BeginRequest{Name: spec.Name, Purpose: spec.Purpose, Audiences: spec.Audiences, Scopes: spec.Scopes}
-	var err error
-	if body.LeaseSeconds, err = seconds("Lease", spec.Lease); err != nil {
+	spec = spec.or(c.defaults)
+	keys, err := spec.firstTokens()
+	if err != nil {
 		return nil, err
 	}
-	if body.DeadlineSeconds, err = seconds("Deadline", spec.Deadline); err != nil {
+	body, err := spec.request(keys)
+	if err != nil {
 		return nil, err
 	}
 	if err := c.reserve(); err != nil {
 		return nil, err
 	}
 	key := rand.Text()
-	answer, sent, tries, err := c.askBegin(ctx, key, body)
+	begun, err := c.askBegin(ctx, key, body)
 	if err != nil {
 		c.unreserve()
 		c.denied(ctx, err)
@@ -59,52 +102,104 @@ func (c *Client) begin(ctx, parent context.Context, spec TaskSpec) (*Task, error
 		}
 		return nil, err
 	}
-	t := newTask(c, answer, sent, parent)
+	t := newTask(c, begun.answer, begun.first, parent)
 	if !c.adopt(t) {
 		// Close came in between.
 		_, err := t.end(context.WithoutCancel(ctx), Canceled, "the client was closed")
 		return nil, errors.Join(fmt.Errorf("sdk: %w", ErrClosed), err)
 	}
-	if tries > 1 {
+	t.keep(keys, begun)
+	if begun.tries > 1 {
 		// The lease may have begun with the first try, and have little left.
-		_ = c.beat(ctx, []*Task{t}, patience)
+		_ = c.beat(ctx, []*task{t}, patience)
 	}
 	t.watch()
 	if err := t.ended(); err != nil {
-		return nil, errors.Join(err, t.Close())
+		return nil, errors.Join(err, t.close())
 	}
-	return t, nil
+	held := &Task{t}
+	// The runtime's goroutine only leaves a mark, which the next heartbeat finds.
+	runtime.AddCleanup(held, func(t *task) { t.dropped.Store(true) }, t)
+	return held, nil
+}
+
+// request is the spec as the broker wants it.
+func (s TaskSpec) request(tokens []slotKey) (body wire.BeginRequest, err error) {
+	body = wire.BeginRequest{Name: s.Name, Purpose: s.Purpose, Audiences: s.Audiences, Scopes: s.Scopes}
+	for _, key := range tokens {
+		body.Tokens = append(body.Tokens, key.request())
+	}
+	if body.LeaseSeconds, err = seconds("Lease", s.Lease); err != nil {
+		return body, err
+	}
+	body.DeadlineSeconds, err = seconds("Deadline", s.Deadline)
+	return body, err
+}
+
+// keep puts the first tokens where Token finds them. One that cannot be used is asked for again there.
+func (t *task) keep(keys []slotKey, begun begun) {
+	if len(begun.answer.Tokens) != len(keys) {
+		return // a repeated begin leaves out what has expired
+	}
+	for i, key := range keys {
+		token, err := newToken(begun.answer.Tokens[i], begun.from, begun.last)
+		if err != nil {
+			t.client.log.Warn("errand: a first token cannot be used", "task", t.id, "audience", key.audience, "error", err)
+			continue
+		}
+		// It is also the answer to who asks for its scopes by name, and, if it has all that the task
+		// has, to who names none.
+		also := []slotKey{key}
+		if granted, err := (TokenRequest{Audience: key.audience, Scopes: token.Scopes, TTL: key.ttl}).key(); err == nil {
+			also = append(also, granted)
+			if all := begun.answer.Task; len(all.Audiences) == 1 && slices.Equal(all.Scopes, token.Scopes) {
+				granted.scopes = ""
+				also = append(also, granted)
+			}
+		}
+		t.tokens.put(also, token, t.client.clock())
+	}
 }
 
 // abandon ends a task that may have begun although its caller has left: the same begin once more
 // finds it, and if there is none its own is the one to end.
 func (c *Client) abandon(key string, body wire.BeginRequest) {
 	c.start(func() {
-		answer, sent, _, err := c.askBegin(c.life, key, body)
+		begun, err := c.askBegin(c.life, key, body)
 		if err == nil {
-			_ = newTask(c, answer, sent, c.life).Close()
+			_ = newTask(c, begun.answer, begun.first, c.life).close()
 		}
 	})
 }
 
-// askBegin returns the moment before the first try, which is when the lease began at the earliest.
-func (c *Client) askBegin(ctx context.Context, key string, body wire.BeginRequest) (answer wire.BeginResponse, sent instant, tries int, err error) {
+// begun is the answer to a begin.
+type begun struct {
+	answer wire.BeginResponse
+	from   *generation // whose connection it came over
+
+	// The lease began with the first try at the earliest; what is said of the tokens counts from the
+	// last one.
+	first, last instant
+	tries       int
+}
+
+func (c *Client) askBegin(ctx context.Context, key string, body wire.BeginRequest) (b begun, err error) {
 	ctx, cancel := context.WithTimeout(ctx, maxBegin)
 	defer cancel()
 	q := question{method: http.MethodPost, path: wire.PathTasks, key: key, body: body}
-	sent = c.clock()
-	err = again(ctx, 0, func() error {
-		tries++
-		answer = wire.BeginResponse{}
-		if _, err := c.ask(ctx, q, &answer); err != nil {
+	b.first = c.clock()
+	err = again(ctx, 0, func() (err error) {
+		b.tries++
+		b.last, b.answer = c.clock(), wire.BeginResponse{}
+		if b.from, err = c.ask(ctx, q, &b.answer); err != nil {
 			return err
 		}
-		if answer.Task.ID == "" || answer.Task.LeaseSeconds <= 0 {
+		if b.answer.Task.ID == "" || b.answer.Task.LeaseSeconds <= 0 {
 			return fmt.Errorf("%w: it has answered a begin without a task", ErrUnavailable)
 		}
 		return nil
 	})
-	return answer, sent, tries, err
+	return b, err
 }
 
 // seconds is nil for zero, which is the default.
@@ -126,7 +221,7 @@ func (c *Client) reserve() error {
 	if c.state != open {
 		return fmt.Errorf("sdk: %w", ErrClosed)
 	}
-	if len(c.tasks)+c.beginning >= c.maxTasks {
+	if len(c.tasks)+len(c.leaks)+c.beginning >= c.maxTasks {
 		return fmt.Errorf("sdk: %w: at most %d tasks at once; end some first", ErrQuota, c.maxTasks)
 	}
 	c.beginning++
@@ -140,7 +235,7 @@ func (c *Client) unreserve() {
 }
 
 // adopt takes the task into the heartbeats, unless the client is being closed.
-func (c *Client) adopt(t *Task) bool {
+func (c *Client) adopt(t *task) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.beginning--
@@ -157,8 +252,9 @@ func (c *Client) adopt(t *Task) bool {
 }
 
 // forget takes a task that is over out of the heartbeats.
-func (c *Client) forget(t *Task) {
+func (c *Client) forget(t *task) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.tasks, t)
+	delete(c.leaks, t)
 }

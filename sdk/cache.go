@@ -102,8 +102,18 @@ func (r TokenRequest) key() (slotKey, error) {
 	return slotKey{r.Audience, strings.Join(scopes, " "), r.TTL}, nil
 }
 
+// request is the key as the broker wants it.
+func (k slotKey) request() wire.TokenRequest {
+	body := wire.TokenRequest{Audience: k.audience, Scopes: strings.Fields(k.scopes)}
+	if k.ttl > 0 {
+		n := int64(k.ttl / time.Second)
+		body.TTLSeconds = &n
+	}
+	return body
+}
+
 // obtain takes a token from memory, or waits for one.
-func (t *Task) obtain(ctx context.Context, key slotKey, fresh bool) (token *Token, cached bool, err error) {
+func (t *task) obtain(ctx context.Context, key slotKey, fresh bool) (token *Token, cached bool, err error) {
 	g, err := t.client.links.use()
 	if err != nil {
 		return nil, false, err
@@ -121,13 +131,13 @@ func (t *Task) obtain(ctx context.Context, key slotKey, fresh bool) (token *Toke
 }
 
 // pick returns a token that can be presented, or the request to wait for.
-func (c *cache) pick(t *Task, key slotKey, g *generation, fresh bool) (*Token, *flight) {
+func (c *cache) pick(t *task, key slotKey, g *generation, fresh bool) (*Token, *flight) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := t.client.clock()
 	s := c.slot(key, now)
 	if !fresh && s.token != nil && s.token.presentable(now, g) {
-		if s.token.age(now) >= s.token.behind && s.flight == nil && !now.steady.Before(s.hold) {
+		if s.token.due(now, g) && s.flight == nil && !now.steady.Before(s.hold) {
 			c.launch(t, key, s, g)
 		}
 		return s.token, nil
@@ -137,6 +147,15 @@ func (c *cache) pick(t *Task, key slotKey, g *generation, fresh bool) (*Token, *
 		c.launch(t, key, s, g)
 	}
 	return nil, s.flight
+}
+
+// put keeps a token that came with the task.
+func (c *cache) put(keys []slotKey, token *Token, now instant) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, key := range keys {
+		c.slot(key, now).token = token
+	}
 }
 
 // slot finds the key's slot, or makes room for it.
@@ -170,7 +189,7 @@ func (c *cache) evict(now instant) bool {
 }
 
 // launch asks for a token on behalf of everybody who waits for the slot. The caller holds mu.
-func (c *cache) launch(t *Task, key slotKey, s *slot, g *generation) {
+func (c *cache) launch(t *task, key slotKey, s *slot, g *generation) {
 	f := &flight{from: g, done: make(chan struct{})}
 	s.flight = f
 	fly := func() {
@@ -189,7 +208,7 @@ func (c *cache) launch(t *Task, key slotKey, s *slot, g *generation) {
 
 // land puts what a flight has brought into its slot. It reports whether that was nothing, and an
 // older token is there still.
-func (c *cache) land(t *Task, key slotKey, s *slot, f *flight) (behind bool) {
+func (c *cache) land(t *task, key slotKey, s *slot, f *flight) (behind bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s.flight == f {
@@ -225,16 +244,12 @@ func (c *cache) clear() {
 }
 
 // issue asks the broker for a token. It does not depend on the caller, who may leave.
-func (t *Task) issue(key slotKey) (*Token, error) {
+func (t *task) issue(key slotKey) (*Token, error) {
 	ctx, cancel := context.WithTimeout(t.life, issueBudget)
 	defer cancel()
 	stop := context.AfterFunc(t.client.life, cancel)
 	defer stop()
-	body := wire.TokenRequest{Audience: key.audience, Scopes: strings.Fields(key.scopes)}
-	if key.ttl > 0 {
-		n := int64(key.ttl / time.Second)
-		body.TTLSeconds = &n
-	}
+	body := key.request()
 	var token *Token
 	err := again(ctx, issueTries, func() error {
 		sent := t.client.clock()
@@ -251,9 +266,9 @@ func (t *Task) issue(key slotKey) (*Token, error) {
 	var e *Error
 	switch {
 	case errors.Is(err, ErrNotFound):
-		t.over(Unknown, ErrTaskEnded, true)
+		t.overBy(Unknown, "")
 	case errors.Is(err, ErrTaskEnded) && errors.As(err, &e):
-		t.over(e.State, causeOf(e.State), true)
+		t.overBy(e.State, e.Cause)
 	}
 	if err != nil {
 		return nil, err

@@ -36,10 +36,11 @@ type Client struct {
 
 	mu        sync.Mutex // guards what follows
 	state     phase
-	tasks     map[*Task]struct{} // that have not ended
+	tasks     map[*task]struct{} // that have not ended
+	leaks     map[*task]struct{} // of which nobody has the Task; they get no heartbeats
 	beginning int                // tasks that are about to come
 	beatAt    time.Time          // of the next heartbeat, by the steady clock
-	ends      map[*Task]*ending  // that the broker has not confirmed
+	ends      map[*task]*ending  // that the broker has not confirmed
 	work      sync.WaitGroup     // goroutines; none is added once the phase is shut
 }
 
@@ -75,7 +76,7 @@ func New(ctx context.Context, opts ...Option) (*Client, error) {
 	}
 	client := &Client{
 		config: c, links: links, wake: make(chan struct{}, 1), late: make(chan struct{}, 1),
-		closed: make(chan struct{}), tasks: map[*Task]struct{}{}, ends: map[*Task]*ending{},
+		closed: make(chan struct{}), tasks: map[*task]struct{}{}, leaks: map[*task]struct{}{}, ends: map[*task]*ending{},
 	}
 	client.life, client.stop = context.WithCancel(context.Background())
 	if err := client.introduce(ctx); err != nil {
@@ -97,8 +98,10 @@ func (c *Client) introduce(ctx context.Context) error {
 		return err
 	})
 	switch {
+	case errors.Is(err, ErrBrokerID) && !errors.Is(err, ErrUnavailable):
+		return fmt.Errorf("sdk: %w", err)
 	case errors.Is(err, ErrUnavailable) || ctx.Err() != nil:
-		return fmt.Errorf("sdk: no answer for %s after %s: %w. Check that the broker runs there, that its SPIFFE ID is %s, and that both know each other's trust bundle",
+		return fmt.Errorf("sdk: no answer for %s after %s: %w. Check that the broker runs there, that its SPIFFE ID is %s, and that both know each other's trust bundle; \"errand doctor\" looks",
 			c.ID(), time.Since(start).Round(100*time.Millisecond), err, c.brokerID)
 	case err != nil:
 		return fmt.Errorf("sdk: the broker does not accept %s: %w", c.ID(), err)

@@ -60,7 +60,7 @@ func Run[T any](ctx context.Context, c *Client, spec TaskSpec, fn func(context.C
 }
 
 // finish ends the task with what the work has returned. An end that fn has made itself stays.
-func (t *Task) finish(ctx context.Context, err error) error {
+func (t *task) finish(ctx context.Context, err error) error {
 	state, reason := Completed, ""
 	switch {
 	case err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded):
@@ -78,8 +78,8 @@ func (t *Task) finish(ctx context.Context, err error) error {
 		_, endErr = t.end(context.WithoutCancel(ctx), state, reason)
 	}
 	// A receipt with another state: somebody else was first.
-	if actual := t.State(); !own && endErr == nil && actual != state {
-		endErr = &endedError{t.id, actual, causeOf(actual)}
+	if actual := t.current(); !own && endErr == nil && actual != state {
+		endErr = &endedError{t.id, actual, causeOf(actual), t.reason()}
 	}
 	switch {
 	case endErr == nil:
@@ -88,4 +88,10 @@ func (t *Task) finish(ctx context.Context, err error) error {
 		return endErr
 	}
 	return errors.Join(err, endErr)
+}
+
+func (t *task) reason() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.why
 }

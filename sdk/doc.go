@@ -15,15 +15,22 @@
 //	})
 //	// Here every token of the task is dead, even if the function panicked.
 //
-// Start with New and Do; use Begin where the work is not one function call, and Token where the
-// request is not sent by HTTPClient.
+// Start with New and Do; use Begin where the work is not one function call, Transport to put a token
+// on the requests of a client that you have, and Token where the request is not HTTP. WithDefaults says
+// once what all tasks of a program have in common.
+//
+// A task that names one audience and one scope gets its token together with its begin, and others
+// those of TaskSpec.Tokens; so the common task is two requests to the broker, one to begin and one to
+// end.
 //
 // What it promises: a task that Do began has ended at the broker when Do returns, or the error says
 // that this is not confirmed and by when its tokens are dead all the same. Heartbeats need no code.
 // When the broker can't be reached for two thirds of the lease, the task's Context ends and no more
 // tokens are handed out, also not those in memory; nothing here goes by the wall clock alone. A token
 // is presented with the certificate that it is bound to, only to hosts that the broker names, and
-// formats as its grant's ID.
+// formats as its grant's ID. A new SVID stops nothing: tokens are asked for anew while the old
+// certificate is still in use. What is not confirmed at the broker, such as an end, is repeated until
+// Close; a task that was dropped without an end is reported, and lapses.
 //
 // Until Close the client keeps two goroutines, whatever the number of tasks, besides those of its
 // identity source.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -64,10 +65,29 @@ type ending struct {
 func (t *Task) Complete(ctx context.Context) (Receipt, error) { return t.end(ctx, Completed, "") }
 
 // Fail says that the work has failed. What the broker learns of cause is its Go type, or what its
-// Class() string method returns; never its text, which may hold anything. See Complete.
-func (t *Task) Fail(ctx context.Context, cause error) (Receipt, error) {
-	return t.end(ctx, Failed, class(cause))
+// Class() string method returns; never its text, which may hold anything, unless WithErrorText says
+// so. See Complete.
+func (t *Task) Fail(ctx context.Context, cause error, opts ...EndOption) (Receipt, error) {
+	var o endOptions
+	for _, opt := range opts {
+		opt(&o)
+	}
+	reason := class(cause)
+	if o.errorText && cause != nil {
+		reason += ": " + cause.Error()
+	}
+	return t.end(ctx, Failed, reason)
 }
+
+// EndOption changes how a task ends.
+type EndOption func(*endOptions)
+
+type endOptions struct{ errorText bool }
+
+// WithErrorText sends the text of the error after its kind, in at most 1024 bytes of both. It goes
+// into the audit log: use it where you know what the text holds. In Do, call Fail with it yourself
+// and return the error; the first end stays.
+func WithErrorText() EndOption { return func(o *endOptions) { o.errorText = true } }
 
 // Cancel says that the work is not wanted any more, and why, in at most 1024 bytes. See Complete.
 func (t *Task) Cancel(ctx context.Context, reason string) (Receipt, error) {
@@ -75,7 +95,9 @@ func (t *Task) Cancel(ctx context.Context, reason string) (Receipt, error) {
 }
 
 // Close cancels the task unless it has ended. It is for defer.
-func (t *Task) Close() error {
+func (t *Task) Close() error { return t.close() }
+
+func (t *task) close() error {
 	t.mu.Lock()
 	done := t.ending != nil || t.known
 	t.mu.Unlock()
@@ -87,7 +109,7 @@ func (t *Task) Close() error {
 }
 
 // end begins the end, if nobody has, and waits for it.
-func (t *Task) end(ctx context.Context, s State, reason string) (Receipt, error) {
+func (t *task) end(ctx context.Context, s State, reason string) (Receipt, error) {
 	t.mu.Lock()
 	e := t.ending
 	first := e == nil
@@ -116,7 +138,7 @@ func (t *Task) end(ctx context.Context, s State, reason string) (Receipt, error)
 }
 
 // settle tells the broker. What it does not confirm is left to the confirmations.
-func (t *Task) settle(e *ending) {
+func (t *task) settle(e *ending) {
 	ctx, cancel := context.WithTimeout(t.client.life, endBudget)
 	defer cancel()
 	receipt, err := t.askEnd(ctx, e, endTries)
@@ -128,7 +150,7 @@ func (t *Task) settle(e *ending) {
 	} else {
 		err = &EndError{t.id, t.by(), err}
 	}
-	t.tell(t.State(), receipt, err)
+	t.tell(t.current(), receipt, err)
 	t.mu.Lock()
 	e.receipt, e.err = receipt, err
 	t.mu.Unlock()
@@ -140,7 +162,7 @@ func (t *Task) settle(e *ending) {
 }
 
 // askEnd tells the broker, up to so many times, and takes over the state of its receipt.
-func (t *Task) askEnd(ctx context.Context, e *ending, tries int) (Receipt, error) {
+func (t *task) askEnd(ctx context.Context, e *ending, tries int) (Receipt, error) {
 	body := e.request
 	body.EndKey = t.endKey()
 	q := question{method: http.MethodPost, path: pathOf(wire.PathTaskEnd, t.id), body: body, patience: endPatience}
@@ -160,7 +182,7 @@ func (t *Task) askEnd(ctx context.Context, e *ending, tries int) (Receipt, error
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.state, t.known = State(answer.State), true
+	t.state, t.known, t.why = State(answer.State), true, answer.Cause
 	return Receipt{
 		Event: answer.Event, Task: answer.Task, State: State(answer.State), Cause: answer.Cause, Reason: answer.Reason,
 		EndedAt: answer.EndedAt, Grants: answer.Grants, SubTasks: answer.SubTasks, Feed: answer.Feed, Durable: answer.Durable,
@@ -168,14 +190,14 @@ func (t *Task) askEnd(ctx context.Context, e *ending, tries int) (Receipt, error
 }
 
 // settling keeps an end until it is settled.
-func (c *Client) settling(t *Task, e *ending) {
+func (c *Client) settling(t *task, e *ending) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ends[t] = e
 }
 
 // settled forgets an end about which there is nothing more to ask.
-func (c *Client) settled(t *Task) {
+func (c *Client) settled(t *task) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.ends, t)
@@ -202,16 +224,16 @@ func (c *Client) confirmations() {
 }
 
 // unsettled returns the ends that are still to be confirmed.
-func (c *Client) unsettled() map[*Task]*ending {
+func (c *Client) unsettled() map[*task]*ending {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return maps.Clone(c.ends)
 }
 
 // pending returns those of them that the first tries have not settled.
-func (c *Client) pending() map[*Task]*ending {
+func (c *Client) pending() map[*task]*ending {
 	all := c.unsettled()
-	maps.DeleteFunc(all, func(_ *Task, e *ending) bool {
+	maps.DeleteFunc(all, func(_ *task, e *ending) bool {
 		select {
 		case <-e.done:
 			return false
@@ -239,7 +261,7 @@ func (c *Client) confirm(ctx context.Context) bool {
 		e.receipt, e.err = receipt, err
 		t.mu.Unlock()
 		c.settled(t)
-		c.log.Info("errand: the end of a task is settled after all", "task", t.id, "state", t.State())
+		c.log.Info("errand: the end of a task is settled after all", "task", t.id, "state", t.current())
 	}
 	return all
 }
@@ -252,7 +274,7 @@ const errLeft = sentinel("the client was closed first")
 
 // endAll ends what is open, and returns an error for each end that is not confirmed.
 func (c *Client) endAll(ctx context.Context) error {
-	tasks, _ := c.beating()
+	tasks := c.unended()
 	places := make(chan struct{}, enders)
 	for _, t := range tasks {
 		places <- struct{}{}
@@ -277,6 +299,13 @@ func (c *Client) endAll(ctx context.Context) error {
 		failed = append(failed, &EndError{t.id, t.by(), errLeft})
 	}
 	return errors.Join(failed...)
+}
+
+// unended returns all tasks that are open, also those that nobody has any more.
+func (c *Client) unended() []*task {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Concat(slices.Collect(maps.Keys(c.tasks)), slices.Collect(maps.Keys(c.leaks)))
 }
 
 // class is what may be told of an error: the kind that it says it is, or its type below wrappers

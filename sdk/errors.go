@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/errandhq/errand/sdk/wire"
 )
 
@@ -29,13 +31,15 @@ const (
 	ErrQuota           = sentinel("quota exceeded")
 	ErrNotFound        = sentinel("not found")
 	ErrTaskEnded       = sentinel("task has ended")
-	ErrRevoked         = sentinel("task revoked by an operator")
+	ErrRevoked         = sentinel("task revoked") // by an operator, or with the identity of its workload
 	ErrLeaseLost       = sentinel("lease lost: the broker was not reached in time")
 	ErrDeadline        = sentinel("task deadline passed")
 	ErrEndUnconfirmed  = sentinel("end of task not confirmed by the broker")
 	ErrUnavailable     = sentinel("broker unavailable")
+	ErrBrokerID        = sentinel("this is not the broker")
 	ErrNoIdentity      = sentinel("no SPIFFE identity")
 	ErrHost            = sentinel("host not allowed for the audience")
+	ErrUnbound         = sentinel("the connection does not present the certificate that the token is bound to")
 	ErrClosed          = sentinel("client closed")
 )
 
@@ -155,6 +159,7 @@ type endedError struct {
 	task  string
 	state State
 	cause error
+	why   string // the broker's cause, if it has told
 }
 
 func (e *endedError) Error() string {
@@ -162,10 +167,27 @@ func (e *endedError) Error() string {
 	if e.cause != ErrTaskEnded {
 		text += ": " + e.cause.Error()
 	}
+	switch e.why {
+	case "operator":
+		text += " by an operator"
+	case "identity":
+		text += ": its identity was withdrawn"
+	case "parent":
+		text += ": the task that it is part of has ended"
+	}
 	return text + "; begin a new one"
 }
 
 func (e *endedError) Is(target error) bool { return target == ErrTaskEnded || target == e.cause }
+
+// impostor is a server with a good SVID that is not the broker's. Waiting does not mend that.
+type impostor struct{ is, want spiffeid.ID }
+
+func (e *impostor) Error() string {
+	return fmt.Sprintf("%v: it presents %s, and the broker is %s; mend the URL, or %s or WithBrokerID", ErrBrokerID, e.is, e.want, EnvBrokerID)
+}
+
+func (e *impostor) Is(target error) bool { return target == ErrBrokerID }
 
 // line is several errors on one line.
 type line []error

@@ -221,8 +221,12 @@ func (f *fake) begin(w http.ResponseWriter, r *http.Request, body []byte) {
 	}
 	// Its clock is an hour off, which must not matter.
 	now := time.Now().Add(time.Hour)
-	reply(w, http.StatusCreated, wire.BeginResponse{EndKey: endKeyOf(id), Task: wire.Task{
-		ID: id, Root: id, State: wire.StateActive, BegunAt: now, LeaseSeconds: lease,
+	var issued []wire.TokenResponse
+	for _, ask := range req.Tokens {
+		issued = append(issued, f.mint(ask))
+	}
+	reply(w, http.StatusCreated, wire.BeginResponse{Tokens: issued, EndKey: endKeyOf(id), Task: wire.Task{
+		ID: id, Root: id, Audiences: req.Audiences, Scopes: req.Scopes, State: wire.StateActive, BegunAt: now, LeaseSeconds: lease,
 		LeaseExpiresAt: now.Add(time.Duration(lease) * time.Second), Deadline: now.Add(time.Duration(deadline) * time.Second),
 	}})
 }
@@ -234,16 +238,20 @@ func (f *fake) issue(w http.ResponseWriter, id string, body []byte) {
 		refuse(w, http.StatusGone, wire.Problem{Type: "https://broker/problems/task-ended", Title: "Task has ended", State: state})
 		return
 	}
+	reply(w, http.StatusOK, f.mint(req))
+}
+
+func (f *fake) mint(req wire.TokenRequest) wire.TokenResponse {
 	f.grants++
 	grant := fmt.Sprintf("gnt_00%026d", f.grants)
 	life := int64(f.life / time.Second)
 	if req.TTLSeconds != nil {
 		life = min(life, *req.TTLSeconds)
 	}
-	reply(w, http.StatusOK, wire.TokenResponse{
+	return wire.TokenResponse{
 		AccessToken: secretOf(grant), TokenType: "Bearer", ExpiresIn: life, Scope: strings.Join(req.Scopes, " "),
 		GrantID: grant, Audience: req.Audience, Hosts: f.hosts, Servers: f.servers, Binding: f.binding,
-	})
+	}
 }
 
 func secretOf(grant string) string { return "eyJhbGciOiJFUzI1NiJ9." + grant + ".c2lnbmF0dXJl" }
@@ -424,7 +432,8 @@ func (w *world) client(tb testing.TB, opts ...sdk.Option) *sdk.Client {
 	return client
 }
 
-var spec = sdk.TaskSpec{Name: "monthly-export", Purpose: "a test", Audiences: []string{"orders"}, Scopes: []string{"orders:read"}}
+// spec asks for no token in advance, so that tests count from the first Token.
+var spec = sdk.TaskSpec{Name: "monthly-export", Purpose: "a test", Audiences: []string{"orders"}, Scopes: []string{"orders:read"}, Tokens: []sdk.TokenRequest{}}
 
 // begin begins a task, or fails the test.
 func begin(tb testing.TB, c *sdk.Client, s sdk.TaskSpec) *sdk.Task {
@@ -433,3 +442,10 @@ func begin(tb testing.TB, c *sdk.Client, s sdk.TaskSpec) *sdk.Task {
 }
 
 var ordersRead = sdk.TokenRequest{Audience: "orders", Scopes: []string{"orders:read"}}
+
+// recorded is what a handler answers.
+func recorded(h http.HandlerFunc, r *http.Request) []byte {
+	rec := httptest.NewRecorder()
+	h(rec, r)
+	return rec.Body.Bytes()
+}

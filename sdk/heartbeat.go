@@ -48,6 +48,7 @@ func (c *Client) untilBeat() (time.Duration, bool) {
 // beatAll sends the heartbeats of all tasks and plans the next.
 func (c *Client) beatAll() {
 	start := c.clock().steady
+	c.reportLeaks()
 	tasks, interval := c.beating()
 	var err error
 	for len(tasks) > 0 && err == nil {
@@ -63,7 +64,7 @@ func (c *Client) beatAll() {
 }
 
 // beating returns the tasks and a third of the shortest lease.
-func (c *Client) beating() (tasks []*Task, interval time.Duration) {
+func (c *Client) beating() (tasks []*task, interval time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for t := range c.tasks {
@@ -75,8 +76,28 @@ func (c *Client) beating() (tasks []*Task, interval time.Duration) {
 	return tasks, interval
 }
 
+// reportLeaks stops the heartbeats of tasks that nobody has any more, and that nobody has ended.
+func (c *Client) reportLeaks() {
+	c.mu.Lock()
+	var leaked []*task
+	for t := range c.tasks {
+		if t.dropped.Load() {
+			leaked = append(leaked, t)
+			delete(c.tasks, t)
+			c.leaks[t] = struct{}{}
+		}
+	}
+	c.mu.Unlock()
+	for _, t := range leaked {
+		c.log.Error("errand: a task was dropped without an end; its heartbeats stop, and it lapses. Call Complete, Fail or Cancel, and defer Close", "task", t.id, "lease", t.lease)
+		if c.hooks.OnLeak != nil {
+			c.hooks.OnLeak(context.WithoutCancel(t.life), t.id)
+		}
+	}
+}
+
 // beat sends one heartbeat for at most maxBatch tasks, and ends those that the broker says are over.
-func (c *Client) beat(ctx context.Context, tasks []*Task, patience time.Duration) error {
+func (c *Client) beat(ctx context.Context, tasks []*task, patience time.Duration) error {
 	body := wire.HeartbeatRequest{}
 	for _, t := range tasks {
 		t.beatBegins()

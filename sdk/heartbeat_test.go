@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -86,10 +87,12 @@ func TestHeartbeatBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(t)
 		client, _ := inBubble(t, f)
+		var held []*sdk.Task
 		for range wire.MaxHeartbeat + 1 {
-			begin(t, client, spec)
+			held = append(held, begin(t, client, spec))
 		}
 		time.Sleep(12 * time.Second)
+		defer runtime.KeepAlive(held)
 		if sizes := f.sizes(); len(sizes) != 2 || sizes[0] != wire.MaxHeartbeat || sizes[1] != 1 {
 			t.Errorf("the heartbeats had %v tasks", sizes)
 		}

@@ -3,6 +3,7 @@ package sdk
 import (
 	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"maps"
 	"net"
@@ -183,7 +184,7 @@ func (g *generation) retire() {
 // connectTLS makes the transports of a generation: TLS 1.3 with its SVID.
 func connectTLS(g *generation, broker spiffeid.ID) {
 	bundles := x509bundle.NewSet(g.bundles...)
-	g.broker = newTransport(tlsconfig.MTLSClientConfig(g.svid, bundles, tlsconfig.AuthorizeID(broker)))
+	g.broker = newTransport(tlsconfig.MTLSClientConfig(g.svid, bundles, authorizeBroker(broker)))
 	g.servers = newTransport(tlsconfig.MTLSClientConfig(g.svid, bundles, tlsconfig.AuthorizeMemberOf(g.svid.ID.TrustDomain())))
 	g.pin = func(servers []string) (http.RoundTripper, error) {
 		var ids []spiffeid.ID
@@ -195,6 +196,16 @@ func connectTLS(g *generation, broker spiffeid.ID) {
 			ids = append(ids, id)
 		}
 		return newTransport(tlsconfig.MTLSClientConfig(g.svid, bundles, tlsconfig.AuthorizeOneOf(ids...))), nil
+	}
+}
+
+// authorizeBroker says who is there if it is not the broker.
+func authorizeBroker(broker spiffeid.ID) tlsconfig.Authorizer {
+	return func(id spiffeid.ID, _ [][]*x509.Certificate) error {
+		if id != broker {
+			return &impostor{is: id, want: broker}
+		}
+		return nil
 	}
 }
 

@@ -61,6 +61,8 @@ type Hooks struct {
 	// OnEnd is called once for each task. The receipt is empty unless this client has ended it and
 	// the broker has confirmed that; err is nil then, and else says why the task is over.
 	OnEnd func(ctx context.Context, task string, s State, r Receipt, err error)
+	// OnLeak is called once for a task that nobody has any more and that has not been ended.
+	OnLeak func(ctx context.Context, task string)
 	// OnDenied is called for each refusal: by policy, ceiling, quarantine or a missing registration.
 	OnDenied func(ctx context.Context, e *Error)
 }
@@ -73,6 +75,7 @@ type config struct {
 	startup  time.Duration
 	log      *slog.Logger
 	hooks    Hooks
+	defaults TaskSpec
 
 	bases []*url.URL // of urls
 

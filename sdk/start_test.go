@@ -41,21 +41,46 @@ func TestStart(t *testing.T) {
 // Who is not the pinned broker is nobody, also with an SVID of the same trust domain.
 func TestBrokerIsPinned(t *testing.T) {
 	w := newWorld(t)
-	for name, svid := range map[string]*x509svid.SVID{
-		"another workload": must(w.ca.Issue(ordersID, 0))(t),
-		"another CA":       must(must(devmode.NewCA("example.org", devmode.Options{}))(t).Issue(brokerID, 0))(t),
+	for name, c := range map[string]struct {
+		svid *x509svid.SVID
+		want error
+	}{
+		"another workload": {must(w.ca.Issue(ordersID, 0))(t), sdk.ErrBrokerID},
+		"another CA":       {must(must(devmode.NewCA("example.org", devmode.Options{}))(t).Issue(brokerID, 0))(t), sdk.ErrUnavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
 			impostor := newFake(t)
-			at := serve(t, impostor, svid, w.ca.Bundle())
+			at := serve(t, impostor, c.svid, w.ca.Bundle())
 			_, err := sdk.New(t.Context(), append(w.options(), sdk.WithBroker(at.String()), sdk.WithStartupTimeout(500*time.Millisecond))...)
-			if !errors.Is(err, sdk.ErrUnavailable) || !strings.Contains(err.Error(), at.Host) || !strings.Contains(err.Error(), brokerID.String()) {
+			if !errors.Is(err, c.want) || !strings.Contains(err.Error(), at.Host) || !strings.Contains(err.Error(), brokerID.String()) {
 				t.Errorf("got %v", err)
 			}
 			if len(impostor.calls) != 0 {
 				t.Error("the impostor got a request")
 			}
 		})
+	}
+}
+
+// Who presents another SPIFFE ID will go on doing so: New does not wait, and says which one it was. A
+// replica that is the broker is found all the same, and one that is only away is waited for.
+func TestAnotherSPIFFEIDAtTheBrokersAddress(t *testing.T) {
+	w := newWorld(t)
+	at := serve(t, newFake(t), must(w.ca.Issue(ordersID, 0))(t), w.ca.Bundle())
+	_, err := sdk.New(t.Context(), append(w.options(), sdk.WithBroker(at.String(), at.String()))...) // 30 s, or less
+	if !errors.Is(err, sdk.ErrBrokerID) || errors.Is(err, sdk.ErrUnavailable) {
+		t.Fatalf("got %v", err)
+	}
+	for _, text := range []string{at.Host, ordersID.String(), brokerID.String(), "ERRAND_BROKER_ID"} {
+		if !strings.Contains(err.Error(), text) {
+			t.Errorf("%q does not say %q", err, text)
+		}
+	}
+	client := w.client(t, sdk.WithBroker(at.String(), w.broker.String()))
+	begin(t, client, spec)
+	away := sdk.WithBroker(at.String(), "https://127.0.0.1:1")
+	if _, err := sdk.New(t.Context(), append(w.options(), away, sdk.WithStartupTimeout(300*time.Millisecond))...); !errors.Is(err, sdk.ErrUnavailable) || !errors.Is(err, sdk.ErrBrokerID) {
+		t.Errorf("got %v", err)
 	}
 }
 

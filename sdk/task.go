@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/errandhq/errand/sdk/wire"
@@ -20,7 +21,7 @@ const (
 	Canceled  State = wire.StateCanceled
 	Lapsed    State = wire.StateLapsed  // heartbeats stopped
 	Expired   State = wire.StateExpired // deadline
-	Revoked   State = wire.StateRevoked // by an operator
+	Revoked   State = wire.StateRevoked // by an operator, or with its identity
 	Unknown   State = wire.StateUnknown
 )
 
@@ -38,12 +39,20 @@ func causeOf(s State) error {
 }
 
 // Task is one live piece of work. It is safe for concurrent use, and its heartbeats are sent by the
-// client.
+// client. One that nobody has any more, and that has not been ended, is a mistake: the client says so
+// in its log and to Hooks.OnLeak, and sends no more heartbeats, so that the task lapses.
 type Task struct {
+	// The client itself keeps only what is below, so that it can notice that.
+	*task
+}
+
+// task is what there is to a Task.
+type task struct {
 	client   *Client
 	id, root string
 	lease    time.Duration
-	deadline time.Time // by the steady clock
+	deadline time.Time   // by the steady clock
+	dropped  atomic.Bool // nobody has the Task any more
 
 	// A func, as of a Token, since a text could be printed by reflection.
 	endKey func() string
@@ -61,7 +70,8 @@ type Task struct {
 	touched time.Time
 	beats   int // heartbeats on their way
 	alarm   *time.Timer
-	told    bool // the hook has been told of the end
+	told    bool   // the hook has been told of the end
+	why     string // the broker's cause of the end
 	ending  *ending
 }
 
@@ -69,9 +79,9 @@ type Task struct {
 // read.
 func (t *Task) Format(f fmt.State, _ rune) { fmt.Fprint(f, "task ", t.id) }
 
-func newTask(c *Client, answer wire.BeginResponse, sent instant, parent context.Context) *Task {
+func newTask(c *Client, answer wire.BeginResponse, sent instant, parent context.Context) *task {
 	w, key := answer.Task, answer.EndKey
-	t := &Task{
+	t := &task{
 		endKey: func() string { return key },
 		client: c, id: w.ID, root: w.Root, lease: time.Duration(w.LeaseSeconds) * time.Second,
 		deadline: sent.steady.Add(w.Deadline.Sub(w.BegunAt)),
@@ -94,16 +104,20 @@ func (t *Task) ID() string { return t.id }
 // Root is the ID of the outermost task that this one is part of.
 func (t *Task) Root() string { return t.root }
 
-// EndKey can do nothing but end this task, from anywhere, without an identity's say. It is a secret all
-// the same; give it to whoever has to end the task should this process be gone.
-func (t *Task) EndKey() string { return t.endKey() }
-
 // Context ends as soon as the task is over, however that came. Its cause (context.Cause) is then
 // ErrTaskEnded, ErrRevoked, ErrLeaseLost or ErrDeadline.
 func (t *Task) Context() context.Context { return t.ctx }
 
 // State is what this client knows. It is final as soon as Complete, Fail or Cancel is called.
-func (t *Task) State() State {
+func (t *Task) State() State { return t.current() }
+
+// EndKey is a secret that can end this task, and do nothing else, also while the broker cannot reach
+// its store. The client sends it by itself. Give it to whoever is to end the task when this process
+// no longer can, such as the last step of a pipeline: with the SVID of the same workload, as the
+// end_key of an end.
+func (t *Task) EndKey() string { return t.endKey() }
+
+func (t *task) current() State {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.state
@@ -124,10 +138,10 @@ func FromContext(ctx context.Context) (*Task, bool) {
 
 // patienceOf is how long the client believes in a lease that it can't renew: two thirds, so that it
 // has stopped before anybody else can take the task for dead.
-func (t *Task) patience() time.Duration { return t.lease * 2 / 3 }
+func (t *task) patience() time.Duration { return t.lease * 2 / 3 }
 
 // watch sets the alarm for the moment at which the task is over if no heartbeat gets through.
-func (t *Task) watch() {
+func (t *task) watch() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.cause == nil && t.alarm == nil {
@@ -136,12 +150,12 @@ func (t *Task) watch() {
 }
 
 // left is the time to the earlier of the deadline and the end of patience. The caller holds mu.
-func (t *Task) left(now instant) time.Duration {
+func (t *task) left(now instant) time.Duration {
 	return min(t.deadline.Sub(now.steady), t.renewed.steady.Add(t.patience()).Sub(now.steady))
 }
 
 // check ends the task if it is over by the steady clock, and sets the alarm again if not.
-func (t *Task) check() {
+func (t *task) check() {
 	t.mu.Lock()
 	now := t.client.clock()
 	left := t.left(now)
@@ -161,7 +175,7 @@ func (t *Task) check() {
 
 // over makes the task final, once: no token leaves any more and the contexts end. known says that
 // the broker itself has told so.
-func (t *Task) over(s State, cause error, known bool) {
+func (t *task) over(s State, cause error, known bool) {
 	t.mu.Lock()
 	t.known = t.known || known
 	first := t.cause == nil
@@ -185,8 +199,18 @@ func (t *Task) over(s State, cause error, known bool) {
 	}
 }
 
+// overBy is over with what the broker has said.
+func (t *task) overBy(s State, why string) {
+	t.mu.Lock()
+	if t.cause == nil {
+		t.why = why
+	}
+	t.mu.Unlock()
+	t.over(s, causeOf(s), true)
+}
+
 // tell calls the hook, once.
-func (t *Task) tell(s State, r Receipt, err error) {
+func (t *task) tell(s State, r Receipt, err error) {
 	t.mu.Lock()
 	first := !t.told
 	t.told = true
@@ -197,19 +221,19 @@ func (t *Task) tell(s State, r Receipt, err error) {
 }
 
 // ended returns nil while the task is active.
-func (t *Task) ended() error {
+func (t *task) ended() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.cause == nil {
 		return nil
 	}
-	return &endedError{t.id, t.state, t.cause}
+	return &endedError{t.id, t.state, t.cause, t.why}
 }
 
 // feel takes what the broker has said about the task in answer to a heartbeat.
-func (t *Task) feel(pulse wire.Pulse, sent instant) {
+func (t *task) feel(pulse wire.Pulse, sent instant) {
 	if s := State(pulse.State); s != Active {
-		t.over(s, causeOf(s), true)
+		t.overBy(s, pulse.Cause)
 		return
 	}
 	t.mu.Lock()
@@ -219,13 +243,13 @@ func (t *Task) feel(pulse wire.Pulse, sent instant) {
 	}
 }
 
-func (t *Task) beatBegins() {
+func (t *task) beatBegins() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.beats++
 }
 
-func (t *Task) beatEnds(now instant) {
+func (t *task) beatEnds(now instant) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.beats--
@@ -234,7 +258,7 @@ func (t *Task) beatEnds(now instant) {
 
 // by is the latest moment at which the broker still takes the task for alive, if no further
 // heartbeat is sent: a lease after the last one that may have reached it, or the deadline.
-func (t *Task) by() time.Time {
+func (t *task) by() time.Time {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	last := t.touched
@@ -250,12 +274,12 @@ func (t *Task) by() time.Time {
 // alive returns nil if tokens may be handed out now. The alarm may be late when the process or the
 // machine was stopped, so it compares the clocks itself. When the wall clock alone says that the
 // lease is lost, the machine may have slept or the clock may have been set; the broker knows.
-func (t *Task) alive(ctx context.Context) error {
+func (t *task) alive(ctx context.Context) error {
 	t.check()
 	if err := t.ended(); err != nil || t.wallGap() < t.patience() {
 		return err
 	}
-	if err := t.client.beat(ctx, []*Task{t}, patience); err != nil {
+	if err := t.client.beat(ctx, []*task{t}, patience); err != nil {
 		return err
 	}
 	if err := t.ended(); err != nil || t.wallGap() < t.patience() {
@@ -265,7 +289,7 @@ func (t *Task) alive(ctx context.Context) error {
 }
 
 // wallGap is the time since the last good heartbeat by the wall clock.
-func (t *Task) wallGap() time.Duration {
+func (t *task) wallGap() time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	_, wall := t.client.clock().since(t.renewed)

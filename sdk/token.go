@@ -114,12 +114,19 @@ func (t *Token) age(now instant) time.Duration {
 	return max(steady, wall)
 }
 
-// presentable reports whether the token can still be handed out, with the SVID of now.
+// presentable reports whether the token can still be handed out. One that is bound to the certificate
+// of an earlier SVID can, with that, so that a rotation stops nobody; but not across a change of the
+// bundles, since its connections would trust what is not trusted any more.
 func (t *Token) presentable(now instant, with *generation) bool {
-	if t.Bound && t.from().leaf != with.leaf {
+	if from := t.from(); t.Bound && from.leaf != with.leaf && !equalBundles(from.bundles, with.bundles) {
 		return false
 	}
 	return !t.old(now)
+}
+
+// due reports whether it is time for the next token.
+func (t *Token) due(now instant, with *generation) bool {
+	return t.age(now) >= t.behind || t.Bound && t.from().leaf != with.leaf
 }
 
 // old reports whether the token is in the last tenth of its life.

@@ -364,9 +364,10 @@ func TestTokensInMemoryAreBounded(t *testing.T) {
 	})
 }
 
-// A token is handed out only with the certificate that it was asked for with.
-func TestRotationDropsBoundTokens(t *testing.T) {
-	for binding, same := range map[string]bool{"certificate": false, "identity": true, "none": true} {
+// After a rotation the token that is there is still handed out with its own SVID, also while the
+// broker is away, and the next is asked for with the new one at once.
+func TestRotationReplacesBoundTokensBeforeTheOldCertificateLeavesUse(t *testing.T) {
+	for binding, bound := range map[string]bool{"certificate": true, "identity": false, "none": false} {
 		t.Run(binding, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := newFake(t)
@@ -376,18 +377,40 @@ func TestRotationDropsBoundTokens(t *testing.T) {
 				client := inBubbleAs(t, f, who)
 				task := begin(t, client, spec)
 				first := must(task.Token(t.Context(), ordersRead))(t)
+				old := first.SVID()
 				who.change(func(i *identity) { i.svid = must(ca.Issue(reportID, 0))(t) })
-				second := must(task.Token(t.Context(), ordersRead))(t)
-				if (first == second) != same {
-					t.Errorf("the token is the same: %v", first == second)
+				f.on(tokens, down)
+				if second := must(task.Token(t.Context(), ordersRead))(t); second != first || second.SVID() != old {
+					t.Error("the token that was there is not handed out")
 				}
-				calls := f.got(tokens)
-				if !same && calls[0].leaf == calls[1].leaf {
-					t.Error("it was asked for with the old certificate")
+				f.on(tokens, nil)
+				time.Sleep(3 * time.Second)
+				must(task.Token(t.Context(), ordersRead))(t)
+				synctest.Wait()
+				third := must(task.Token(t.Context(), ordersRead))(t)
+				if (third != first) != bound {
+					t.Errorf("another token: %v", third != first)
+				}
+				if bound && third.SVID() != who.svid {
+					t.Error("it was asked for with the old SVID")
 				}
 			})
 		})
 	}
+}
+
+// When the bundles change, too, nothing goes over what the old ones vouch for.
+func TestRemovedAuthorityDropsBoundTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, who := inBubble(t, newFake(t))
+		task := begin(t, client, spec)
+		first := must(task.Token(t.Context(), ordersRead))(t)
+		other := must(devmode.NewCA("example.org", devmode.Options{}))(t)
+		who.change(func(i *identity) { i.svid, i.bundle = must(other.Issue(reportID, 0))(t), other.Bundle() })
+		if second := must(task.Token(t.Context(), ordersRead))(t); second == first || second.SVID() != who.svid {
+			t.Error("the token of before was handed out")
+		}
+	})
 }
 
 func TestAnotherIdentityIsRefused(t *testing.T) {

@@ -146,6 +146,7 @@ func (t *tour) task(ctx context.Context) (Step, error) {
 func (t *tour) begin(ctx context.Context) (*sdk.Task, error) {
 	return t.client.Begin(ctx, sdk.TaskSpec{
 		Name: "monthly-export", Purpose: "try errand", Audiences: []string{OrdersName}, Scopes: []string{"orders:read"},
+		Tokens: []sdk.TokenRequest{}, // the next step shows it
 	})
 }
 

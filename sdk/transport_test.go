@@ -397,6 +397,10 @@ func TestRotationMakesNewConnections(t *testing.T) {
 	must(s.get(t, s.at.String()))(t)
 	s.who.change(func(i *identity) { i.svid = must(s.ca.Issue(reportID, 0))(t) })
 	must(s.get(t, s.at.String()))(t)
+	eventually(t, "there is a token for the new certificate", func() bool {
+		return must(s.task.Token(t.Context(), ordersRead))(t).SVID() == must(s.who.GetX509SVID())(t)
+	})
+	must(s.get(t, s.at.String()))(t)
 	must(s.get(t, s.at.String()))(t)
 	close(release)
 	body := must(io.ReadAll(slow.Body))(t)
@@ -406,20 +410,20 @@ func TestRotationMakesNewConnections(t *testing.T) {
 	}
 	eventually(t, "the old connections are closed", func() bool { return s.orders.open() == 1 })
 	got := s.orders.got()
-	if len(got) != 4 {
+	if len(got) != 5 {
 		t.Fatalf("%d requests", len(got))
 	}
 	asked := s.fake.got(tokens)
 	if len(asked) != 2 || asked[0].leaf == asked[1].leaf {
 		t.Fatalf("%d tokens were asked for", len(asked))
 	}
-	for i, want := range []int{1, 1, 2, 2} {
+	for i, want := range []int{1, 1, 1, 2, 2} {
 		if got[i].authorization != bearer(want) || got[i].leaf != asked[want-1].leaf {
 			t.Errorf("request %d has %q with the certificate of token %v", i, got[i].authorization, got[i].leaf == asked[0].leaf)
 		}
 	}
-	if got[1].remote == got[2].remote || got[2].remote != got[3].remote {
-		t.Errorf("the connections are %s, %s and %s", got[1].remote, got[2].remote, got[3].remote)
+	if got[1].remote == got[3].remote || got[3].remote != got[4].remote {
+		t.Errorf("the connections are %s, %s and %s", got[1].remote, got[3].remote, got[4].remote)
 	}
 }
 
