@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	jose "github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/json"
@@ -20,6 +21,8 @@ const (
 	maxScopeBytes = 256 // of a scope that a route can ask for: the broker's own limit
 
 	maxSubjectBytes = 2048 // of a SPIFFE ID (SPIFFE-ID §2)
+
+	maxDate = 253402300799 // the end of the year 9999; much later ones overflow time.Time
 )
 
 // header is the protected header. The members that could bring a key, a URL or a meaning of their
@@ -47,7 +50,7 @@ func parseHeader(token string) (header, error) {
 	if err != nil {
 		return h, err
 	}
-	if err := json.Unmarshal(first, &h); err != nil || first[0] != '{' {
+	if err := json.Unmarshal(first, &h); err != nil || first[0] != '{' || !utf8.Valid(first) {
 		return h, malformed("the header is not a JSON object with text members, each once")
 	}
 	for _, member := range []json.RawMessage{h.JWK, h.JKU, h.X5U, h.X5C, h.Crit, h.Zip, h.B64, h.Cty} {
@@ -120,14 +123,16 @@ type claims struct {
 // parseClaims reads a payload whose signature is good. It returns the grant and the issuer, having
 // checked that every required claim is there, once and of its type, and that they fit together.
 func parseClaims(payload []byte) (g *Grant, c claims, err error) {
-	if err := json.Unmarshal(payload, &c); err != nil {
-		return nil, c, malformed("a claim is of the wrong type, or there twice")
+	if err := json.Unmarshal(payload, &c); err != nil || !utf8.Valid(payload) {
+		return nil, c, malformed("a claim is of the wrong type or not UTF-8, or there twice")
 	}
 	switch {
 	case c.Issuer == "" || c.Audience == "" || c.Scope == nil || c.Task.Name == "":
 		return nil, c, malformed("one of the claims iss, aud, scope and task.name is missing")
 	case c.IssuedAt <= 0 || c.Expiry <= c.IssuedAt:
 		return nil, c, malformed("iat or exp is missing, or exp is not after iat")
+	case c.Expiry > maxDate || c.NotBefore != nil && (*c.NotBefore < 0 || *c.NotBefore > maxDate):
+		return nil, c, malformed("exp or nbf is no date of this age")
 	case len(c.Epoch) != 2 || c.Epoch[0] == 0:
 		return nil, c, malformed("ep is not an epoch and a number")
 	}

@@ -66,7 +66,7 @@ func TestUnknownKeysCauseOneFetch(t *testing.T) {
 
 // start makes a verifier and closes it. What New says it gives up with is returned, when it asks for
 // the path for the second time.
-func (b *broker) start(path string) error {
+func (b *broker) start(path string, edits ...func(*verify.Config)) error {
 	b.tb.Helper()
 	ctx, cancel := context.WithCancel(within(b.tb, 20*time.Second))
 	defer cancel()
@@ -80,7 +80,11 @@ func (b *broker) start(path string) error {
 			handler(w, r)
 		}
 	})
-	v, err := verify.New(ctx, b.config())
+	c := b.config()
+	for _, edit := range edits {
+		edit(&c)
+	}
+	v, err := verify.New(ctx, c)
 	if err == nil {
 		err = v.Close()
 	}

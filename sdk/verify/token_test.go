@@ -2,21 +2,10 @@ package verify_test
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/hmac"
-	"crypto/sha256"
-	"crypto/sha512"
-	"crypto/x509"
-	"encoding/asn1"
-	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"hash"
-	"math/big"
 	"net/http"
 	"strings"
 	"testing"
@@ -257,155 +246,6 @@ func TestVerifyDelegation(t *testing.T) {
 	}
 }
 
-// TestVerifyRefusesHeaders has the classics: each is signed with the right key, or with what an
-// attacker hopes that a verifier takes for it.
-func TestVerifyRefusesHeaders(t *testing.T) {
-	b := newBroker(t, 1)
-	v := b.verifier(nil)
-	payload := string(marshal(t, b.claims(nil)))
-	good := fmt.Sprintf(`"typ":"at+jwt","alg":"ES256","kid":%q`, b.key.kid)
-	evil := newSigningKey(t, "ES256")
-	evilJWK := string(marshal(t, evil.jwk(t)))
-	cases := map[string]string{
-		"embedded jwk":       b.key.forge(t, `{`+good+`,"jwk":`+evilJWK+`}`, payload),
-		"embedded jwk, evil": evil.forge(t, `{`+good+`,"jwk":`+evilJWK+`}`, payload),
-		"jku":                b.key.forge(t, `{`+good+`,"jku":"https://evil.example.com/jwks"}`, payload),
-		"x5u":                b.key.forge(t, `{`+good+`,"x5u":"https://evil.example.com/x"}`, payload),
-		"x5c":                b.key.forge(t, `{`+good+`,"x5c":[]}`, payload),
-		"crit":               b.key.forge(t, `{`+good+`,"crit":["exp"]}`, payload),
-		"crit empty":         b.key.forge(t, `{`+good+`,"crit":[]}`, payload),
-		"crit null":          b.key.forge(t, `{`+good+`,"crit":null}`, payload),
-		"zip":                b.key.forge(t, `{`+good+`,"zip":"DEF"}`, payload),
-		"b64 false":          b.key.forge(t, `{`+good+`,"b64":false}`, payload),
-		"cty":                b.key.forge(t, `{`+good+`,"cty":"JWT"}`, payload),
-		"alg twice":          b.key.forge(t, `{`+good+`,"alg":"ES256"}`, payload),
-		"alg in upper case":  b.key.forge(t, fmt.Sprintf(`{"typ":"at+jwt","ALG":"ES256","kid":%q}`, b.key.kid), payload),
-		"header array":       b.key.forge(t, `[{`+good+`}]`, payload),
-		"header null":        b.key.forge(t, `null`, payload),
-		"header twice":       b.key.forge(t, `{`+good+`}{}`, payload),
-		"payload array":      b.key.forge(t, `{`+good+`}`, `[`+payload+`]`),
-		"payload null":       b.key.forge(t, `{`+good+`}`, `null`),
-		"payload twice":      b.key.forge(t, `{`+good+`}`, payload+payload),
-		"exp twice":          b.key.forge(t, `{`+good+`}`, `{"exp":9999999999,`+payload[1:]),
-		"aud twice":          b.key.forge(t, `{`+good+`}`, `{"aud":"orders",`+payload[1:]),
-		"cnf twice":          b.key.forge(t, `{`+good+`}`, strings.Replace(payload, `"x5t#S256"`, `"x5t#S256":"","x5t#S256"`, 1)),
-		"aud as Aud":         b.key.forge(t, `{`+good+`}`, strings.Replace(payload, `"aud"`, `"Aud"`, 1)),
-		"another key":        evil.forge(t, `{`+good+`}`, payload),
-		"kid of another key": b.key.forge(t, fmt.Sprintf(`{"typ":"at+jwt","alg":"ES256","kid":%q}`, evil.kid), payload),
-	}
-	for _, typ := range []string{``, `JWT`, `AT+JWT`, `at+jwt `, `statuslist+jwt`, `secevent+jwt`, `JOSE`, `application/at+JWT`, `dpop+jwt`} {
-		cases["typ "+typ] = b.key.forge(t, fmt.Sprintf(`{"typ":%q,"alg":"ES256","kid":%q}`, typ, b.key.kid), payload)
-	}
-	cases["typ missing"] = b.key.forge(t, fmt.Sprintf(`{"alg":"ES256","kid":%q}`, b.key.kid), payload)
-	cases["typ number"] = b.key.forge(t, fmt.Sprintf(`{"typ":1,"alg":"ES256","kid":%q}`, b.key.kid), payload)
-	for _, alg := range []string{`"none"`, `"None"`, `"nOnE"`, `""`, `null`, `0`, `" ES256"`, `"ES384"`, `"RS256"`, `"PS256"`, `"EdDSA"`, `"ES256K"`} {
-		cases["alg "+alg] = b.key.forge(t, fmt.Sprintf(`{"typ":"at+jwt","alg":%s,"kid":%q}`, alg, b.key.kid), payload)
-	}
-	for _, kid := range []string{`""`, `7`, `null`, `[]`, `"../../dev/null"`, `"x' OR 1=1--"`, `"|id"`, `"a\u0000"`, `"` + strings.Repeat("a", 65) + `"`} {
-		cases["kid "+kid] = b.key.forge(t, fmt.Sprintf(`{"typ":"at+jwt","alg":"ES256","kid":%s}`, kid), payload)
-	}
-	cases["kid missing"] = b.key.forge(t, `{"typ":"at+jwt","alg":"ES256"}`, payload)
-	for name, token := range cases {
-		if g, err := v.Verify(t.Context(), token, b.peer()); !errors.Is(err, verify.ErrMalformed) && !errors.Is(err, verify.ErrSignature) || g != nil {
-			t.Errorf("%s: got %v, %v", name, g, err)
-		}
-	}
-}
-
-// TestVerifyRefusesConfusion signs with HMAC and what is public of the key (CVE-2015-9235).
-func TestVerifyRefusesConfusion(t *testing.T) {
-	b := newBroker(t, 1)
-	v := b.verifier(nil)
-	payload := b64(marshal(t, b.claims(nil)))
-	public := &b.key.private.(*ecdsa.PrivateKey).PublicKey
-	der := must(x509.MarshalPKIXPublicKey(public))(t)
-	text := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
-	secrets := [][]byte{der, text, append([]byte(" "), text...), append([]byte("\n"), text...), marshal(t, b.key.jwk(t)), {}, must(public.Bytes())(t)}
-	for alg, h := range map[string]func() hash.Hash{"HS256": sha256.New, "HS384": sha512.New384, "HS512": sha512.New, "ES256": sha256.New} {
-		for i, secret := range secrets {
-			input := b64(fmt.Appendf(nil, `{"typ":"at+jwt","alg":%q,"kid":%q}`, alg, b.key.kid)) + "." + payload
-			mac := hmac.New(h, secret)
-			mac.Write([]byte(input))
-			if _, err := v.Verify(t.Context(), input+"."+b64(mac.Sum(nil)), b.peer()); err == nil {
-				t.Errorf("%s with secret %d was accepted", alg, i)
-			}
-		}
-	}
-}
-
-// TestVerifyRefusesSignatures covers CVE-2022-21449 and the other ways to write a signature.
-func TestVerifyRefusesSignatures(t *testing.T) {
-	b := newBroker(t, 1)
-	v := b.verifier(nil)
-	token := b.token(nil)
-	dot := strings.LastIndex(token, ".")
-	input, signature := token[:dot+1], must(base64.RawURLEncoding.DecodeString(token[dot+1:]))(t)
-	n := elliptic.P256().Params().N
-	r, s := new(big.Int).SetBytes(signature[:32]), new(big.Int).SetBytes(signature[32:])
-	zero := big.NewInt(0)
-	inDER := must(asn1.Marshal(struct{ R, S *big.Int }{r, s}))(t)
-	for name, bad := range map[string][]byte{
-		"empty":         {},
-		"r and s 0":     make([]byte, 64),
-		"r 0":           rawSignature(zero, s),
-		"s 0":           rawSignature(r, zero),
-		"r is n":        rawSignature(n, s),
-		"s is n":        rawSignature(r, n),
-		"r is n plus 1": rawSignature(new(big.Int).Add(n, big.NewInt(1)), s),
-		"swapped":       rawSignature(s, r),
-		"63 bytes":      signature[:63],
-		"65 bytes":      append(append([]byte{}, signature...), 0),
-		"zero in front": append([]byte{0}, signature...),
-		"DER":           inDER,
-		"twice":         append(append([]byte{}, signature...), signature...),
-	} {
-		if _, err := v.Verify(t.Context(), input+b64(bad), b.peer()); err == nil {
-			t.Errorf("%s was accepted", name)
-		}
-	}
-	twin := rawSignature(r, new(big.Int).Sub(n, s))
-	if g, err := v.Verify(t.Context(), input+b64(twin), b.peer()); err != nil || g.ID != grantID {
-		t.Errorf("the twin signature must be the same grant: %v, %v", g, err)
-	}
-}
-
-// TestVerifyRefusesShapes is about the text of a token, whatever it says.
-func TestVerifyRefusesShapes(t *testing.T) {
-	b := newBroker(t, 1)
-	v := b.verifier(nil)
-	token := b.token(nil)
-	parts := strings.Split(token, ".")
-	for name, bad := range map[string]string{
-		"two parts":        parts[0] + "." + parts[1],
-		"four parts":       token + ".",
-		"five parts":       token + ".a.b",
-		"10000 dots":       strings.Repeat(".", 10000),
-		"8000 dots":        strings.Repeat(".", 8000),
-		"only dots":        "..",
-		"no header":        "." + parts[1] + "." + parts[2],
-		"no payload":       parts[0] + ".." + parts[2],
-		"no signature":     parts[0] + "." + parts[1] + ".",
-		"space in front":   " " + token,
-		"newline behind":   token + "\n",
-		"newline within":   parts[0] + ".\n" + parts[1] + "." + parts[2],
-		"padding":          token + "=",
-		"standard letters": strings.NewReplacer("-", "+", "_", "/").Replace(token) + "+",
-		"JSON":             fmt.Sprintf(`{"protected":%q,"payload":%q,"signature":%q}`, parts[0], parts[1], parts[2]),
-		"comma list":       token + "," + token,
-		"not ASCII":        token + "é",
-		"NUL":              token + "\x00",
-		"Bearer":           "Bearer " + token,
-		"8193 bytes":       strings.Repeat("a", wire.MaxTokenBytes+1),
-	} {
-		if _, err := v.Verify(t.Context(), bad, b.peer()); !errors.Is(err, verify.ErrMalformed) {
-			t.Errorf("%s: got %v", name, err)
-		}
-	}
-	if _, err := v.Verify(t.Context(), "", b.peer()); !errors.Is(err, verify.ErrMissing) {
-		t.Errorf("no token: got %v", err)
-	}
-}
-
 func TestVerifySizeLimit(t *testing.T) {
 	b := newBroker(t, 1)
 	v := b.verifier(nil)
@@ -432,49 +272,6 @@ func TestVerifySizeLimit(t *testing.T) {
 	}
 	if _, err := v.Verify(t.Context(), sized(wire.MaxTokenBytes+1), b.peer()); !errors.Is(err, verify.ErrMalformed) {
 		t.Errorf("one byte more: %v", err)
-	}
-}
-
-// TestVerifyRefusesEveryMutation cuts a good token at every byte, flips every bit and lengthens it
-// (CVE-2026-27840).
-func TestVerifyRefusesEveryMutation(t *testing.T) {
-	for _, alg := range []string{"ES256", "EdDSA"} {
-		t.Run(alg, func(t *testing.T) {
-			b := newBroker(t, 1)
-			b.key = newSigningKey(t, alg)
-			b.keys = []map[string]any{b.key.jwk(t)}
-			v := b.verifier(nil)
-			token := b.token(nil)
-			canceled, cancel := context.WithCancel(t.Context())
-			cancel() // unknown kids need not be waited for
-			accepted := func(mutant string) bool {
-				_, err := v.Verify(canceled, mutant, b.peer())
-				return err == nil
-			}
-			if !accepted(token) {
-				t.Fatal("the token itself is refused")
-			}
-			for i := range len(token) {
-				if accepted(token[:i]) {
-					t.Errorf("accepted when cut to %d bytes", i)
-				}
-				if accepted(token[i+1:]) || accepted(token[:i]+token[i+1:]) {
-					t.Errorf("accepted without byte %d", i)
-				}
-				for bit := range 8 {
-					mutant := []byte(token)
-					mutant[i] ^= 1 << bit
-					if accepted(string(mutant)) {
-						t.Errorf("accepted with bit %d of byte %d flipped", bit, i)
-					}
-				}
-			}
-			for c := range 256 {
-				if accepted(token + string([]byte{byte(c)})) {
-					t.Errorf("accepted with byte %#x appended", c)
-				}
-			}
-		})
 	}
 }
 
