@@ -48,7 +48,7 @@ func (f *Feed) Follow(ctx context.Context, server, audience string, from wire.Po
 	}
 	tick := time.NewTicker(PositionInterval)
 	defer tick.Stop()
-	told, toldAt := text(position), f.Now()
+	told, quiet := text(position), 0 // ticks since; by the ticker, since Config.Now may stand still
 	for {
 		var d Delivery
 		select {
@@ -58,8 +58,9 @@ func (f *Feed) Follow(ctx context.Context, server, audience string, from wire.Po
 			return r.err
 		case d = <-r.queue:
 		case <-tick.C:
+			quiet++
 			var due bool
-			if d, due = f.beat(r, told, toldAt); !due {
+			if d, due = f.beat(r, told, quiet); !due {
 				continue
 			}
 		}
@@ -67,7 +68,7 @@ func (f *Feed) Follow(ctx context.Context, server, audience string, from wire.Po
 			return err
 		}
 		if d.ID != "" {
-			told, toldAt = d.ID, f.Now()
+			told, quiet = d.ID, 0
 		}
 	}
 }
@@ -137,12 +138,12 @@ func (f *Feed) ahead(from wire.Position) error {
 // BeatInterval. While deliveries wait for the reader there is none, since a beat must not name a
 // position that those have not brought it to; and none for a reader that was dropped, since it lacks
 // what came after.
-func (f *Feed) beat(r *reader, told string, toldAt time.Time) (Delivery, bool) {
+func (f *Feed) beat(r *reader, told string, quiet int) (Delivery, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	position := text(f.position)
 	_, stays := f.readers[r]
-	if !stays || len(r.queue) > 0 || position == told && f.Now().Sub(toldAt) < BeatInterval-PositionInterval/2 {
+	if !stays || len(r.queue) > 0 || position == told && quiet < int(BeatInterval/PositionInterval) {
 		return Delivery{}, false
 	}
 	return newDelivery(wire.EventBeat, wire.FeedEvent{Position: position}), true
