@@ -22,7 +22,6 @@ import (
 	"github.com/errandhq/errand/broker/httpapi"
 	"github.com/errandhq/errand/broker/identity"
 	"github.com/errandhq/errand/broker/policy"
-	"github.com/errandhq/errand/broker/registry"
 	"github.com/errandhq/errand/broker/token"
 	"github.com/errandhq/errand/keys"
 	"github.com/errandhq/errand/sdk/wire"
@@ -56,10 +55,11 @@ type Config struct {
 	// Optional: https and the listener's own address.
 	Issuer, BrokerURL string
 
-	Identity *identity.Source   // the replica's SVID and trust bundles; Run runs it. Required.
-	Registry *registry.Registry // Required.
-	AuditLog string             // the audit log's path. Required.
-	Store    broker.Store       // Optional: a memory store, whose content ends with the replica.
+	Identity *identity.Source // the replica's SVID and trust bundles; Run runs it. Required.
+	Registry Inventory        // Required.
+	Policy   broker.Policy    // Optional: policy.Ceiling.
+	AuditLog string           // the audit log's path. Required.
+	Store    broker.Store     // Optional: a memory store, whose content ends with the replica.
 
 	// Withdrawal is how long a trust domain must have been without trust before its tasks end: time
 	// for a mistake to be mended, while its workloads are refused already. Optional: DefaultWithdrawal.
@@ -76,9 +76,19 @@ type Config struct {
 	// its own end keys alone, and until it stops.
 	EndKeySecret []byte
 
+	// Around puts something around a listener's handler, by the name that Listening has: faults, for
+	// tests. Optional.
+	Around func(listener string, h http.Handler) http.Handler
+
 	Version string       // of the program, for GET /v1/whoami. Optional.
 	Logger  *slog.Logger // Optional: discards.
 	Now     func() time.Time
+}
+
+// Inventory is a broker.Registry that can name its revision. *registry.Registry is one.
+type Inventory interface {
+	broker.Registry
+	Revision() string
 }
 
 // SharedKeys is a record of the store, and what seals it.
@@ -171,6 +181,12 @@ func (c *Config) complete() error {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.Policy == nil {
+		c.Policy = policy.Ceiling{Revision: c.Registry.Revision}
+	}
+	if c.Around == nil {
+		c.Around = func(_ string, h http.Handler) http.Handler { return h }
+	}
 	return nil
 }
 
@@ -241,7 +257,7 @@ func (s *Server) assemble() error {
 		}
 	}
 	if s.broker, err = broker.New(broker.Config{
-		Store: c.Store, Registry: c.Registry, Policy: policy.Ceiling{Revision: c.Registry.Revision}, Minter: minter,
+		Store: c.Store, Registry: c.Registry, Policy: c.Policy, Minter: minter,
 		Auditor: metrics.auditor(s.audit), Announcer: s.feed, Logger: c.Logger, Now: c.Now, EndKeySecret: c.EndKeySecret,
 	}); err != nil {
 		return err
@@ -260,11 +276,11 @@ func (s *Server) assemble() error {
 	if err != nil {
 		return err
 	}
-	s.servers[0].server = httpapi.NewServer(api.Workload(), identity.ServerTLS(c.Identity), identity.ConnContext, c.Logger)
-	s.servers[1].server = httpapi.NewServer(api.Public(), identity.PublicTLS(c.Identity), nil, c.Logger)
-	s.servers[2].server = httpapi.NewServer(api.Ops(), nil, nil, c.Logger)
+	s.servers[0].server = httpapi.NewServer(c.Around("workload", api.Workload()), identity.ServerTLS(c.Identity), identity.ConnContext, c.Logger)
+	s.servers[1].server = httpapi.NewServer(c.Around("public", api.Public()), identity.PublicTLS(c.Identity), nil, c.Logger)
+	s.servers[2].server = httpapi.NewServer(c.Around("ops", api.Ops()), nil, nil, c.Logger)
 	if len(c.Operators) > 0 {
-		s.servers[3].server = httpapi.NewServer(api.Operator(), identity.ServerTLS(c.Identity), identity.ConnContext, c.Logger)
+		s.servers[3].server = httpapi.NewServer(c.Around("operator", api.Operator()), identity.ServerTLS(c.Identity), identity.ConnContext, c.Logger)
 	}
 	return nil
 }
