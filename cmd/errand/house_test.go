@@ -46,8 +46,13 @@ var mayImport = map[string][]string{
 		"broker/audit", "broker/report", "broker/httpapi", "broker/console", "broker/devmode",
 		"store", "store/redis", "store/memory", "keys", "sdk/wire"},
 
-	"sdk":                        {"sdk/wire"},
-	"sdk/verify":                 {"sdk/wire"},
+	"sdk/internal/steer":         {},
+	"sdk":                        {"sdk/wire", "sdk/internal/steer"},
+	"sdk/verify":                 {"sdk/wire", "sdk/internal/steer"},
+	"sdk/verify/verifyecho":      {"sdk/verify"},
+	"sdk/verify/verifygrpc":      {"sdk/verify"},
+	"sdk/sdkoauth2":              {"sdk"},
+	"sdk/sdkgrpc":                {"sdk"},
 	"sdk/verify/verifyspiffe":    {"sdk", "sdk/verify", "sdk/wire"},
 	"sdk/examples/export":        {"sdk"},
 	"sdk/examples/orders":        {"sdk/verify", "sdk/verify/verifyspiffe"},
@@ -69,9 +74,10 @@ var fences = map[string][]string{
 	"github.com/labstack/echo/":                      {"broker/httpapi", "sdk/verify/verifyecho"},
 	"github.com/redis/go-redis/":                     {"store/redis"},
 	"github.com/go-jose/go-jose/":                    {"keys", "broker/token", "broker/feed", "sdk/verify"},
-	"github.com/spiffe/go-spiffe/":                   {"broker/identity", "broker/devmode", "sdk", "sdk/verify/verifyspiffe", "sdk/examples/orders"},
+	"github.com/spiffe/go-spiffe/":                   {"broker/identity", "broker/devmode", "sdk", "sdk/brokertest", "sdk/sdkgrpc", "sdk/verify/verifyspiffe", "sdk/examples/orders"},
 	"github.com/spiffe/go-spiffe/v2/spiffeid":        {"broker/...", "store/...", "sdk/...", "cmd/..."},
-	"google.golang.org/grpc":                         {"broker/devmode", "broker/identity", "sdk", "sdk/verify/verifyspiffe"},
+	"google.golang.org/grpc":                         {"broker/devmode", "broker/identity", "sdk", "sdk/sdkgrpc", "sdk/verify/verifyspiffe", "sdk/verify/verifygrpc"},
+	"golang.org/x/oauth2":                            {"sdk/sdkoauth2"},
 	"github.com/cedar-policy/":                       {"broker/policy"},
 	"github.com/prometheus/":                         {"broker/server"},
 	"github.com/goccy/go-yaml":                       {"broker/registry", "cmd/errand", "cmd/errand/internal/config"},
@@ -85,6 +91,7 @@ var fences = map[string][]string{
 	"github.com/MicahParks/":                         {"sdk/verify/outside/golangjwt"},
 	"github.com/lestrrat-go/":                        {"sdk/verify/outside/jwx"},
 	"github.com/errandhq/errand/cmd/errand/internal": {"cmd/errand"},
+	"github.com/errandhq/errand/sdk/internal/steer":  {"sdk", "sdk/verify", "sdk/brokertest"},
 }
 
 // source is one parsed Go file.

@@ -134,6 +134,12 @@ func (r *running) close() {
 	}
 }
 
+func (r *running) isClosed() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.closed
+}
+
 // Watch returns a context that ends with the cause ErrRevoked when the grant dies: its task, the
 // grant itself or its key was ended or revoked. It ends with ErrExpired when the token has expired,
 // and the leeway on top, since the end of its task is not told to anybody after that; and with
