@@ -120,5 +120,14 @@ func (r *Registry) Serves(id spiffeid.ID) []string {
 	return names
 }
 
+// TrustDomains counts the registered workloads by their trust domain.
+func (r *Registry) TrustDomains() map[spiffeid.TrustDomain]int {
+	counts := map[spiffeid.TrustDomain]int{}
+	for id := range r.workloads {
+		counts[id.TrustDomain()]++
+	}
+	return counts
+}
+
 // Revision is a digest of the file's text.
 func (r *Registry) Revision() string { return r.revision }

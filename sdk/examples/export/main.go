@@ -27,16 +27,20 @@ func run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	defer client.Close(context.WithoutCancel(ctx))
+	return export(ctx, client, os.Getenv("ERRAND_DEV_ORDERS"), out)
+}
 
+// export is the work. It is given its client, so that a test can give it another one.
+func export(ctx context.Context, client *sdk.Client, orders string, out io.Writer) error {
 	var task *sdk.Task
-	err = client.Do(ctx, sdk.TaskSpec{
+	err := client.Do(ctx, sdk.TaskSpec{
 		Name:      "monthly-export",
 		Purpose:   "try errand",
 		Audiences: []string{"orders"},
 		Scopes:    []string{"orders:read"},
 	}, func(ctx context.Context, t *sdk.Task) error {
 		task = t
-		resp, err := t.HTTPClient("orders", "orders:read").Get(os.Getenv("ERRAND_DEV_ORDERS"))
+		resp, err := t.HTTPClient("orders", "orders:read").Get(orders)
 		if err != nil {
 			return err
 		}
