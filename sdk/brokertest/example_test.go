@@ -77,8 +77,8 @@ func ExampleBroker_Revoke() {
 	}
 	b.Revoke(task.ID())
 	b.Advance(10 * time.Second)
-	fmt.Println(context.Cause(task.Context()))
-	// Output: task revoked by an operator
+	fmt.Println(task.State(), context.Cause(task.Context()) == sdk.ErrRevoked)
+	// Output: revoked true
 }
 
 // A process that hangs loses its task after the lease, 30 s.
