@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,7 +37,7 @@ type Stale int
 const (
 	// Refuse answers ErrStale: 503, try again.
 	Refuse Stale = iota
-	// Accept lets the token pass, and counts it in Status.AcceptedStale: an ended task's tokens
+	// Accept lets the token pass, and counts it in Status.AcceptedStale and Hooks.OnAcceptStale: an ended task's tokens
 	// then live until they expire. It covers the feed's age alone: an outdated key set, a full
 	// view and a token of a data set that is not known yet are refused all the same.
 	Accept
@@ -69,6 +70,13 @@ type Config struct {
 
 	// Audience is the name that this resource server is registered under.
 	Audience string
+
+	// Resource is the URL of this resource server, which Metadata tells of (RFC 9728 §1.2): https, or
+	// http to a loopback address, without query and fragment. Empty: there is no metadata.
+	Resource string
+
+	// Scopes are what Metadata says that there is to ask for. Optional.
+	Scopes []string
 
 	// MaxStale is how old the view of the feed may be; 10 s by default, 2 s to 60 s.
 	MaxStale time.Duration
@@ -130,6 +138,8 @@ type Hooks struct {
 	OnApply func(wire.FeedEntry)
 	// OnStale is called when the view has become too old, with its age.
 	OnStale func(age time.Duration)
+	// OnAcceptStale is called for each token that passed because of OnStale: Accept.
+	OnAcceptStale func(ctx context.Context, g *Grant)
 }
 
 // withDefaults returns c with its zero values replaced, or what is wrong with it.
@@ -160,6 +170,9 @@ func or[T comparable](value, otherwise T) T {
 
 func (c Config) validate() error {
 	if err := checkIssuer(c.Issuer); err != nil {
+		return err
+	}
+	if err := c.checkResource(); err != nil {
 		return err
 	}
 	switch {
@@ -203,6 +216,26 @@ func checkIssuer(issuer string) error {
 	}
 	if err := checkURL(u, true); err != nil {
 		return fmt.Errorf("verify: Config.Issuer: %w", err)
+	}
+	return nil
+}
+
+func (c Config) checkResource() error {
+	if slices.ContainsFunc(c.Scopes, func(s string) bool { return !isScope(s) }) {
+		return errors.New("verify: Config.Scopes has something that is not a scope (RFC 6749 §3.3)")
+	}
+	if c.Resource == "" {
+		return nil
+	}
+	u, err := url.Parse(c.Resource)
+	if err != nil {
+		return fmt.Errorf("verify: Config.Resource is not a URL: %w", err)
+	}
+	if u.RawQuery != "" || u.ForceQuery || strings.ContainsAny(c.Resource, "#\"\\") || u.User != nil {
+		return fmt.Errorf("verify: Config.Resource %q must have no user, query, fragment, quote or backslash (RFC 9728 §1.2)", c.Resource)
+	}
+	if err := checkURL(u, true); err != nil {
+		return fmt.Errorf("verify: Config.Resource: %w", err)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package verify_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -420,7 +421,15 @@ func TestTimeJumps(t *testing.T) {
 func TestOnStaleAccept(t *testing.T) {
 	t.Parallel()
 	b := newBroker(t, 1)
-	v := b.verifier(func(c *verify.Config) { c.MaxStale, c.OnStale = verify.MinMaxStale, verify.Accept })
+	var told atomic.Uint64
+	v := b.verifier(func(c *verify.Config) {
+		c.MaxStale, c.OnStale = verify.MinMaxStale, verify.Accept
+		c.Hooks.OnAcceptStale = func(_ context.Context, g *verify.Grant) {
+			if g.ID == grantID {
+				told.Add(1)
+			}
+		}
+	})
 	token := b.token(nil)
 	denied := b.token(func(c map[string]any) { c["jti"] = "gnt_00dddddddddddddddddddddddddd" })
 	b.deny(wire.FeedEntry{Kind: wire.KindGrant, ID: "gnt_00dddddddddddddddddddddddddd"})
@@ -430,8 +439,11 @@ func TestOnStaleAccept(t *testing.T) {
 	if err := refused(t, v, b, token); err != nil {
 		t.Error(err)
 	}
-	if n := v.Status().AcceptedStale; n == 0 {
-		t.Error("it was not counted")
+	if n := v.Status().AcceptedStale; n != 1 || told.Load() != 1 {
+		t.Errorf("it was counted %d times, and told %d times", n, told.Load())
+	}
+	if _, err := v.Verify(t.Context(), token, nil); !errors.Is(err, verify.ErrUnbound) || v.Status().AcceptedStale != 1 {
+		t.Errorf("of a thief: %v, and %d were counted", err, v.Status().AcceptedStale)
 	}
 	if err := refused(t, v, b, denied); !errors.Is(err, verify.ErrRevoked) {
 		t.Errorf("what is known to be dead: %v", err)

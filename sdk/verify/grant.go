@@ -25,6 +25,7 @@ type Grant struct {
 	shard      int
 	epoch      uint64
 	number     uint64 // the shard's feed number at issue
+	stale      bool   // it passed the feed because of OnStale: Accept
 	thumbprint string // cnf x5t#S256; empty when the token is not bound
 }
 

@@ -40,6 +40,48 @@ func TestKeySetIsReplaced(t *testing.T) {
 	}
 }
 
+// TestP11_RotationCostsNoRequest signs with a new key as soon as the issuer has it, and not before,
+// while requests come all the time; each way to ask for the key set tells caches to stay out.
+func TestP11_RotationCostsNoRequest(t *testing.T) {
+	b := newBroker(t, 1)
+	b.handle(wire.PathJWKS, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Cache-Control") != "no-cache" {
+			t.Errorf("the key set is asked for with Cache-Control %q", r.Header.Get("Cache-Control"))
+		}
+		b.serveKeys(w, r)
+	})
+	v := b.verifier(nil)
+	before := b.fetches.Load()
+	next := newSigningKey(t, "ES256")
+	payload := marshal(t, b.claims(nil))
+	var current atomic.Pointer[signingKey]
+	current.Store(b.key)
+	stop := make(chan struct{})
+	var requests sync.WaitGroup
+	for range 4 {
+		requests.Go(func() {
+			for range 100 {
+				if err := refused(t, v, b, current.Load().sign(t, wire.TokenType, payload)); err != nil {
+					t.Errorf("a good token was refused: %v", err)
+				}
+			}
+			<-stop
+			for range 100 {
+				if err := refused(t, v, b, current.Load().sign(t, wire.TokenType, payload)); err != nil {
+					t.Errorf("a good token was refused: %v", err)
+				}
+			}
+		})
+	}
+	b.change(func() { b.keys = append(b.keys, next.jwk(t)) })
+	current.Store(next)
+	close(stop)
+	requests.Wait()
+	if got := b.fetches.Load() - before; got < 1 || got > 2 {
+		t.Errorf("%d fetches", got)
+	}
+}
+
 // TestUnknownKeysCauseOneFetch floods the verifier with kids.
 func TestUnknownKeysCauseOneFetch(t *testing.T) {
 	b := newBroker(t, 1)
@@ -366,6 +408,12 @@ func TestConfigErrors(t *testing.T) {
 		"no audience":         {func(c *verify.Config) { c.Audience = "" }, "Audience"},
 		"audience with quote": {func(c *verify.Config) { c.Audience = `a"b` }, "Audience"},
 		"audience of 257":     {func(c *verify.Config) { c.Audience = strings.Repeat("a", 257) }, "Audience"},
+		"plain resource":      {func(c *verify.Config) { c.Resource = "http://orders.example.com" }, "Resource"},
+		"resource with #":     {func(c *verify.Config) { c.Resource = "https://orders.example.com/#a" }, "Resource"},
+		"resource with quote": {func(c *verify.Config) { c.Resource = `https://orders.example.com/"` }, "Resource"},
+		"resource with query": {func(c *verify.Config) { c.Resource = "https://orders.example.com/?a=b" }, "Resource"},
+		"scope with space":    {func(c *verify.Config) { c.Scopes = []string{"a b"} }, "Scopes"},
+		"negative usage":      {func(c *verify.Config) { c.MaxUsage = -1 }, "MaxUsage"},
 		"S of 1.9 s":          {func(c *verify.Config) { c.MaxStale = 1900 * time.Millisecond }, "MaxStale"},
 		"S of 61 s":           {func(c *verify.Config) { c.MaxStale = 61 * time.Second }, "MaxStale"},
 		"unknown OnStale":     {func(c *verify.Config) { c.OnStale = 2 }, "OnStale"},

@@ -12,7 +12,8 @@ import (
 )
 
 // Refusal is the answer to a request that is not served: RFC 6750's 401 with a Bearer challenge whose
-// error_description is one of this package's reasons; 403, with insufficient_scope and the scopes
+// error_description is one of this package's reasons, and which names the resource's metadata if
+// Config.Resource is set (RFC 9728 §5.1); 403, with insufficient_scope and the scopes
 // that it takes, or without a challenge when no other token would help; and 503 with Retry-After when
 // the token may well be good but nobody can say so now.
 type Refusal struct {
@@ -60,6 +61,9 @@ func (v *Verifier) challenge(f *Refusal, code string, why sentinel) {
 	text := fmt.Sprintf(`Bearer realm="%s"`, v.config.Audience)
 	if code != "" {
 		text += fmt.Sprintf(`, error="%s", error_description="%s"`, code, why)
+	}
+	if f.Status == http.StatusUnauthorized && v.metadata != "" {
+		text += fmt.Sprintf(`, resource_metadata="%s"`, v.metadata)
 	}
 	var need *insufficient
 	if errors.As(f.Err, &need) {

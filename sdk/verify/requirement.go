@@ -146,11 +146,15 @@ func (keepInFlight) check(context.Context, *Grant) error { return nil }
 // scopeNames copies the names, and panics on one that no token can have.
 func scopeNames(names []string) []string {
 	for _, name := range names {
-		if name == "" || len(name) > maxScopeBytes || strings.ContainsFunc(name, notNameRune) {
+		if !isScope(name) {
 			panic(fmt.Sprintf("verify: %q is not a scope (RFC 6749 §3.3)", name))
 		}
 	}
 	return slices.Clone(names)
+}
+
+func isScope(name string) bool {
+	return name != "" && len(name) <= maxScopeBytes && !strings.ContainsFunc(name, notNameRune)
 }
 
 // meets returns the error of the first requirement that the grant does not meet.

@@ -32,6 +32,8 @@ type Verifier struct {
 	running *running
 	usage   *usage // nil with NoUsage
 
+	metadata string // where the resource's metadata is; empty without Config.Resource
+
 	at       atomic.Pointer[endpoints]
 	proofNow chan struct{} // asks for a proof of freshness; of capacity 1
 	reports  chan struct{} // held by whoever sends usage; of capacity 1
@@ -78,6 +80,9 @@ func New(ctx context.Context, c Config) (*Verifier, error) {
 		reports: make(chan struct{}, 1),
 		config:  c, issuer: newIssuer(c, private, public), keys: newKeyring(c.Now), view: newView(c), running: newRunning(c.MaxRunning),
 		proofNow: make(chan struct{}, 1), fresh: make(chan struct{}),
+	}
+	if c.Resource != "" {
+		v.metadata = metadataURL(c.Resource)
 	}
 	if !c.NoUsage {
 		v.usage = newUsage(c.MaxUsage)

@@ -47,6 +47,12 @@ func (v *Verifier) Verify(ctx context.Context, token string, peer *Peer, reqs ..
 		v.refused(ctx, err, grant)
 		return nil, err
 	}
+	if grant.stale {
+		v.acceptedStale.Add(1)
+		if hook := v.config.Hooks.OnAcceptStale; hook != nil {
+			hook(ctx, grant)
+		}
+	}
 	return grant, nil
 }
 
@@ -108,10 +114,8 @@ func (v *Verifier) alive(g *Grant, now time.Time) error {
 	if old := v.keys.age(now); old > maxKeyAge {
 		return fmt.Errorf("%w: the key set was last fetched %s ago", ErrStale, old.Truncate(time.Second))
 	}
-	stale, err := v.view.judge(g, now)
-	if err == nil && stale {
-		v.acceptedStale.Add(1)
-	}
+	var err error
+	g.stale, err = v.view.judge(g, now)
 	return err
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -378,26 +379,40 @@ func TestSelectorsAreUnited(t *testing.T) {
 	}
 }
 
-// BenchmarkDenied looks a grant up among a million denials; it must not allocate.
-func BenchmarkDenied(b *testing.B) {
+// fullView is a fresh view with as many denials as may be held, of tasks, grants and selectors, and a
+// grant that is alive.
+func fullView(tb testing.TB, now time.Time) (*view, *Grant) {
+	tb.Helper()
 	v := testView(nil)
-	now := time.Now()
+	until := now.Add(time.Hour)
 	entries := make([]wire.FeedEntry, DefaultMaxEntries)
 	for i := range entries {
-		entries[i] = wire.FeedEntry{Kind: wire.KindTask, ID: fmt.Sprintf("tsk_00%026d", i), Until: now.Add(time.Hour)}
+		e := wire.FeedEntry{Kind: wire.KindTask, ID: "tsk_00" + strconv.Itoa(i), Until: until, Number: uint64(i) + 1}
+		switch {
+		case i%2 == 0:
+			e.Kind, e.ID = wire.KindGrant, "gnt_00"+strconv.Itoa(i)
+		case i%1000 == 1:
+			e.Kind, e.ID, e.Subject = wire.KindSelector, "", fmt.Sprintf("spiffe://td/agents/%d/*", i)
+		}
+		entries[i] = e
 	}
-	entries[0] = wire.FeedEntry{Kind: wire.KindSelector, Subject: "spiffe://td/x/*", Number: 9, Until: now.Add(time.Hour)}
 	p := wire.Position{Epoch: 1, Numbers: []uint64{DefaultMaxEntries}}
 	if err := errors.Join(v.snapshot(p, entries, now), v.prove(proof{asOf: now, position: p})); err != nil {
-		b.Fatal(err)
+		tb.Fatal(err)
 	}
-	g := &Grant{
-		ID: "gnt_00x", Workload: "spiffe://td/agents/a", Client: "spiffe://td/agents/a", Expires: now.Add(time.Minute),
+	if got := v.entries(); got != DefaultMaxEntries {
+		tb.Fatalf("%d entries", got)
+	}
+	return v, &Grant{
+		ID: "gnt_00x", Workload: "spiffe://td/agents/a/b", Client: "spiffe://td/agents/a/b", Expires: now.Add(time.Minute),
 		Task: Task{Path: []string{"tsk_00root", "tsk_00child"}}, epoch: 1, number: 5,
 	}
-	if n := testing.AllocsPerRun(100, func() { _, _ = v.judge(g, now) }); n != 0 {
-		b.Fatalf("%v allocations", n)
-	}
+}
+
+// BenchmarkDenied looks a grant up among a million denials.
+func BenchmarkDenied(b *testing.B) {
+	now := time.Now()
+	v, g := fullView(b, now)
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := v.judge(g, now); err != nil {
@@ -406,27 +421,22 @@ func BenchmarkDenied(b *testing.B) {
 	}
 }
 
-// TestDeniedDoesNotAllocate is what BenchmarkDenied measures, for every test run.
+// TestDeniedDoesNotAllocate looks a live grant and a dead one up among a million denials.
 func TestDeniedDoesNotAllocate(t *testing.T) {
-	v := testView(nil)
 	now := time.Now()
-	p := wire.Position{Epoch: 1, Numbers: []uint64{2}}
-	entries := []wire.FeedEntry{
-		{Kind: wire.KindTask, ID: "tsk_00child", Until: now.Add(time.Hour)},
-		{Kind: wire.KindSelector, Subject: "spiffe://td/agents/*", Number: 1, Until: now.Add(time.Hour)},
-	}
-	if err := errors.Join(v.snapshot(p, entries, now), v.prove(proof{asOf: now, position: p})); err != nil {
-		t.Fatal(err)
-	}
-	g := &Grant{
-		ID: "gnt_00x", Workload: "spiffe://td/agents/a", Client: "spiffe://td/agents/a", Expires: now.Add(time.Minute),
-		Task: Task{Path: []string{"tsk_00root", "tsk_00child"}}, epoch: 1, number: 5,
-	}
-	if _, err := v.judge(g, now); err != ErrRevoked {
-		t.Fatal(err)
-	}
-	if n := testing.AllocsPerRun(100, func() { _, _ = v.judge(g, now) }); n != 0 {
-		t.Errorf("%v allocations", n)
+	v, g := fullView(t, now)
+	dead := *g
+	dead.Task.Path = []string{"tsk_00root", "tsk_003"}
+	for name, c := range map[string]struct {
+		grant *Grant
+		want  error
+	}{"alive": {g, nil}, "dead": {&dead, ErrRevoked}} {
+		if _, err := v.judge(c.grant, now); err != c.want {
+			t.Errorf("%s: %v", name, err)
+		}
+		if n := testing.AllocsPerRun(100, func() { _, _ = v.judge(c.grant, now) }); n != 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
 	}
 }
 
