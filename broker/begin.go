@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -14,7 +16,8 @@ type BeginRequest struct {
 	Parent  TaskID // "" for a root
 	Name    string
 	Purpose string
-	Ceiling Ceiling // empty parts mean what the policy allows
+	Ceiling Ceiling // no audiences, no scopes: what the policy allows
+	Attributes
 
 	Lease    time.Duration // DefaultLease when zero
 	Deadline time.Duration // from now; DefaultDeadline when zero
@@ -46,7 +49,7 @@ func (b *Broker) Begin(ctx context.Context, w Workload, req BeginRequest) (Begun
 	}
 	registration, err := b.Registry.Workload(w.ID)
 	if err != nil {
-		return Begun{}, b.refuse(w, registration, req.Name, Decision{Rule: "registry/unregistered"}, unregistered(w, err))
+		return Begun{}, b.refuse(w, registration, req.task(w), Decision{Rule: "registry/unregistered"}, unregistered(w, err))
 	}
 	asking, cancel := context.WithTimeout(ctx, storeBudget)
 	defer cancel()
@@ -54,18 +57,16 @@ func (b *Broker) Begin(ctx context.Context, w Workload, req BeginRequest) (Begun
 	if err != nil {
 		return Begun{}, err
 	}
-	task := Task{
-		ID: NewTaskID(shard), Workload: w.ID, Name: req.Name, Purpose: req.Purpose, Ceiling: req.Ceiling,
-		Lease: req.Lease,
-	}
+	task := req.task(w)
+	task.ID = NewTaskID(shard)
 	var asks []approved
+	var decision Decision
 	reply, err := b.commit(asking, shard, func(control Control, now time.Time) (GrantRequest, error) {
-		asks = nil
-		ceiling, err := b.decideBegin(ctx, w, registration, task, control, now)
-		if err != nil {
+		asks, task.Ceiling = nil, req.Ceiling
+		if decision, err = b.decideBegin(ctx, w, registration, task, control, now); err != nil {
 			return GrantRequest{}, err
 		}
-		task.Ceiling = ceiling
+		task.Ceiling = decision.Ceiling
 		for _, token := range req.Tokens {
 			// What the request left open is the policy's to refuse, in its own words.
 			if err := b.withinCeiling(w, registration, task, req.Ceiling, token); err != nil {
@@ -85,11 +86,18 @@ func (b *Broker) Begin(ctx context.Context, w Workload, req BeginRequest) (Begun
 	if err := b.stillGood(asking, w, &reply); err != nil {
 		return Begun{}, err
 	}
-	tokens, err := b.release(ctx, w, registration, reply, asks, true)
+	tokens, err := b.release(ctx, w, registration, reply, asks, &decision)
 	if err != nil {
 		return Begun{}, err
 	}
 	return Begun{Task: reply.Task, Tokens: tokens, Replayed: reply.Replayed, EndKey: b.endKeys.of(reply.Task)}, nil
+}
+
+// task is the task as it is asked for.
+func (req *BeginRequest) task(w Workload) Task {
+	return Task{
+		Workload: w.ID, Name: req.Name, Purpose: req.Purpose, Ceiling: req.Ceiling, Attributes: req.Attributes, Lease: req.Lease,
+	}
 }
 
 // beginShard returns the shard for the new task. A child goes where its parent is and stays within
@@ -112,7 +120,7 @@ func (b *Broker) beginShard(ctx context.Context, w Workload, req *BeginRequest) 
 		req.Ceiling.Scopes = parent.Ceiling.Scopes
 	}
 	refused := func(err error) (int, error) {
-		return 0, b.refuse(w, b.registration(parent), req.Name, Decision{Rule: "task/ceiling"}, err)
+		return 0, b.refuse(w, b.registration(parent), req.task(w), Decision{Rule: "task/ceiling"}, err)
 	}
 	for _, audience := range req.Ceiling.Audiences {
 		if !parent.Ceiling.Audiences.Contains(audience) {
@@ -122,23 +130,29 @@ func (b *Broker) beginShard(ctx context.Context, w Workload, req *BeginRequest) 
 	if beyond := req.Ceiling.Scopes.Minus(parent.Ceiling.Scopes); len(beyond) > 0 {
 		return refused(exceeded("scope", beyond.String(), req.Ceiling.Scopes.Intersect(parent.Ceiling.Scopes)))
 	}
+	if beyond := req.Ceiling.Details.Minus(parent.Ceiling.Details); len(beyond) > 0 {
+		return refused(exceededBy(beyond))
+	}
 	return req.Parent.Shard(), nil
 }
 
-func (b *Broker) decideBegin(ctx context.Context, w Workload, registration WorkloadRegistration, task Task, control Control, now time.Time) (Ceiling, error) {
+func (b *Broker) decideBegin(ctx context.Context, w Workload, registration WorkloadRegistration, task Task, control Control, now time.Time) (Decision, error) {
 	if lock, ok := control.Locked(now, []string{w.ID.String()}, "", nil); ok {
 		err := &Quarantined{Lock: lock}
-		return Ceiling{}, b.refuse(w, registration, task.Name, Decision{Rule: "lock/" + string(lock.ID)}, err)
+		return Decision{}, b.refuse(w, registration, task, Decision{Rule: "lock/" + string(lock.ID)}, err)
 	}
 	ask := Ask{Action: ActionBegin, Workload: registration, Task: task}
-	for _, name := range task.Ceiling.Audiences {
+	names := task.Ceiling.Audiences
+	if len(names) == 0 {
+		names = slices.Sorted(maps.Keys(registration.Ceiling))
+	}
+	for _, name := range names {
 		// One that is not registered is left out here and then missing in every ceiling.
 		if audience, err := b.Registry.Audience(name); err == nil {
 			ask.Audiences = append(ask.Audiences, audience)
 		}
 	}
-	decision, err := b.decide(ctx, w, ask)
-	return decision.Ceiling, err
+	return b.decide(ctx, w, ask)
 }
 
 func (req *BeginRequest) commitment(w Workload, registration WorkloadRegistration, task Task, asks []approved) GrantRequest {
@@ -146,7 +160,7 @@ func (req *BeginRequest) commitment(w Workload, registration WorkloadRegistratio
 		Workload: w.ID,
 		Task:     task.ID,
 		Begin: &Beginning{
-			Parent: req.Parent, Name: req.Name, Purpose: req.Purpose, Ceiling: task.Ceiling,
+			Parent: req.Parent, Name: req.Name, Purpose: req.Purpose, Ceiling: task.Ceiling, Attributes: req.Attributes,
 			Lease: req.Lease, Deadline: req.Deadline, Key: req.Key, Digest: req.digest(),
 		},
 		Quota: Quota{Tasks: registration.MaxTasks, Grants: registration.MaxGrants, Children: MaxChildren},
@@ -185,6 +199,9 @@ func (req *BeginRequest) normalize() error {
 		return err
 	}
 	if err := checkSeconds("deadline_seconds", req.Deadline, MinDeadline, MaxDeadline); err != nil {
+		return err
+	}
+	if err := req.Attributes.check(); err != nil {
 		return err
 	}
 	if len(req.Tokens) > MaxTokens {

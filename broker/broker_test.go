@@ -85,7 +85,7 @@ func TestP3_AnEndIsFinalForEveryLookUp(t *testing.T) {
 			if h.live(report, begun.Tokens[0].Grant.ID) || other.live(report, begun.Tokens[0].Grant.ID) {
 				h.t.Fatal("alive after its end")
 			}
-			if _, err := other.Heartbeat(ctx, workload(report), []broker.TaskID{begun.Task.ID}); err != nil {
+			if _, err := other.Heartbeat(ctx, workload(report), []broker.Beat{{Task: begun.Task.ID}}); err != nil {
 				h.t.Fatal(err)
 			}
 			if _, err := other.End(ctx, workload(report), begun.Task.ID, broker.EndRequest{State: broker.Failed}); err != nil {
@@ -107,7 +107,7 @@ func TestP5_AMissedHeartbeatEndsTheTask(t *testing.T) {
 		id := begun.Task.ID
 		for range 5 {
 			time.Sleep(2 * time.Second)
-			pulses, err := h.Heartbeat(ctx, workload(report), []broker.TaskID{id})
+			pulses, err := h.Heartbeat(ctx, workload(report), []broker.Beat{{Task: id}})
 			if err != nil || pulses[0].Err != nil || pulses[0].Task.State != broker.Active {
 				h.t.Fatalf("died early: %+v, %v", pulses, err)
 			}
@@ -141,7 +141,7 @@ func TestADeadlineEndsTheTaskWhateverTheHeartbeats(t *testing.T) {
 		begun := h.begin(report, func(r *broker.BeginRequest) { r.Lease, r.Deadline = 6*time.Second, 10*time.Second })
 		for range 5 {
 			time.Sleep(2 * time.Second)
-			if _, err := h.Heartbeat(ctx, workload(report), []broker.TaskID{begun.Task.ID}); err != nil {
+			if _, err := h.Heartbeat(ctx, workload(report), []broker.Beat{{Task: begun.Task.ID}}); err != nil {
 				h.t.Fatal(err)
 			}
 		}
@@ -317,7 +317,7 @@ func TestRefusals(t *testing.T) {
 		}
 		_, err = h.Task(ctx, workload(night), begun.Task.ID)
 		want(h.t, err, broker.ErrNotFound)
-		pulses, err := h.Heartbeat(ctx, workload(night), []broker.TaskID{begun.Task.ID, "tsk_nonsense"})
+		pulses, err := h.Heartbeat(ctx, workload(night), []broker.Beat{{Task: begun.Task.ID}, {Task: "tsk_nonsense"}})
 		if err != nil || !errors.Is(pulses[0].Err, broker.ErrNotFound) || !errors.Is(pulses[1].Err, broker.ErrNotFound) {
 			h.t.Errorf("got %+v, %v", pulses, err)
 		}
@@ -379,7 +379,7 @@ func TestBounds(t *testing.T) {
 			}
 		}
 		for n, ok := range map[int]bool{0: false, 1: true, broker.MaxHeartbeat: true, broker.MaxHeartbeat + 1: false} {
-			_, err := h.Heartbeat(ctx, workload(report), make([]broker.TaskID, n))
+			_, err := h.Heartbeat(ctx, workload(report), make([]broker.Beat, n))
 			if ok != (err == nil) {
 				h.t.Errorf("%d heartbeats: %v", n, err)
 			}

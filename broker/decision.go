@@ -19,10 +19,14 @@ type Ask struct {
 
 	// Audience is the audience asked about, for ActionIssue alone.
 	Audience AudienceRegistration
-	// Audiences are the registrations of the task's ceiling, for ActionBegin alone.
+	// Audiences are the registrations of the task's ceiling, or of the workload's when the task's
+	// leaves them open, for ActionBegin alone.
 	Audiences []AudienceRegistration
 	// Scopes are those asked for; none means as many as may be.
 	Scopes Scopes
+	// Details are those asked for, all of them in the task's ceiling. They are allowed as they are,
+	// or denied.
+	Details Details
 	// Life is what was asked for; zero means the default.
 	Life time.Duration
 }

@@ -38,6 +38,8 @@ type Event struct {
 	TaskPath []TaskID
 	TaskName string
 	Purpose  string
+	Attributes
+	Details  Details // of a task: its ceiling's; of a grant: its own
 	State    State
 	Cause    Cause
 	Reason   string

@@ -31,6 +31,7 @@ type Grant struct {
 	Workload   spiffeid.ID
 	Audience   string
 	Scopes     Scopes
+	Details    Details
 	Binding    Binding
 	Thumbprint string // of the SVID it is bound to; empty unless Binding is BindCertificate
 	Decision   DecisionID
@@ -54,7 +55,7 @@ func (g Grant) Live(now time.Time, task Task) bool {
 
 // Clone returns a copy that shares no memory with g.
 func (g Grant) Clone() Grant {
-	g.Scopes = slices.Clone(g.Scopes)
+	g.Scopes, g.Details = slices.Clone(g.Scopes), slices.Clone(g.Details)
 	return g
 }
 

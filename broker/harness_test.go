@@ -25,7 +25,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const inventory = `
 audiences:
-  - {name: orders, owner: team-shop, hosts: [orders.internal], scopes: ["orders:read", "orders:write"], servers: [spiffe://prod/orders]}
+  - {name: orders, owner: team-shop, hosts: [orders.internal], scopes: ["orders:read", "orders:write"], details: [customer, payment], servers: [spiffe://prod/orders]}
   - {name: files, owner: team-shop, scopes: ["files:write"], servers: [spiffe://prod/files], max_life: 10s}
   - {name: mesh, owner: team-shop, scopes: ["mesh:call"], binding: identity}
 workloads:

@@ -3,24 +3,28 @@ package broker
 import (
 	"context"
 	"fmt"
+	"slices"
 )
 
-// Heartbeat says that the workload is still at work on the tasks, and extends their leases. The
-// answers come in the order of ids; a task that is unknown, or another workload's, has ErrNotFound
+// Heartbeat says that the workload is still at work on the tasks, extends their leases, and keeps their
+// notes. Each beat is in the name of w. The answers come in the order of the beats; a task that is unknown, or another workload's, has ErrNotFound
 // in its pulse. Errors: ErrInvalid and those of the store.
-func (b *Broker) Heartbeat(ctx context.Context, w Workload, ids []TaskID) ([]Pulse, error) {
-	if len(ids) == 0 || len(ids) > MaxHeartbeat {
-		return nil, invalid("tasks", "has %d entries; 1 to %d are allowed", len(ids), MaxHeartbeat)
+func (b *Broker) Heartbeat(ctx context.Context, w Workload, beats []Beat) ([]Pulse, error) {
+	if len(beats) == 0 || len(beats) > MaxHeartbeat {
+		return nil, invalid("tasks", "has %d entries; 1 to %d are allowed", len(beats), MaxHeartbeat)
 	}
-	beats := make([]Beat, len(ids))
-	for i, id := range ids {
-		beats[i] = Beat{Task: id, Workload: w.ID}
+	beats = slices.Clone(beats)
+	for i := range beats {
+		if err := checkLine(indexed("tasks", i)+".note", beats[i].Note, MaxNote); err != nil {
+			return nil, err
+		}
+		beats[i].Workload = w.ID
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeBudget)
 	defer cancel()
 	pulses, err := b.Store.Heartbeat(ctx, beats)
-	if err == nil && len(pulses) != len(ids) {
-		err = fmt.Errorf("%w: %d answers to %d heartbeats", ErrUnconfirmed, len(pulses), len(ids))
+	if err == nil && len(pulses) != len(beats) {
+		err = fmt.Errorf("%w: %d answers to %d heartbeats", ErrUnconfirmed, len(pulses), len(beats))
 	}
 	for i := range pulses {
 		if pulses[i].Err == nil {

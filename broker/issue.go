@@ -16,6 +16,7 @@ import (
 type TokenRequest struct {
 	Audience string
 	Scopes   Scopes        // none: as many of the task's as the audience knows
+	Details  Details       // each of them one of the task's; none: none
 	Life     time.Duration // DefaultTokenLife when zero; caps may make it shorter
 }
 
@@ -46,7 +47,7 @@ func (b *Broker) Issue(ctx context.Context, w Workload, id TaskID, req TokenRequ
 	}
 	registration, err := b.Registry.Workload(w.ID)
 	if err != nil {
-		return Issued{}, b.refuse(w, registration, "", Decision{Rule: "registry/unregistered"}, unregistered(w, err))
+		return Issued{}, b.refuse(w, registration, Task{}, Decision{Rule: "registry/unregistered"}, unregistered(w, err))
 	}
 	asking, cancel := context.WithTimeout(ctx, storeBudget)
 	defer cancel()
@@ -71,7 +72,7 @@ func (b *Broker) Issue(ctx context.Context, w Workload, id TaskID, req TokenRequ
 	if err != nil {
 		return Issued{}, err
 	}
-	tokens, err := b.release(ctx, w, registration, reply, []approved{ask}, false)
+	tokens, err := b.release(ctx, w, registration, reply, []approved{ask}, nil)
 	if err != nil {
 		return Issued{}, err
 	}
@@ -141,10 +142,12 @@ func (b *Broker) withinCeiling(w Workload, registration WorkloadRegistration, ta
 		err = exceeded("audience", req.Audience, nil)
 	case len(ceiling.Scopes) > 0 && len(beyond) > 0:
 		err = exceeded("scope", beyond.String(), req.Scopes.Intersect(ceiling.Scopes))
+	case len(req.Details.Minus(ceiling.Details)) > 0:
+		err = exceededBy(req.Details.Minus(ceiling.Details))
 	default:
 		return nil
 	}
-	return b.refuse(w, registration, task.Name, Decision{Rule: "task/ceiling"}, err)
+	return b.refuse(w, registration, task, Decision{Rule: "task/ceiling"}, err)
 }
 
 func (b *Broker) decideIssue(ctx context.Context, w Workload, registration WorkloadRegistration, task Task, req TokenRequest, control Control, now time.Time) (approved, error) {
@@ -152,23 +155,23 @@ func (b *Broker) decideIssue(ctx context.Context, w Workload, registration Workl
 	if err != nil {
 		d := Decision{ID: NewDecisionID(), Rule: "registry/audience", Detail: fmt.Sprintf("there is no audience %q that %s may ask for; it may ask for %s",
 			req.Audience, w.ID, strings.Join(slices.Sorted(maps.Keys(registration.Ceiling)), ", "))}
-		return approved{}, b.refuse(w, registration, task.Name, d, &Denied{Reason: ErrDenied, Decision: d})
+		return approved{}, b.refuse(w, registration, task, d, &Denied{Reason: ErrDenied, Decision: d})
 	}
 	decision, err := b.decide(ctx, w, Ask{
-		Action: ActionIssue, Workload: registration, Task: task, Audience: audience, Scopes: req.Scopes, Life: req.Life,
+		Action: ActionIssue, Workload: registration, Task: task, Audience: audience, Scopes: req.Scopes, Details: req.Details, Life: req.Life,
 	})
 	if err != nil {
 		return approved{}, err
 	}
 	if lock, ok := control.Locked(now, []string{w.ID.String()}, req.Audience, decision.Scopes); ok {
-		return approved{}, b.refuse(w, registration, task.Name, Decision{Rule: "lock/" + string(lock.ID)}, &Quarantined{Lock: lock})
+		return approved{}, b.refuse(w, registration, task, Decision{Rule: "lock/" + string(lock.ID)}, &Quarantined{Lock: lock})
 	}
-	return approved{Asked: b.ask(w, task, audience, decision), audience: audience, decision: decision}, nil
+	return approved{Asked: b.ask(w, task, audience, req.Details, decision), audience: audience, decision: decision}, nil
 }
 
-func (b *Broker) ask(w Workload, task Task, audience AudienceRegistration, decision Decision) Asked {
+func (b *Broker) ask(w Workload, task Task, audience AudienceRegistration, details Details, decision Decision) Asked {
 	asked := Asked{
-		ID: NewGrantID(task.ID.Shard()), Audience: audience.Name, Scopes: decision.Scopes,
+		ID: NewGrantID(task.ID.Shard()), Audience: audience.Name, Scopes: decision.Scopes, Details: details,
 		Binding: audience.Binding, Decision: decision.ID, Life: decision.Life, NotAfter: w.NotAfter,
 	}
 	if audience.Binding == BindCertificate {
@@ -188,12 +191,12 @@ func (b *Broker) decide(ctx context.Context, w Workload, ask Ask) (Decision, err
 		decision.ID = NewDecisionID()
 	}
 	if !decision.Allowed {
-		return decision, b.refuse(w, ask.Workload, ask.Task.Name, decision, &Denied{Reason: ErrDenied, Decision: decision})
+		return decision, b.refuse(w, ask.Workload, ask.Task, decision, &Denied{Reason: ErrDenied, Decision: decision})
 	}
 	if ask.Action == ActionIssue {
 		if !ask.Task.Ceiling.Audiences.Contains(ask.Audience.Name) {
 			// A policy may be wrong; the ceiling is not its to widen.
-			return Decision{}, b.refuse(w, ask.Workload, ask.Task.Name, Decision{Rule: "task/ceiling"}, exceeded("audience", ask.Audience.Name, nil))
+			return Decision{}, b.refuse(w, ask.Workload, ask.Task, Decision{Rule: "task/ceiling"}, exceeded("audience", ask.Audience.Name, nil))
 		}
 		if len(ask.Scopes) > 0 {
 			decision.Scopes = decision.Scopes.Intersect(ask.Scopes)
@@ -220,8 +223,9 @@ func tokenLife(ask Ask, allowed time.Duration) time.Duration {
 
 // release records what the store has committed, and only then signs it. If either fails the
 // grants, or the task when it was begun with them, are taken back: nothing that could not be
-// recorded stays alive. A replay was released before and is left alone.
-func (b *Broker) release(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, asks []approved, begun bool) ([]Issued, error) {
+// recorded stays alive. A replay was released before and is left alone. begun is the decision that the
+// task was begun on, and nil for grants in a task that was there.
+func (b *Broker) release(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, asks []approved, begun *Decision) ([]Issued, error) {
 	drafts, events, err := b.drafts(ctx, w, registration, reply, asks, begun)
 	if err == nil {
 		if err = b.recordFirst(ctx, events); err != nil {
@@ -247,7 +251,7 @@ func (b *Broker) release(ctx context.Context, w Workload, registration WorkloadR
 		return issued, nil
 	}
 	if !reply.Replayed {
-		b.takeBack(ctx, w, registration, reply, begun, err)
+		b.takeBack(ctx, w, registration, reply, begun != nil, err)
 	}
 	return nil, err
 }
@@ -275,21 +279,27 @@ func (b *Broker) recordFirst(ctx context.Context, events []Event) error {
 	return b.Auditor.Record(ctx, events...)
 }
 
-func (b *Broker) drafts(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, asks []approved, begun bool) ([]Draft, []Event, error) {
+func (b *Broker) drafts(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, asks []approved, begun *Decision) ([]Draft, []Event, error) {
 	var drafts []Draft
 	var events []Event
-	if begun && !reply.Replayed {
+	if begun != nil && !reply.Replayed {
 		e := taskEvent(EventTaskBegun, registration, reply.Task)
+		e.Attributes, e.Details = reply.Task.Attributes, reply.Task.Ceiling.Details
+		e.Decision, e.Rule, e.Revision, e.Allowed = begun.ID, begun.Rule, begun.Revision, true
 		e.Time, e.Actor, e.Address = reply.Now, w.ID.String(), w.Address
 		events = append(events, e)
 	}
-	for _, grant := range reply.Grants {
+	for i, grant := range reply.Grants {
 		draft, err := b.Minter.Draft(ctx, reply.Task, grant)
+		if bad := (*Invalid)(nil); begun != nil && errors.As(err, &bad) {
+			err = &Invalid{Field: indexed("tokens", i) + "." + bad.Field, Detail: bad.Detail}
+		}
 		if err != nil {
 			b.Logger.Error("a grant could not be drafted; it is taken back", "error", err)
 			return nil, nil, err
 		}
 		e := grantEvent(EventGrantIssued, registration, reply.Task, grant)
+		e.Attributes, e.Details = reply.Task.Attributes, grant.Details
 		e.Time, e.Actor, e.Address, e.Key, e.Allowed = reply.Now, w.ID.String(), w.Address, draft.Key(), true
 		if d, ok := decisionFor(asks, grant); ok {
 			e.Rule, e.Revision = d.Rule, d.Revision
@@ -356,8 +366,8 @@ func (req *TokenRequest) normalize(field string) error {
 	if len(req.Audience) > MaxAudienceBytes {
 		return invalid(field+"audience", "has %d bytes; at most %d are allowed", len(req.Audience), MaxAudienceBytes)
 	}
-	if req.Life == 0 {
-		return nil
+	if err := req.Details.checkToken(field); err != nil || req.Life == 0 {
+		return err
 	}
 	return checkSeconds(field+"ttl_seconds", req.Life, MinTokenLife, MaxTokenLife)
 }
@@ -370,6 +380,14 @@ func exceeded(kind, what string, instead Scopes) error {
 		ID: NewDecisionID(), Rule: "task/ceiling", Instead: instead,
 		Detail:  fmt.Sprintf("%s %q is outside the task's ceiling", kind, what),
 		Missing: map[string]string{kind: "name it when the task begins, or begin a task for it"},
+	}}
+}
+
+func exceededBy(details Details) error {
+	return &Denied{Reason: ErrScopeExceeded, Decision: Decision{
+		ID: NewDecisionID(), Rule: "task/ceiling",
+		Detail:  fmt.Sprintf("an authorization detail of the type %q is not one of the task's", details[0].Type()),
+		Missing: map[string]string{detailsField: "name it when the task begins, and ask for it with the same members and values"},
 	}}
 }
 

@@ -124,7 +124,7 @@ func TestP10_StoreAway(t *testing.T) {
 						_, err := h.Issue(ctx, workload(report), id, broker.TokenRequest{Audience: "orders"})
 						return err
 					},
-					"heartbeat": func() error { _, err := h.Heartbeat(ctx, workload(report), []broker.TaskID{id}); return err },
+					"heartbeat": func() error { _, err := h.Heartbeat(ctx, workload(report), []broker.Beat{{Task: id}}); return err },
 					"task":      func() error { _, err := h.Task(ctx, workload(report), id); return err },
 					"grant":     func() error { _, err := h.Grant(ctx, workload(report), begun.Tokens[0].Grant.ID); return err },
 					"end":       func() error { _, err := h.tryEnd(report, other.Task.ID, broker.EndKey{}); return err },

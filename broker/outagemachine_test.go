@@ -133,7 +133,7 @@ func (m *outages) ended(w *work, receipt broker.Receipt, err error, key broker.E
 
 func (m *outages) heartbeat() {
 	w := m.draw()
-	pulses, err := m.h.Heartbeat(ctx, workload(report), []broker.TaskID{w.Task.ID})
+	pulses, err := m.h.Heartbeat(ctx, workload(report), []broker.Beat{{Task: w.Task.ID}})
 	if err == nil && pulses[0].Err == nil && pulses[0].Task.State == broker.Active && w.dead() {
 		m.Fatalf("a heartbeat finds an ended task active: %+v", pulses[0])
 	}

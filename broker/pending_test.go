@@ -148,7 +148,7 @@ func (h *harness) wantEnded(begun, below broker.Begun, repeat func(*broker.Begin
 	if page, err := h.store.List(ctx, broker.Query{}); err != nil || len(page.Tasks) != 2 {
 		h.t.Errorf("the store has %d tasks, %v", len(page.Tasks), err)
 	}
-	pulses, err := h.Heartbeat(ctx, workload(report), []broker.TaskID{id, below.Task.ID})
+	pulses, err := h.Heartbeat(ctx, workload(report), []broker.Beat{{Task: id}, {Task: below.Task.ID}})
 	if err != nil || pulses[0].Task.State != broker.Completed || pulses[1].Task.State != broker.Canceled {
 		h.t.Errorf("heartbeats: %+v, %v", pulses, err)
 	}

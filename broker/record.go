@@ -26,16 +26,21 @@ func grantEvent(kind EventKind, registration WorkloadRegistration, task Task, gr
 
 // refuse records a refusal and returns its error. The answer is no whether or not it can be
 // recorded, and does not wait for it.
-func (b *Broker) refuse(w Workload, registration WorkloadRegistration, task string, d Decision, why error) error {
+func (b *Broker) refuse(w Workload, registration WorkloadRegistration, task Task, d Decision, why error) error {
 	var denied *Denied
 	if errors.As(why, &denied) {
 		d = denied.Decision // the one that the caller is told of
 	}
-	b.backlog.addMinor(Event{
+	e := Event{
 		ID: NewEventID(), Kind: EventDenied, Time: b.Now(), Workload: w.ID.String(), Owner: registration.Owner,
-		Address: w.Address, Actor: w.ID.String(), TaskName: task, Thumbprint: w.Thumbprint,
+		Address: w.Address, Actor: w.ID.String(), Thumbprint: w.Thumbprint,
+		TaskName: task.Name, Purpose: task.Purpose, Attributes: task.Attributes, Details: task.Ceiling.Details,
 		Decision: d.ID, Rule: d.Rule, Revision: d.Revision, Reason: cut(why.Error(), MaxPurpose),
-	}, b.Now())
+	}
+	if len(task.Path) > 0 { // else it has never begun
+		e.Task, e.TaskPath = task.ID, task.Path
+	}
+	b.backlog.addMinor(e, b.Now())
 	return why
 }
 

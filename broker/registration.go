@@ -40,6 +40,9 @@ type AudienceRegistration struct {
 	// Scopes are all that the server knows.
 	Scopes Scopes
 
+	// DetailTypes are the types of authorization details that the server knows.
+	DetailTypes []string
+
 	// Servers are the SPIFFE IDs of the resource server's instances. Only they read its part of
 	// the revocation feed.
 	Servers []spiffeid.ID

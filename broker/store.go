@@ -50,7 +50,8 @@ type Store interface {
 	Grant(context.Context, GrantRequest) (GrantReply, error)
 
 	// Heartbeat extends the lease of each task to the store's time plus the lease, unless the
-	// task has ended; a deadline is never moved. The replies are in the order of the beats. A
+	// task has ended; a deadline is never moved. With it, and in the same step, the task gets the
+	// beat's note, if that has one, and the store's time as its moment. The replies are in the order of the beats. A
 	// task that is unknown or another workload's has ErrNotFound in its reply.
 	Heartbeat(context.Context, []Beat) ([]Pulse, error)
 
@@ -117,10 +118,11 @@ type GrantRequest struct {
 
 // Beginning describes a task that is to begin now.
 type Beginning struct {
-	Parent   TaskID // "" for a root
-	Name     string
-	Purpose  string
-	Ceiling  Ceiling
+	Parent  TaskID // "" for a root
+	Name    string
+	Purpose string
+	Ceiling Ceiling
+	Attributes
 	Lease    time.Duration
 	Deadline time.Duration // from now
 	Key      string        // idempotency key; "" for none
@@ -132,6 +134,7 @@ type Asked struct {
 	ID         GrantID
 	Audience   string
 	Scopes     Scopes
+	Details    Details
 	Binding    Binding
 	Thumbprint string
 	Decision   DecisionID
@@ -160,6 +163,7 @@ type GrantReply struct {
 type Beat struct {
 	Task     TaskID
 	Workload spiffeid.ID
+	Note     string // "" leaves the last one
 }
 
 // Pulse is the answer to a Beat.

@@ -34,6 +34,7 @@ type Task struct {
 	Name     string // the stable kind of work, as "nightly-export"
 	Purpose  string // why, for the audit log
 	Ceiling  Ceiling
+	Attributes
 
 	Begun    time.Time
 	Lease    time.Duration
@@ -45,6 +46,10 @@ type Task struct {
 	State State
 	Cause Cause
 	Ended time.Time // zero while active
+
+	// Note is what came with the last heartbeat that had one, and Noted when that was.
+	Note  string
+	Noted time.Time
 }
 
 // Root is the outermost task of the tree: the txn claim of its tokens.
@@ -61,7 +66,8 @@ func (t Task) Parent() TaskID {
 // Clone returns a copy that shares no memory with t.
 func (t Task) Clone() Task {
 	t.Path = slices.Clone(t.Path)
-	t.Ceiling = Ceiling{Audiences: slices.Clone(t.Ceiling.Audiences), Scopes: slices.Clone(t.Ceiling.Scopes)}
+	t.Ceiling = t.Ceiling.Clone()
+	t.Attributes = t.Attributes.Clone()
 	return t
 }
 
@@ -69,6 +75,12 @@ func (t Task) Clone() Task {
 type Ceiling struct {
 	Audiences Audiences
 	Scopes    Scopes
+	Details   Details // none means none: unlike the others there is nothing to fill it from
+}
+
+// Clone returns a copy that shares no memory with c.
+func (c Ceiling) Clone() Ceiling {
+	return Ceiling{Audiences: slices.Clone(c.Audiences), Scopes: slices.Clone(c.Scopes), Details: slices.Clone(c.Details)}
 }
 
 // State is where a task is in its life. Everything but Active is final.

@@ -219,7 +219,7 @@ func encode(events []broker.Event) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("audit: encode event %s: %w", e.ID, err)
 		}
-		lines.Write(line)
+		lines.Write(printable(line))
 		lines.WriteByte('\n')
 	}
 	return lines.Bytes(), nil

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/errandhq/errand/broker"
 	"go.uber.org/goleak"
@@ -111,17 +112,21 @@ func TestOneLineForEachEventWhateverItSays(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	hostile := "a\nb\r\n\x1b[31m\u202e\u200b{\"kind\":\"grant.issued\"}\x00\u2028"
-	if err := f.Record(ctx, broker.Event{ID: "evt_1", Kind: broker.EventDenied, Purpose: hostile, TaskName: hostile}); err != nil {
+	hostile := "a\nb\r\n\x1b[31m\u202e\u200b{\"kind\":\"grant.issued\"}\x00\u2028\x7f\u0085é😀\U000e0041"
+	says := broker.Attributes{Ticket: hostile, Ref: broker.TaskRef{Kind: hostile, ID: hostile, URL: hostile}, Labels: map[string]string{hostile: hostile}}
+	if err := f.Record(ctx, broker.Event{ID: "evt_1", Kind: broker.EventDenied, Purpose: hostile, TaskName: hostile, Attributes: says}); err != nil {
 		t.Fatal(err)
 	}
 	got := lines(t, path)
-	if len(got) != 1 || got[0].Purpose != hostile {
+	if len(got) != 1 || got[0].Purpose != hostile || got[0].Ticket != hostile || got[0].Ref.URL != hostile || got[0].Labels[hostile] != hostile {
 		t.Fatalf("got %+v", got)
 	}
 	text, _ := os.ReadFile(path)
-	if bytes.ContainsAny(bytes.TrimSuffix(text, []byte("\n")), "\n\r\x1b\x00") {
-		t.Errorf("control characters reached the file: %q", text)
+	if bytes.ContainsFunc(bytes.TrimSuffix(text, []byte("\n")), func(r rune) bool { return !unicode.IsPrint(r) }) {
+		t.Errorf("characters that cannot be seen reached the file: %q", text)
+	}
+	if !bytes.Contains(text, []byte("é😀\\udb40\\udc41")) {
+		t.Errorf("what can be seen is not there as it is: %q", text)
 	}
 }
 

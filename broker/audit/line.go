@@ -1,7 +1,13 @@
 package audit
 
 import (
+	"bytes"
+	"encoding/json"
+	"fmt"
 	"time"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/errandhq/errand/broker"
 )
@@ -21,11 +27,18 @@ type Line struct {
 	TaskPath []string `json:"task_path,omitempty"`
 	TaskName string   `json:"task_name,omitempty"`
 	Purpose  string   `json:"purpose,omitempty"`
-	State    string   `json:"state,omitempty"`
-	Cause    string   `json:"cause,omitempty"`
-	Reason   string   `json:"reason,omitempty"`
-	Grants   int      `json:"grants,omitempty"`
-	SubTasks int      `json:"sub_tasks,omitempty"`
+
+	Ticket  string            `json:"ticket,omitempty"`
+	Ref     *Ref              `json:"ref,omitempty"`
+	Labels  map[string]string `json:"labels,omitempty"`
+	Context json.RawMessage   `json:"context,omitempty"`
+	Details []json.RawMessage `json:"authorization_details,omitempty"`
+
+	State    string `json:"state,omitempty"`
+	Cause    string `json:"cause,omitempty"`
+	Reason   string `json:"reason,omitempty"`
+	Grants   int    `json:"grants,omitempty"`
+	SubTasks int    `json:"sub_tasks,omitempty"`
 
 	Grant      string     `json:"grant,omitempty"`
 	Audience   string     `json:"audience,omitempty"`
@@ -62,6 +75,13 @@ type ScopeUsage struct {
 	Refused int64  `json:"refused"`
 }
 
+// Ref is what a task is in another system.
+type Ref struct {
+	Kind string `json:"kind"`
+	ID   string `json:"id"`
+	URL  string `json:"url,omitempty"`
+}
+
 // Selector is what an operator's revocation or lock named.
 type Selector struct {
 	Subject  string `json:"subject,omitempty"`
@@ -74,12 +94,17 @@ func newLine(e broker.Event) Line {
 		ID: string(e.ID), Kind: string(e.Kind), Time: e.Time.UTC(),
 		Workload: e.Workload, Owner: e.Owner, Address: e.Address, Actor: e.Actor,
 		Task: string(e.Task), TaskName: e.TaskName, Purpose: e.Purpose,
+		Ticket: e.Ticket, Labels: e.Labels, Context: json.RawMessage(e.Context), Details: e.Details.JSON(),
 		State: string(e.State), Cause: string(e.Cause), Reason: e.Reason, Grants: e.Grants, SubTasks: e.SubTasks,
 		Grant: string(e.Grant), Audience: e.Audience, Scope: e.Scopes.String(), Thumbprint: e.Thumbprint, Key: e.Key,
 		Decision: string(e.Decision), Allowed: e.Allowed, Rule: e.Rule, Revision: e.Revision, Lock: string(e.Lock),
 	}
 	for _, id := range e.TaskPath {
 		l.TaskPath = append(l.TaskPath, string(id))
+	}
+	if e.Ref != (broker.TaskRef{}) {
+		ref := Ref(e.Ref)
+		l.Ref = &ref
 	}
 	if !e.Expires.IsZero() {
 		expires := e.Expires.UTC()
@@ -99,6 +124,26 @@ func newUsage(u *broker.GrantUsage) *Usage {
 	out := &Usage{First: u.First.UTC(), Last: u.Last.UTC(), Allowed: u.Allowed, Refused: u.Refused}
 	for _, s := range u.Scopes {
 		out.Scopes = append(out.Scopes, ScopeUsage{Scope: s.Scope, Allowed: s.Allowed, Refused: s.Refused})
+	}
+	return out
+}
+
+// printable writes a line of JSON so that whoever looks at it sees what is there, also in a terminal:
+// each character that does not print itself is escaped. JSON on one line has them in strings alone.
+func printable(line []byte) []byte {
+	hidden := func(r rune) bool { return !unicode.IsPrint(r) }
+	if !bytes.ContainsFunc(line, hidden) {
+		return line
+	}
+	var out []byte
+	for _, r := range string(line) {
+		if !hidden(r) {
+			out = utf8.AppendRune(out, r)
+			continue
+		}
+		for _, unit := range utf16.AppendRune(nil, r) {
+			out = fmt.Appendf(out, `\u%04x`, unit)
+		}
 	}
 	return out
 }

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -98,14 +99,15 @@ func (a *API) end(ctx context.Context, r request[wire.EndRequest]) (ended, error
 }
 
 func (a *API) heartbeat(ctx context.Context, r request[wire.HeartbeatRequest]) (wire.HeartbeatResponse, error) {
-	ids := make([]broker.TaskID, len(r.Body.Tasks))
+	beats := make([]broker.Beat, len(r.Body.Tasks))
 	for i, task := range r.Body.Tasks {
 		// What is not an ID cannot be found, and is answered so in its place.
 		if id, err := broker.ParseTaskID(task.ID); err == nil {
-			ids[i] = id
+			beats[i].Task = id
 		}
+		beats[i].Note = task.Note
 	}
-	pulses, err := a.Broker.Heartbeat(ctx, r.Workload, ids)
+	pulses, err := a.Broker.Heartbeat(ctx, r.Workload, beats)
 	if err != nil {
 		return wire.HeartbeatResponse{}, err
 	}
@@ -138,6 +140,7 @@ func (a *API) grant(ctx context.Context, r request[none]) (wire.Grant, error) {
 		ID: string(g.ID), Task: string(g.Task), Workload: g.Workload.String(), Audience: g.Audience,
 		Scope: g.Scopes.String(), Binding: g.Binding.String(), IssuedAt: g.Issued.UTC(), ExpiresAt: g.Expires.UTC(),
 		Live: status.Live, TaskState: string(status.Task.State), DecisionID: string(g.Decision),
+		AuthorizationDetails: g.Details.JSON(),
 	}, nil
 }
 
@@ -181,6 +184,16 @@ func beginRequest(body wire.BeginRequest) (req broker.BeginRequest, err error) {
 	if req.Ceiling.Scopes, err = broker.ParseScopes(body.Scopes); err != nil {
 		return req, err
 	}
+	if req.Ceiling.Details, err = broker.ParseDetails(body.AuthorizationDetails); err != nil {
+		return req, err
+	}
+	req.Ticket, req.Labels = body.Ticket, body.Labels
+	if req.Ref, err = taskRef(body.Ref); err != nil {
+		return req, err
+	}
+	if req.Context, err = broker.ParseContext(body.Context); err != nil {
+		return req, err
+	}
 	if req.Lease, err = seconds("lease_seconds", body.LeaseSeconds); err != nil {
 		return req, err
 	}
@@ -200,14 +213,33 @@ func beginRequest(body wire.BeginRequest) (req broker.BeginRequest, err error) {
 func tokenRequest(field string, body wire.TokenRequest) (req broker.TokenRequest, err error) {
 	req.Audience = body.Audience
 	if req.Scopes, err = broker.ParseScopes(body.Scopes); err != nil {
-		var bad *broker.Invalid
-		if errors.As(err, &bad) {
-			bad.Field = field + bad.Field
-		}
-		return req, err
+		return req, below(field, err)
+	}
+	if req.Details, err = broker.ParseDetails(body.AuthorizationDetails); err != nil {
+		return req, below(field, err)
 	}
 	req.Life, err = seconds(field+"ttl_seconds", body.TTLSeconds)
 	return req, err
+}
+
+// below names the field of an error from further up.
+func below(field string, err error) error {
+	var bad *broker.Invalid
+	if errors.As(err, &bad) {
+		bad.Field = field + bad.Field
+	}
+	return err
+}
+
+// taskRef tells an absent member from an empty object, which is a mistake.
+func taskRef(ref *wire.Ref) (broker.TaskRef, error) {
+	if ref == nil {
+		return broker.TaskRef{}, nil
+	}
+	if *ref == (wire.Ref{}) {
+		return broker.TaskRef{}, &broker.Invalid{Field: "ref", Detail: "is empty; give it a kind and an id, or leave it out"}
+	}
+	return broker.TaskRef(*ref), nil
 }
 
 // seconds tells an absent member, which is the default, from a zero, which is a mistake.
@@ -225,17 +257,19 @@ func seconds(field string, n *int64) (time.Duration, error) {
 func encodeTask(t broker.Task) wire.Task {
 	out := wire.Task{
 		ID: string(t.ID), Root: string(t.Root()), Workload: t.Workload.String(), Name: t.Name, Purpose: t.Purpose,
-		Audiences: t.Ceiling.Audiences, Scopes: t.Ceiling.Scopes,
+		Audiences: t.Ceiling.Audiences, Scopes: t.Ceiling.Scopes, AuthorizationDetails: t.Ceiling.Details.JSON(),
+		Ticket: t.Ticket, Labels: t.Labels, Context: json.RawMessage(t.Context), Note: t.Note,
 		State: string(t.State), Cause: string(t.Cause), BegunAt: t.Begun.UTC(),
 		LeaseSeconds: int64(t.Lease / time.Second), LeaseExpiresAt: t.LeaseEnd.UTC(), Deadline: t.Deadline.UTC(),
 	}
 	for _, id := range t.Path {
 		out.Path = append(out.Path, string(id))
 	}
-	if !t.Ended.IsZero() {
-		ended := t.Ended.UTC()
-		out.EndedAt = &ended
+	if t.Ref != (broker.TaskRef{}) {
+		ref := wire.Ref(t.Ref)
+		out.Ref = &ref
 	}
+	out.EndedAt, out.NotedAt = moment(t.Ended), moment(t.Noted)
 	return out
 }
 
@@ -249,5 +283,6 @@ func encodeToken(i broker.Issued) wire.TokenResponse {
 		AccessToken: i.Token.Secret(), TokenType: "Bearer", ExpiresIn: int64(i.Life / time.Second),
 		Scope: i.Grant.Scopes.String(), GrantID: string(i.Grant.ID), Audience: i.Grant.Audience,
 		Hosts: i.Hosts, Binding: i.Grant.Binding.String(), DecisionID: string(i.Grant.Decision),
+		AuthorizationDetails: i.Grant.Details.JSON(),
 	}
 }

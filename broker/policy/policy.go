@@ -29,6 +29,7 @@ const (
 	RuleScope       = "ceiling/scope"
 	RuleUnknown     = "ceiling/scope-unknown-to-audience"
 	RuleNothingLeft = "ceiling/nothing-left"
+	RuleDetail      = "ceiling/detail-unknown-to-audience"
 )
 
 // Decide implements broker.Policy. It never returns an error.
@@ -79,9 +80,16 @@ func begin(ask broker.Ask) broker.Decision {
 	if beyond := scopes.Minus(allowed); len(beyond) > 0 {
 		return denyScopes(ask.Workload, strings.Join(audiences, ", "), beyond, scopes.Intersect(allowed))
 	}
+	var known []string
+	for _, audience := range ask.Audiences {
+		known = append(known, audience.DetailTypes...)
+	}
+	if unknown := ask.Task.Ceiling.Details.Unknown(known); len(unknown) > 0 {
+		return denyDetail(strings.Join(audiences, ", "), unknown[0])
+	}
 	return broker.Decision{
 		Allowed: true, Rule: RuleWithin, Detail: "within the registered ceiling",
-		Ceiling: broker.Ceiling{Audiences: audiences, Scopes: scopes},
+		Ceiling: broker.Ceiling{Audiences: audiences, Scopes: scopes, Details: ask.Task.Ceiling.Details},
 	}
 }
 
@@ -108,6 +116,9 @@ func issue(ask broker.Ask) broker.Decision {
 		d.Missing = map[string]string{"scope": "a scope of this audience in the task's ceiling"}
 		return d
 	}
+	if unknown := ask.Details.Unknown(ask.Audience.DetailTypes); len(unknown) > 0 {
+		return denyDetail(ask.Audience.Name, unknown[0])
+	}
 	return broker.Decision{
 		Allowed: true, Rule: RuleWithin, Detail: "within the registered ceiling",
 		Scopes: scopes, Life: ask.Life,
@@ -124,6 +135,12 @@ func denyScopes(w broker.WorkloadRegistration, audience string, beyond, instead 
 	d := deny(RuleScope, fmt.Sprintf("the registration of %s does not allow %q at %s", w.ID, beyond, audience))
 	d.Missing = map[string]string{"scope": fmt.Sprintf("%s in the workload's registered ceiling; ask its owner, %s", beyond, w.Owner)}
 	d.Instead = instead
+	return d
+}
+
+func denyDetail(audience, unknown string) broker.Decision {
+	d := deny(RuleDetail, fmt.Sprintf("no registration of %s knows authorization details of the type %q", audience, unknown))
+	d.Missing = map[string]string{"authorization_details": fmt.Sprintf("%q in the details of the audience's registration; ask its owner", unknown)}
 	return d
 }
 

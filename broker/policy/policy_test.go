@@ -107,6 +107,35 @@ func TestIssue(t *testing.T) {
 	})
 }
 
+func TestDetails(t *testing.T) {
+	know := orders
+	know.DetailTypes = []string{"customer", "payment"}
+	details := broker.Details{`{"type":"customer"}`, `{"type":"refund"}`}
+	begin := func(d broker.Details, audiences ...broker.AudienceRegistration) broker.Decision {
+		return decide(t, broker.Ask{Action: broker.ActionBegin, Workload: report, Audiences: audiences, Task: broker.Task{Ceiling: broker.Ceiling{Details: d}}})
+	}
+	issue := func(d broker.Details, audience broker.AudienceRegistration) broker.Decision {
+		return decide(t, broker.Ask{
+			Action: broker.ActionIssue, Workload: report, Audience: audience, Details: d,
+			Task: broker.Task{Ceiling: broker.Ceiling{Scopes: broker.Scopes{"orders:read"}, Details: details}},
+		})
+	}
+	if d := begin(details[:1], orders, know); !d.Allowed || !slices.Equal(d.Ceiling.Details, details[:1]) {
+		t.Errorf("a type that one audience knows: %+v", d)
+	}
+	if d := issue(details[:1], know); !d.Allowed {
+		t.Errorf("a type that the audience knows: %+v", d)
+	}
+	for name, d := range map[string]broker.Decision{
+		"begin: unknown to all": begin(details, orders, know), "begin: no audience": begin(details[:1]),
+		"issue: unknown": issue(details[1:], know), "issue: to another": issue(details[:1], orders),
+	} {
+		if d.Allowed || d.Rule != policy.RuleDetail || d.Missing["authorization_details"] == "" {
+			t.Errorf("%s: %+v", name, d)
+		}
+	}
+}
+
 // TestNeverBeyond is the property behind the tables: what is granted is within what was asked for,
 // the registration, the audience and the task.
 func TestNeverBeyond(t *testing.T) {

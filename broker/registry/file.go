@@ -55,6 +55,7 @@ type Audience struct {
 	Hosts   []string `yaml:"hosts"`   // Host names or addresses, with a port unless it is 443. Optional: none means that the SDK sends no token by itself.
 	Scopes  []string `yaml:"scopes"`
 	Servers []string `yaml:"servers"`  // SPIFFE IDs of its instances. Optional: without one nobody can read its feed.
+	Details []string `yaml:"details"`  // Optional: the types of authorization details (RFC 9396) that the server knows.
 	MaxLife string   `yaml:"max_life"` // Optional, as of a workload.
 	Binding string   `yaml:"binding"`  // Optional: certificate (default), identity or none.
 }
@@ -102,6 +103,9 @@ func (r *Registry) addAudience(a Audience) error {
 			return fmt.Errorf("servers: %w", err)
 		}
 		out.Servers = append(out.Servers, id)
+	}
+	if out.DetailTypes, err = broker.ParseDetailTypes(a.Details); err != nil {
+		return err
 	}
 	if out.MaxLife, err = life(a.MaxLife); err != nil {
 		return err

@@ -3,6 +3,7 @@ package registry_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +23,7 @@ audiences:
     hosts: ["orders.internal", "127.0.0.1:8081"]
     scopes: [orders:write, orders:read]
     servers: [spiffe://prod/orders]
+    details: [payment, customer]
     max_life: 5m
   - name: legacy
     owner: team-shop
@@ -54,7 +56,7 @@ func TestParse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a.Scopes.String() != "orders:read orders:write" || len(a.Servers) != 1 || a.MaxLife != 5*time.Minute || a.Binding != broker.BindCertificate {
+	if a.Scopes.String() != "orders:read orders:write" || len(a.Servers) != 1 || !slices.Equal(a.DetailTypes, []string{"customer", "payment"}) || a.MaxLife != 5*time.Minute || a.Binding != broker.BindCertificate {
 		t.Errorf("got %+v", a)
 	}
 	if a, _ := r.Audience("legacy"); a.Binding != broker.BindNone {
@@ -80,7 +82,7 @@ func TestRefused(t *testing.T) {
 		"no purpose":                  {"    purpose: nightly exports\n", "", "purpose is missing"},
 		"no owner of an audience":     {"    owner: team-shop\n    hosts", "    hosts", "owner is missing"},
 		"duplicate member":            {"risk: low", "risk: low\n    risk: high", "risk"},
-		"wrong type":                  {"owner: team-fin", "owner: [a]", "[15:"},
+		"wrong type":                  {"owner: team-fin", "owner: [a]", "[16:"},
 		"not a SPIFFE ID":             {"spiffe://prod/report", "prod/report", "not a SPIFFE ID"},
 		"upper-case trust domain":     {"spiffe://prod/report", "spiffe://Prod/report", "not a SPIFFE ID"},
 		"no path":                     {"spiffe://prod/report", "spiffe://prod", "has no path"},
@@ -98,6 +100,8 @@ func TestRefused(t *testing.T) {
 		"review_by that is no day":    {"review_by: 2027-01-31", "review_by: soon", "2027-01-31"},
 		"host with a scheme":          {"orders.internal", "https://orders.internal", "leave out scheme"},
 		"negative quota":              {"risk: low", "max_tasks: -1", "positive"},
+		"detail type twice":           {"details: [payment, customer]", "details: [payment, payment]", "duplicate"},
+		"detail type with a space":    {"details: [payment, customer]", "details: [\"pay ment\"]", "not allowed"},
 		"not YAML":                    {"audiences:", "audiences: [", "registry"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -39,7 +39,7 @@ const (
 
 const inventory = `
 audiences:
-  - {name: orders, owner: team-shop, hosts: [orders.internal], scopes: ["orders:read", "orders:write"], servers: [spiffe://prod/orders]}
+  - {name: orders, owner: team-shop, hosts: [orders.internal], scopes: ["orders:read", "orders:write"], details: [customer, payment], servers: [spiffe://prod/orders]}
   - {name: files, owner: team-shop, scopes: ["files:write"], servers: [spiffe://prod/files]}
 workloads:
   - {id: spiffe://prod/report, owner: team-fin, purpose: exports, ceiling: {orders: ["orders:read"], files: ["files:write"]}}

@@ -7,6 +7,7 @@
 package token
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -45,19 +46,40 @@ func (m *Minter) Draft(_ context.Context, task broker.Task, grant broker.Grant) 
 	if task.ID != grant.Task {
 		return nil, fmt.Errorf("%w: grant %s is not of task %s", broker.ErrSigning, grant.ID, task.ID)
 	}
-	payload, err := json.Marshal(m.claims(task, grant))
+	payload, err := encode(m.claims(task, grant))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", broker.ErrSigning, err)
 	}
 	if size := base64.RawURLEncoding.EncodedLen(len(payload)) + overhead; size > wire.MaxTokenBytes {
-		return nil, &broker.Invalid{Field: "scopes", Detail: fmt.Sprintf(
-			"make a token of %d bytes; at most %d are allowed: ask for fewer scopes at once", size, wire.MaxTokenBytes)}
+		return nil, tooLarge(grant, size)
 	}
 	signer, err := m.ring.Signer()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", broker.ErrSigning, err)
 	}
 	return &draft{payload: payload, signer: signer}, nil
+}
+
+// encode leaves the details as they are: a token is no HTML, and < is one byte.
+func encode(claims wire.Claims) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(claims)
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
+}
+
+// tooLarge names what takes up most of a token.
+func tooLarge(grant broker.Grant, size int) error {
+	field, what, details := "scopes", "scopes", 0
+	for _, detail := range grant.Details {
+		details += len(detail)
+	}
+	if details > len(grant.Scopes.String()) {
+		field, what = "authorization_details", "details"
+	}
+	return &broker.Invalid{Field: field, Detail: fmt.Sprintf(
+		"make a token of %d bytes; at most %d are allowed: ask for fewer %s at once", size, wire.MaxTokenBytes, what)}
 }
 
 // Retire takes a key out of use at once. One that was retired before is no error, so that whoever
@@ -115,6 +137,8 @@ func (m *Minter) claims(task broker.Task, grant broker.Grant) wire.Claims {
 		Scope:       grant.Scopes.String(),
 		Task:        wire.TaskClaim{ID: string(task.ID), Name: task.Name},
 		Epoch:       [2]uint64{grant.Epoch, grant.Number},
+
+		AuthorizationDetails: grant.Details.JSON(),
 	}
 	for _, id := range task.Path {
 		c.Task.Path = append(c.Task.Path, string(id))

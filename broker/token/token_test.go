@@ -112,6 +112,36 @@ func TestUnboundTokensHaveNoConfirmation(t *testing.T) {
 	}
 }
 
+// TestDetails: they are in the token as they are, and what is too much for one is named.
+func TestDetails(t *testing.T) {
+	m, _ := minter(t, "")
+	g := grant
+	g.Details = broker.Details{`{"actions":["a<b"],"type":"customer"}`, `{"type":"payment"}`}
+	draft, err := m.Draft(context.Background(), task, g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed, err := draft.Sign(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	jws, err := jose.ParseSignedCompact(signed.Secret(), []jose.SignatureAlgorithm{jose.ES256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `,"authorization_details":[{"actions":["a<b"],"type":"customer"},{"type":"payment"}]}`
+	if got := string(jws.UnsafePayloadWithoutVerification()); !strings.HasSuffix(got, want) {
+		t.Errorf("got %s", got)
+	}
+	for range 7 {
+		g.Details = append(g.Details, broker.Object(`{"type":"`+strings.Repeat("x", broker.MaxDetail)+`"}`))
+	}
+	var bad *broker.Invalid
+	if _, err := m.Draft(context.Background(), task, g); !errors.As(err, &bad) || bad.Field != "authorization_details" {
+		t.Errorf("too many details: %v", err)
+	}
+}
+
 func TestWhatIsNotSigned(t *testing.T) {
 	m, _ := minter(t, "")
 	foreign := grant

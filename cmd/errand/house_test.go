@@ -82,7 +82,7 @@ var fences = map[string][]string{
 	"github.com/prometheus/":                         {"broker/server"},
 	"github.com/goccy/go-yaml":                       {"broker/registry", "cmd/errand", "cmd/errand/internal/config"},
 	"github.com/spf13/cobra":                         {"cmd/..."},
-	"github.com/go-json-experiment/json":             {"broker/httpapi", "sdk/verify"},
+	"github.com/go-json-experiment/json":             {"broker", "broker/httpapi", "sdk/verify"},
 	"pgregory.net/rapid":                             {"store/storetest"},
 	"go.uber.org/goleak":                             {},
 	"github.com/google/go-cmp":                       {"store/storetest"},

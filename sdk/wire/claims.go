@@ -1,5 +1,7 @@
 package wire
 
+import "encoding/json"
+
 // Claims are the payload of a token. All but task and ep are registered with IANA.
 type Claims struct {
 	Issuer       string        `json:"iss"`
@@ -15,6 +17,9 @@ type Claims struct {
 	Epoch        [2]uint64     `json:"ep"` // the data set's epoch, and the shard's feed number at issue
 	Confirmation *Confirmation `json:"cnf,omitempty"`
 	Actor        *Actor        `json:"act,omitempty"`
+
+	// AuthorizationDetails are objects, each with a type (RFC 9396 §9.1).
+	AuthorizationDetails []json.RawMessage `json:"authorization_details,omitempty"`
 }
 
 // TaskClaim names the task of a token. A denial of any task on the path kills the token.

@@ -1,6 +1,9 @@
 package wire
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+)
 
 // BeginRequest begins a task, and with Tokens its first grants in the same step. The
 // Idempotency-Key header makes it safe to repeat.
@@ -12,6 +15,15 @@ type BeginRequest struct {
 	Audiences []string `json:"audiences,omitempty"`
 	Scopes    []string `json:"scopes,omitempty"`
 
+	// AuthorizationDetails are part of the ceiling (RFC 9396): objects, each with a "type" that one of
+	// the audiences knows. A token may have those of them that it asks for, as they are. At most 16.
+	AuthorizationDetails []json.RawMessage `json:"authorization_details,omitempty"`
+
+	Ticket  string            `json:"ticket,omitempty"`  // a change or incident reference
+	Ref     *Ref              `json:"ref,omitempty"`     // what the task is in another system
+	Labels  map[string]string `json:"labels,omitempty"`  // for search; at most 16
+	Context json.RawMessage   `json:"context,omitempty"` // an object that a policy may look at, for the audit log
+
 	LeaseSeconds    *int64         `json:"lease_seconds,omitempty"`    // 5 to 600; 30 when absent
 	DeadlineSeconds *int64         `json:"deadline_seconds,omitempty"` // from now, 5 to 86400; 3600 when absent
 	Tokens          []TokenRequest `json:"tokens,omitempty"`           // at most 16
@@ -22,6 +34,16 @@ type TokenRequest struct {
 	Audience   string   `json:"audience"`              // required
 	Scopes     []string `json:"scopes,omitempty"`      // none: as many of the task's as the audience knows
 	TTLSeconds *int64   `json:"ttl_seconds,omitempty"` // 2 to 900; 60 when absent
+
+	// AuthorizationDetails are some of the task's; none: none.
+	AuthorizationDetails []json.RawMessage `json:"authorization_details,omitempty"`
+}
+
+// Ref names an object in another system, so that whoever watches that can end the task.
+type Ref struct {
+	Kind string `json:"kind"`          // as "k8s/job"; required
+	ID   string `json:"id"`            // as the system knows it; required
+	URL  string `json:"url,omitempty"` // where people look at it
 }
 
 // Task is a task as of the answer.
@@ -35,6 +57,13 @@ type Task struct {
 	Audiences []string `json:"audiences"`
 	Scopes    []string `json:"scopes"`
 
+	AuthorizationDetails []json.RawMessage `json:"authorization_details,omitempty"`
+
+	Ticket  string            `json:"ticket,omitempty"`
+	Ref     *Ref              `json:"ref,omitempty"`
+	Labels  map[string]string `json:"labels,omitempty"`
+	Context json.RawMessage   `json:"context,omitempty"` // in canonical form (RFC 8785)
+
 	State   string     `json:"state"`
 	Cause   string     `json:"cause,omitempty"`
 	BegunAt time.Time  `json:"begun_at"`
@@ -43,6 +72,9 @@ type Task struct {
 	LeaseSeconds   int64     `json:"lease_seconds"`
 	LeaseExpiresAt time.Time `json:"lease_expires_at"`
 	Deadline       time.Time `json:"deadline"`
+
+	Note    string     `json:"note,omitempty"` // of the last heartbeat that had one
+	NotedAt *time.Time `json:"noted_at,omitempty"`
 }
 
 // BeginResponse is the answer to a BeginRequest, in the order of its Tokens.
@@ -67,7 +99,13 @@ type TokenResponse struct {
 	Servers     []string `json:"servers,omitempty"` // the SPIFFE IDs of who may be there, if they have any
 	Binding     string   `json:"binding"`           // "certificate", "identity" or "none"
 	DecisionID  string   `json:"decision_id"`
+
+	// AuthorizationDetails are what was granted (RFC 9396 §7).
+	AuthorizationDetails []json.RawMessage `json:"authorization_details,omitempty"`
 }
+
+// MaxNote is how many bytes a HeartbeatTask's note has at most.
+const MaxNote = 256
 
 // MaxHeartbeat is how many tasks one HeartbeatRequest has at most.
 const MaxHeartbeat = 1000
@@ -80,6 +118,9 @@ type HeartbeatRequest struct {
 // HeartbeatTask names one.
 type HeartbeatTask struct {
 	ID string `json:"id"`
+
+	// Note says how far the work is: at most MaxNote bytes of one printable line. The last one is kept.
+	Note string `json:"note,omitempty"`
 }
 
 // HeartbeatResponse answers in the same order.
@@ -150,6 +191,8 @@ type Grant struct {
 	Live       bool      `json:"live"`
 	TaskState  string    `json:"task_state"`
 	DecisionID string    `json:"decision_id"`
+
+	AuthorizationDetails []json.RawMessage `json:"authorization_details,omitempty"`
 }
 
 // Whoami is what the broker knows of the caller. Owner is empty for one that is registered as a server

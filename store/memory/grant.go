@@ -176,7 +176,7 @@ func newTask(req broker.GrantRequest, above path, now time.Time) *task {
 	b := req.Begin
 	t := &task{digest: b.Digest, key: key{req.Workload, b.Key}}
 	t.Task = broker.Task{
-		ID: req.Task, Workload: req.Workload, Name: b.Name, Purpose: b.Purpose, Ceiling: b.Ceiling,
+		ID: req.Task, Workload: req.Workload, Name: b.Name, Purpose: b.Purpose, Ceiling: b.Ceiling, Attributes: b.Attributes,
 		Begun: now, Lease: b.Lease, LeaseEnd: now.Add(b.Lease), Deadline: now.Add(b.Deadline),
 		State: broker.Active,
 	}
@@ -205,7 +205,7 @@ func (s *Store) draft(sh *shard, req broker.GrantRequest, t *task, now time.Time
 			return nil, broker.ErrTooShort
 		}
 		g := broker.Grant{
-			ID: ask.ID, Task: t.ID, Workload: t.Workload, Audience: ask.Audience, Scopes: ask.Scopes,
+			ID: ask.ID, Task: t.ID, Workload: t.Workload, Audience: ask.Audience, Scopes: ask.Scopes, Details: ask.Details,
 			Binding: ask.Binding, Thumbprint: ask.Thumbprint, Decision: ask.Decision,
 			Issued: issued, Expires: expires, Epoch: s.epoch, Number: sh.number,
 		}

@@ -7,7 +7,7 @@ import (
 	"github.com/errandhq/errand/broker"
 )
 
-// Heartbeat extends the lease of each task that has not ended.
+// Heartbeat extends the lease of each task that has not ended, and keeps its note.
 func (s *Store) Heartbeat(_ context.Context, beats []broker.Beat) ([]broker.Pulse, error) {
 	now := s.enter()
 	defer s.mu.Unlock()
@@ -31,6 +31,9 @@ func (s *Store) extend(beat broker.Beat, now time.Time) (broker.Task, error) {
 	if p.asOf(now).State == broker.Active {
 		t := p.task()
 		t.LeaseEnd = now.Add(t.Lease)
+		if beat.Note != "" {
+			t.Note, t.Noted = beat.Note, now
+		}
 		due, _, _ := t.Due()
 		s.alarms.set(&t.alarm, due)
 	}

@@ -4,6 +4,8 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -62,28 +64,73 @@ func (r *reply) grantID(bare string) broker.GrantID {
 	return broker.GrantID(fmt.Sprintf("gnt_%02d%s", r.shard, bare))
 }
 
+// packTask adds what a task says about itself only when there is something.
 func packTask(b *broker.Beginning) string {
-	return pack(b.Name, b.Purpose, pack(b.Ceiling.Audiences...), pack(b.Ceiling.Scopes...))
+	fields := []string{b.Name, b.Purpose, pack(b.Ceiling.Audiences...), pack(b.Ceiling.Scopes...)}
+	if details := b.Ceiling.Details; len(details) > 0 || !b.Attributes.IsZero() {
+		var labels []string
+		for _, key := range slices.Sorted(maps.Keys(b.Labels)) {
+			labels = append(labels, key, b.Labels[key])
+		}
+		fields = append(fields, pack(packDetails(nil, details)...), b.Ticket, b.Ref.Kind, b.Ref.ID, b.Ref.URL, pack(labels...), string(b.Context))
+	}
+	return pack(fields...)
 }
 
 // readTask reads what packTask has packed. A ceiling that cannot be read is empty: nothing is below it.
-func readTask(f []string) (name, purpose string, ceiling broker.Ceiling) {
+func readTask(f []string, t *broker.Task) {
 	audiences, _ := unpack(f[2])
 	scopes, _ := unpack(f[3])
-	return f[0], f[1], broker.Ceiling{Audiences: audiences, Scopes: scopes}
+	t.Name, t.Purpose, t.Ceiling = f[0], f[1], broker.Ceiling{Audiences: audiences, Scopes: scopes}
+	if len(f) < 11 {
+		return
+	}
+	details, _ := unpack(f[4])
+	t.Ceiling.Details = readDetails(details)
+	t.Ticket, t.Ref, t.Context = f[5], broker.TaskRef{Kind: f[6], ID: f[7], URL: f[8]}, broker.Object(f[10])
+	labels, _ := unpack(f[9])
+	for i := 0; i+1 < len(labels); i += 2 {
+		if t.Labels == nil {
+			t.Labels = map[string]string{}
+		}
+		t.Labels[labels[i]] = labels[i+1]
+	}
+}
+
+func packDetails(fields []string, details broker.Details) []string {
+	for _, detail := range details {
+		fields = append(fields, string(detail))
+	}
+	return fields
+}
+
+func readDetails(fields []string) broker.Details {
+	var details broker.Details
+	for _, text := range fields {
+		details = append(details, broker.Object(text))
+	}
+	return details
 }
 
 const decisionPrefix = "dcs_"
 
+// packGrant puts details behind the scopes, and "", which is no scope, in between.
 func packGrant(a broker.Asked) string {
-	fields := append(make([]string, 0, 3+len(a.Scopes)), strconv.Itoa(int(a.Binding)), packThumbprint(a.Thumbprint), packDecision(a.Decision))
-	return pack(append(fields, a.Scopes...)...)
+	fields := append(make([]string, 0, 4+len(a.Scopes)), strconv.Itoa(int(a.Binding)), packThumbprint(a.Thumbprint), packDecision(a.Decision))
+	fields = append(fields, a.Scopes...)
+	if len(a.Details) > 0 {
+		fields = packDetails(append(fields, ""), a.Details)
+	}
+	return pack(fields...)
 }
 
 func readGrant(f []string, g *broker.Grant) {
 	binding, _ := strconv.Atoi(f[0]) // what cannot be read is the strictest
 	g.Binding, g.Thumbprint, g.Decision = broker.Binding(binding), readThumbprint(f[1]), readDecision(f[2])
 	g.Scopes = broker.Scopes(f[3:])
+	if end := slices.Index(f[3:], ""); end >= 0 {
+		g.Scopes, g.Details = g.Scopes[:end:end], readDetails(f[3+end+1:])
+	}
 }
 
 // A thumbprint is 32 bytes in base64url, and is kept as those bytes after a zero; anything else is kept

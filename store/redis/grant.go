@@ -57,7 +57,7 @@ func (r *reply) made(req broker.GrantRequest, out *broker.GrantReply) {
 	expiries := r.list()
 	for _, ask := range req.Grants {
 		out.Grants = append(out.Grants, broker.Grant{
-			ID: ask.ID, Task: req.Task, Workload: req.Workload, Audience: ask.Audience, Scopes: slices.Clone(ask.Scopes),
+			ID: ask.ID, Task: req.Task, Workload: req.Workload, Audience: ask.Audience, Scopes: slices.Clone(ask.Scopes), Details: slices.Clone(ask.Details),
 			Binding: ask.Binding, Thumbprint: ask.Thumbprint, Decision: ask.Decision,
 			Issued: out.Now.Truncate(time.Second), Expires: expiries.moment(), Epoch: r.epoch, Number: number,
 		})
@@ -70,7 +70,7 @@ func (r *reply) made(req broker.GrantRequest, out *broker.GrantReply) {
 	b := req.Begin
 	lease := b.Lease.Truncate(time.Millisecond)
 	out.Task = broker.Task{
-		ID: req.Task, Workload: req.Workload, Name: b.Name, Purpose: b.Purpose, Ceiling: b.Ceiling,
+		ID: req.Task, Workload: req.Workload, Name: b.Name, Purpose: b.Purpose, Ceiling: b.Ceiling, Attributes: b.Attributes,
 		Begun: out.Now, Lease: lease, LeaseEnd: out.Now.Add(lease), Deadline: r.moment(), State: broker.Active,
 	}
 	out.Task.Path = append(r.path(), req.Task)

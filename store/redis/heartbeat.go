@@ -26,12 +26,8 @@ func (s *Store) Heartbeat(ctx context.Context, beats []broker.Beat) ([]broker.Pu
 	var whose [][]int
 	for shard, indexes := range byShard {
 		for part := range slices.Chunk(indexes, maxBeats) {
-			var args []any
-			for _, i := range part {
-				id, _ := bareTask(beats[i].Task)
-				args = append(args, id, beats[i].Workload.String())
-			}
-			calls = append(calls, call{script: s.scripts.heartbeat, shard: shard, echo: "heartbeat", args: args})
+			echo, args := heartbeatArgs(beats, part)
+			calls = append(calls, call{script: s.scripts.heartbeat, shard: shard, echo: echo, args: args})
 			whose = append(whose, part)
 		}
 	}
@@ -71,6 +67,22 @@ func (s *Store) Heartbeat(ctx context.Context, beats []broker.Beat) ([]broker.Pu
 		}
 	}
 	return pulses, nil
+}
+
+// heartbeatArgs are two for each beat, or three when one of them has a note.
+func heartbeatArgs(beats []broker.Beat, part []int) (echo string, args []any) {
+	echo = "heartbeat"
+	if slices.ContainsFunc(part, func(i int) bool { return beats[i].Note != "" }) {
+		echo = "notes"
+	}
+	for _, i := range part {
+		id, _ := bareTask(beats[i].Task)
+		args = append(args, id, beats[i].Workload.String())
+		if echo == "notes" {
+			args = append(args, beats[i].Note)
+		}
+	}
+	return echo, args
 }
 
 func later(a, b time.Time) time.Time {

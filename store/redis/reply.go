@@ -182,7 +182,7 @@ func (r *reply) task(now time.Time) broker.Task {
 func (r *reply) taskFields(now time.Time) broker.Task {
 	id := r.text()
 	t := broker.Task{ID: r.taskID(id), Workload: r.workload()}
-	t.Name, t.Purpose, t.Ceiling = readTask(r.strings(4))
+	readTask(r.strings(4), &t)
 	t.Begun = r.moment()
 	t.Lease = time.Duration(r.number()) * time.Millisecond
 	t.LeaseEnd, t.Deadline = r.moment(), r.moment()
@@ -191,6 +191,9 @@ func (r *reply) taskFields(now time.Time) broker.Task {
 	t.State = broker.Active
 	if !now.Before(at) {
 		t.State, t.Cause, t.Ended = state, cause, at
+	}
+	if len(r.rest) > 0 {
+		t.Note, t.Noted = r.text(), r.moment()
 	}
 	if id == "" {
 		r.fail("a task without an ID")

@@ -143,7 +143,7 @@ func (m *machine) repeat() {
 
 func (m *machine) heartbeat() {
 	for range rapid.IntRange(1, 3).Draw(m.T, "beats") {
-		beat := broker.Beat{Task: m.drawTask(), Workload: m.drawWorkload()}
+		beat := broker.Beat{Task: m.drawTask(), Workload: m.drawWorkload(), Note: rapid.SampledFrom([]string{"", "", "n1", "n2"}).Draw(m.T, "note")}
 		agree(m, "Heartbeat", func() (broker.Pulse, []time.Time) {
 			pulses, err := m.store.Heartbeat(m.bench.Context(), []broker.Beat{beat})
 			if err != nil || len(pulses) != 1 {
@@ -329,6 +329,9 @@ func (m *machine) drawBegin() broker.GrantRequest {
 			Digest:   [32]byte{rapid.SampledFrom([]byte{1, 1, 1, 2}).Draw(m.T, "digest")},
 		},
 	}
+	if rapid.Bool().Draw(m.T, "attributes") {
+		req.Begin.Attributes, req.Begin.Ceiling.Details = everything()
+	}
 	if rapid.Bool().Draw(m.T, "below") {
 		req.Begin.Parent = m.drawTask()
 		shard = req.Begin.Parent.Shard()
@@ -356,6 +359,9 @@ func (m *machine) drawRest(req *broker.GrantRequest) {
 			ID: m.newGrant(shard), Audience: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(m.T, "audience"),
 			Scopes: broker.Scopes{"s"}, Binding: broker.BindCertificate, Thumbprint: "t", Decision: broker.NewDecisionID(),
 			Life: m.drawMillis("life", 60_000, 1000, 2000, 3000),
+		}
+		if rapid.Bool().Draw(m.T, "details") {
+			_, ask.Details = everything()
 		}
 		if rapid.Bool().Draw(m.T, "certificate") {
 			ask.NotAfter = m.now().Add(m.drawMillis("not after", 1500, 2500, 3_600_000))

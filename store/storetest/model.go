@@ -26,6 +26,8 @@ type modelTask struct {
 	broker.GrantRequest // that began it
 	begun, beat         time.Time
 	deadline            time.Time
+	note                string
+	noted               time.Time
 	end                 *broker.Receipt // nil until an end was written
 	lost                bool            // known by its end alone
 }
@@ -108,8 +110,9 @@ func (m *model) self(t *modelTask, now time.Time) bool {
 // view is the task as the store must show it.
 func (m *model) view(t *modelTask, now time.Time) broker.Task {
 	out := broker.Task{
-		ID: t.Task, Workload: t.Workload, Name: t.Begin.Name, Purpose: t.Begin.Purpose, Ceiling: t.Begin.Ceiling,
+		ID: t.Task, Workload: t.Workload, Name: t.Begin.Name, Purpose: t.Begin.Purpose, Ceiling: t.Begin.Ceiling, Attributes: t.Begin.Attributes,
 		Begun: t.begun, Lease: t.Begin.Lease, LeaseEnd: t.beat.Add(t.Begin.Lease), Deadline: t.deadline, Path: m.path(t.Task),
+		Note: t.note, Noted: t.noted,
 	}
 	out.State, out.Cause, out.Ended = m.fate(t, now)
 	return out
@@ -334,7 +337,7 @@ func (m *model) draft(req broker.GrantRequest, deadline, now time.Time) ([]broke
 			return nil, broker.ErrTooShort
 		}
 		grants = append(grants, broker.Grant{
-			ID: ask.ID, Task: req.Task, Workload: req.Workload, Audience: ask.Audience, Scopes: ask.Scopes,
+			ID: ask.ID, Task: req.Task, Workload: req.Workload, Audience: ask.Audience, Scopes: ask.Scopes, Details: ask.Details,
 			Binding: ask.Binding, Thumbprint: ask.Thumbprint, Decision: ask.Decision,
 			Issued: issued, Expires: expires, Epoch: m.epoch, Number: m.number(req.Task.Shard()),
 		})
@@ -350,6 +353,9 @@ func (m *model) Heartbeat(beat broker.Beat, now time.Time) broker.Pulse {
 	}
 	if m.ended(t, now) == nil {
 		t.beat = now
+		if beat.Note != "" {
+			t.note, t.noted = beat.Note, now
+		}
 	}
 	return broker.Pulse{Task: m.view(t, now), Now: now}
 }
