@@ -106,6 +106,9 @@ type QuotaExceeded struct {
 }
 
 func (e *QuotaExceeded) Error() string {
+	if e.What == "live grants" {
+		return fmt.Sprintf("%v: at most %d %s at once; each counts until its token has expired, also when its task has ended: wait, or use a token for longer", ErrQuota, e.Limit, e.What)
+	}
 	return fmt.Sprintf("%v: at most %d %s at once; end some first", ErrQuota, e.Limit, e.What)
 }
 

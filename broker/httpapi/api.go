@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"time"
@@ -13,8 +14,8 @@ import (
 	"github.com/errandhq/errand/sdk/wire"
 )
 
-// Config has what the API stands on. All but AllKeys, Operators, Version, Logger, Metrics and Observe
-// are required.
+// Config has what the API stands on. All but AllKeys, Operators, Version, Limits, Now, Logger, Metrics,
+// Observe and Limited are required.
 type Config struct {
 	Broker   *broker.Broker
 	Registry broker.Registry
@@ -36,14 +37,18 @@ type Config struct {
 	// Ready returns nil while the replica should get traffic.
 	Ready func() error
 
+	Limits  Limits           // of all that is asked for
+	Now     func() time.Time // for rates alone
 	Logger  *slog.Logger
 	Metrics http.Handler // of /metrics
 	Observe func(listener, route, method string, status int, took time.Duration)
+	Limited func(kind string) // is told of each request over its rate: "issue" or "other"
 }
 
 // API has the handlers of one replica.
 type API struct {
 	Config
+	admission *admission
 }
 
 // New checks the configuration.
@@ -63,7 +68,16 @@ func New(c Config) (*API, error) {
 	if c.Observe == nil {
 		c.Observe = func(string, string, string, int, time.Duration) {}
 	}
-	return &API{Config: c}, nil
+	if c.Limited == nil {
+		c.Limited = func(string) {}
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if err := c.Limits.Complete(); err != nil {
+		return nil, fmt.Errorf("httpapi: %w", err)
+	}
+	return &API{Config: c, admission: newAdmission(c.Limits, knownTo(c.Registry))}, nil
 }
 
 // request is what a handler works on.
@@ -83,11 +97,12 @@ type handler[Body, Answer any] func(context.Context, request[Body]) (Answer, err
 
 // Workload returns the handler of the workload listener.
 func (a *API) Workload() http.Handler {
-	r := a.router("workload", a.identify)
+	r := a.router("workload", a.identify).limited()
+	issuing := r.issuing()
 	get(r, wire.PathWhoami, a.whoami)
-	post(r, wire.PathTasks, http.StatusCreated, a.begin)
+	post(issuing, wire.PathTasks, http.StatusCreated, a.begin)
 	get(r, wire.PathTask, a.task)
-	post(r, wire.PathTaskTokens, http.StatusOK, a.issue)
+	post(issuing, wire.PathTaskTokens, http.StatusOK, a.issue)
 	post(r, wire.PathTaskEnd, http.StatusOK, a.end)
 	post(r, wire.PathHeartbeats, http.StatusOK, a.heartbeat)
 	get(r, wire.PathGrant, a.grant)

@@ -23,6 +23,10 @@ type router struct {
 	echo     *echo.Echo
 	routes   map[string]bool     // by echo's path
 	guard    echo.MiddlewareFunc // of the routes that are added, before their bodies are read; nil for none
+
+	admission *admission     // nil for a listener without
+	kind      string         // of the routes that are added
+	issues    map[route]bool // those of kindIssue
 }
 
 type workloadKey struct{}
@@ -33,7 +37,7 @@ func (a *API) router(listener string, identify echo.MiddlewareFunc) *router {
 	e.HideBanner, e.HidePort = true, true
 	// The peer's address comes from the connection alone: no header is believed.
 	e.IPExtractor = echo.ExtractIPDirect()
-	r := &router{api: a, listener: listener, echo: e, routes: map[string]bool{}}
+	r := &router{api: a, listener: listener, echo: e, routes: map[string]bool{}, issues: map[route]bool{}}
 	e.HTTPErrorHandler = r.fail
 	e.Use(r.requestID, r.observe, r.recover)
 	if identify != nil {
@@ -50,6 +54,7 @@ func (r *router) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 }
 
 func get[Answer any](r *router, path string, h handler[none, Answer]) {
+	h = within(r, h)
 	r.add(http.MethodGet, path, func(c echo.Context) error {
 		answer, err := h(c.Request().Context(), newRequest(c, none{}))
 		if err != nil {
@@ -60,6 +65,7 @@ func get[Answer any](r *router, path string, h handler[none, Answer]) {
 }
 
 func post[Body, Answer any](r *router, path string, status int, h handler[Body, Answer]) {
+	h = within(r, h)
 	r.add(http.MethodPost, path, func(c echo.Context) error {
 		var body Body
 		limit := int64(MaxBody)
@@ -130,6 +136,7 @@ func (r *router) add(method, path string, h echo.HandlerFunc) {
 	}
 	r.echo.Add(method, path, h)
 	r.routes[path] = true
+	r.issues[route{method, path}] = r.kind == kindIssue
 }
 
 // forRole is the same router for routes that need a role.

@@ -3,7 +3,9 @@ package httpapi
 import (
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/broker/feed"
@@ -75,10 +77,12 @@ var problemTypes = []problemType{
 	{wire.ProblemTooEarly, 409, "Too early to rotate", "", "Verifiers may not have the next key yet; \"detail\" says from when on they do. Repeat then. If the active key is no longer secret, revoke it instead: that is never too early.", matches(broker.ErrTooEarly)},
 	{wire.ProblemTaskEnded, 410, "Task has ended", "", "A task that has ended stays ended; \"state\" and \"cause\" say how. Begin a new one.", matches(broker.ErrEnded)},
 	{wire.ProblemCursorExpired, 410, "Position of another epoch", "", "Take a snapshot and follow from its position.", matches(feed.ErrCursor, broker.ErrEpoch)},
-	{wire.ProblemQuota, 429, "Quota exceeded", "5", "Too many tasks or grants of this workload are live at once. End those that are done, or raise its max_tasks or max_grants in the inventory.", matches(broker.ErrQuota)},
+	{wire.ProblemQuota, 429, "Quota exceeded", "5", "Too many tasks or grants of this workload are live at once. End tasks that are done; a grant counts until its token has expired. Or raise the workload's max_tasks or max_grants in the inventory. Retry-After is when to look again, not a promise that there is room then.", matches(broker.ErrQuota)},
+	{wire.ProblemRateLimited, 429, "Too many requests", "1", "This SPIFFE ID sends more requests than the broker takes from one: wait as long as Retry-After says, and repeat. Requests that begin a task or ask for a token have a rate of their own, so that ends and heartbeats go on. Keep a token for its life rather than ask for another, send heartbeats of many tasks at once, or have the operators raise limits in the broker's configuration.", as[*rateLimited]},
 	{wire.ProblemAuditUnavailable, 503, "Audit log unavailable", "1", "No token is issued that cannot be recorded. Tell the operators of the broker; try again.", matches(broker.ErrAudit)},
 	{wire.ProblemStoreUnavailable, 503, "Store unavailable", "1", "The broker cannot reach its store. Try again with the same Idempotency-Key. Ending is safe to repeat, and with the task's end_key needs no store, unless too many ends wait for it already.", matches(broker.ErrUnavailable, broker.ErrUnconfirmed)},
 	{wire.ProblemNotReady, 503, "Not ready", "1", "This replica cannot answer now. Try again, or ask another.", matches(broker.ErrNotReady, broker.ErrSigning, feed.ErrFull, feed.ErrReset)},
+	{wire.ProblemOverloaded, 503, "Overloaded", "1", "This replica is working on as much of this kind as it takes on at once. Try again, or ask another. Beginning and issuing never take the places of ending, nor of heartbeats.", matches(errOverloaded)},
 	{wire.ProblemVerifierStale, 503, "Revocation view too old", "1", "The answer of a resource server that has not heard from the broker for too long to know what has ended. The token may be good: try again. If it lasts, its operators should look at its connection to the broker.", func(error) bool { return false }},
 	{wire.ProblemInternal, 500, "Internal error", "", "This is a mistake of the broker. Give its operators the request ID.", func(error) bool { return true }},
 }
@@ -101,6 +105,9 @@ func (a *API) problem(err error) (wire.Problem, map[string]string) {
 	header := map[string]string{}
 	if row.retry != "" {
 		header["Retry-After"] = row.retry
+	}
+	if limited := (*rateLimited)(nil); errors.As(err, &limited) {
+		header["Retry-After"] = strconv.Itoa(int((limited.wait + time.Second - 1) / time.Second))
 	}
 	a.fill(&p, err)
 	p.Detail = short(p.Detail)

@@ -45,6 +45,7 @@ workloads:
   - {id: spiffe://prod/report, owner: team-fin, purpose: exports, ceiling: {orders: ["orders:read"], files: ["files:write"]}}
   - {id: spiffe://partner/agent, owner: team-partner, purpose: their agents, ceiling: {orders: ["orders:read"]}}
   - {id: spiffe://prod/night, owner: team-fin, purpose: batches, ceiling: {orders: ["orders:read"]}}
+  - {id: spiffe://prod/small, owner: team-fin, purpose: little, ceiling: {orders: ["orders:read"]}, max_tasks: 2, max_grants: 3}
 `
 
 // output collects what a replica logs.

@@ -27,6 +27,7 @@ type metrics struct {
 	events      *prometheus.CounterVec
 	auditErrors prometheus.Counter
 	requests    *prometheus.HistogramVec
+	rateLimited *prometheus.CounterVec
 }
 
 func newMetrics(s *Server) *metrics {
@@ -44,8 +45,9 @@ func newMetrics(s *Server) *metrics {
 			Name: "errand_http_request_duration_seconds", Help: "Requests, by listener, route, method and status.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
 		}, []string{"listener", "route", "method", "status"}),
+		rateLimited: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "errand_rate_limited_total", Help: "Requests refused since their sender sent too many, by kind: issue, or other."}, []string{"kind"}),
 	}
-	m.registry.MustRegister(m.begun, m.ended, m.issued, m.decisions, m.checks, m.unreported, m.events, m.auditErrors, m.requests,
+	m.registry.MustRegister(m.begun, m.ended, m.issued, m.decisions, m.checks, m.unreported, m.events, m.auditErrors, m.requests, m.rateLimited,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		gauge("errand_feed_subscribers", "Verifiers that follow the feed.", func() float64 { return float64(s.feed.Readers()) }),
 		gauge("errand_feed_entries", "Denials held for the feed.", func() float64 { return float64(s.feed.Entries()) }),
@@ -79,6 +81,19 @@ func (m *metrics) observe(listener, route, method string, status int, took time.
 		method = "other"
 	}
 	m.requests.WithLabelValues(listener, route, method, strconv.Itoa(status)).Observe(took.Seconds())
+}
+
+func (m *metrics) limited(kind string) { m.rateLimited.WithLabelValues(kind).Inc() }
+
+// load shows how many requests are worked on.
+func (m *metrics) load(now func() (issuing, others int)) {
+	const name, help = "errand_requests_at_work", "Requests of the workload listener that are worked on now, by kind: issue, or other."
+	for kind, count := range map[string]func() int{
+		"issue": func() int { n, _ := now(); return n }, "other": func() int { _, n := now(); return n },
+	} {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: prometheus.Labels{"kind": kind}},
+			func() float64 { return float64(count()) }))
+	}
 }
 
 // auditor counts what next has recorded.

@@ -65,6 +65,9 @@ type Config struct {
 	// for a mistake to be mended, while its workloads are refused already. Optional: DefaultWithdrawal.
 	Withdrawal time.Duration
 
+	// Limits are what the replica takes on at most. Optional: the defaults of each.
+	Limits httpapi.Limits
+
 	Algorithm keys.Algorithm // Optional: ES256.
 	KeyPeriod time.Duration  // How long a key signs. Optional: keys.DefaultPeriod.
 	// SharedKeys is where the replicas of one store share their keys, and needs Issuer, in whose name
@@ -172,6 +175,9 @@ func (c *Config) complete() error {
 	if c.Withdrawal < 0 || c.Withdrawal > MaxWithdrawal {
 		return &ConfigError{"Withdrawal", fmt.Errorf("withdrawal is %v; it must be at most %v, or zero for %v", c.Withdrawal, MaxWithdrawal, DefaultWithdrawal)}
 	}
+	if err := c.Limits.Complete(); err != nil {
+		return &ConfigError{"Limits", err}
+	}
 	if c.SharedKeys != nil && c.Issuer == "" {
 		return &ConfigError{"Issuer", errors.New("the issuer is empty; replicas that share their keys sign in the name of one: give all of them the same")}
 	}
@@ -269,13 +275,14 @@ func (s *Server) assemble() error {
 	}
 	api, err := httpapi.New(httpapi.Config{
 		Broker: s.broker, Registry: c.Registry, Feed: s.feed, Keys: s.ring.Set, AllKeys: s.ring.Keys,
-		Identify: c.Identity.Workload, Operators: c.Operators,
+		Identify: c.Identity.Workload, Limits: c.Limits, Operators: c.Operators,
 		Issuer: c.Issuer, BrokerURL: c.BrokerURL, Algorithm: signer.Algorithm().Header(), Ready: s.Ready,
-		Version: c.Version, Logger: c.Logger, Metrics: metrics.handler(), Observe: metrics.observe,
+		Version: c.Version, Now: c.Now, Logger: c.Logger, Metrics: metrics.handler(), Observe: metrics.observe, Limited: metrics.limited,
 	})
 	if err != nil {
 		return err
 	}
+	metrics.load(api.Load)
 	s.servers[0].server = httpapi.NewServer(c.Around("workload", api.Workload()), identity.ServerTLS(c.Identity), identity.ConnContext, c.Logger)
 	s.servers[1].server = httpapi.NewServer(c.Around("public", api.Public()), identity.PublicTLS(c.Identity), nil, c.Logger)
 	s.servers[2].server = httpapi.NewServer(c.Around("ops", api.Ops()), nil, nil, c.Logger)

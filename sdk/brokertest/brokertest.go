@@ -14,6 +14,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/errandhq/errand/broker/devmode"
+	"github.com/errandhq/errand/broker/httpapi"
 	"github.com/errandhq/errand/broker/identity"
 	"github.com/errandhq/errand/broker/registry"
 	"github.com/errandhq/errand/broker/server"
@@ -196,6 +197,8 @@ func (b *Broker) serve(socket, auditLog string) error {
 		WorkloadAddr: "127.0.0.1:0", PublicAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0",
 		Identity: source, Registry: b.inventory, Policy: b.policy, Store: b.store, AuditLog: auditLog,
 		Around: b.front.around, Now: b.clock.now,
+		// The test's clock may stand still, and no bucket would fill up then.
+		Limits: httpapi.Limits{IssueBurst: httpapi.MaxRate, Burst: httpapi.MaxRate},
 	}); err != nil {
 		return err
 	}

@@ -255,6 +255,7 @@ const (
 	ProblemTaskEnded           = "task-ended"
 	ProblemIdempotencyMismatch = "idempotency-mismatch"
 	ProblemQuota               = "quota-exceeded"
+	ProblemRateLimited         = "rate-limited"
 	ProblemTooShort            = "too-short"
 	ProblemTooLarge            = "too-large"
 	ProblemMediaType           = "unsupported-media-type"
@@ -262,6 +263,7 @@ const (
 	ProblemStoreUnavailable    = "store-unavailable"
 	ProblemAuditUnavailable    = "audit-unavailable"
 	ProblemNotReady            = "not-ready"
+	ProblemOverloaded          = "overloaded"
 	ProblemInternal            = "internal"
 	ProblemVerifierStale       = "verifier-stale" // a resource server's
 )

@@ -12,6 +12,7 @@ import (
 	"runtime/pprof"
 	"syscall"
 
+	"github.com/errandhq/errand/broker/httpapi"
 	"github.com/errandhq/errand/broker/identity"
 	"github.com/errandhq/errand/broker/registry"
 	"github.com/errandhq/errand/broker/server"
@@ -49,6 +50,8 @@ func runBroker(args []string) error {
 	s, err := server.New(server.Config{
 		WorkloadAddr: "127.0.0.1:0", PublicAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0",
 		Identity: source, Registry: inventory, Store: store, AuditLog: filepath.Join(dir, "audit.jsonl"), Logger: log,
+		// All requests come from one workload, as fast as they can.
+		Limits: httpapi.Limits{IssueRate: httpapi.MaxRate, IssueBurst: httpapi.MaxRate, Rate: httpapi.MaxRate, Burst: httpapi.MaxRate},
 	})
 	if err != nil {
 		return err

@@ -1,0 +1,210 @@
+package httpapi
+
+import (
+	"context"
+	"hash/maphash"
+	"sync"
+	"time"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/labstack/echo/v4"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/time/rate"
+)
+
+// Kinds of request. Each has rates and places of its own, so that one cannot take the other's.
+const (
+	kindIssue = "issue" // begins a task, or asks for a token
+	kindOther = "other" // ends, heartbeats, reads
+)
+
+// admission decides which requests of the workload listener are worked on, and when.
+type admission struct {
+	rates  map[string]*rates
+	places map[string]*places
+}
+
+func newAdmission(l Limits, known func(spiffeid.ID) bool) *admission {
+	return &admission{
+		rates:  map[string]*rates{kindIssue: newRates(l.IssueRate, l.IssueBurst, known), kindOther: newRates(l.Rate, l.Burst, known)},
+		places: map[string]*places{kindIssue: newPlaces(l.Issuing), kindOther: newPlaces(l.Others)},
+	}
+}
+
+// knownTo says who is in an inventory: a workload, or a server of an audience.
+func knownTo(registry broker.Registry) func(spiffeid.ID) bool {
+	return func(id spiffeid.ID) bool {
+		_, err := registry.Workload(id)
+		return err == nil || len(registry.Serves(id)) > 0
+	}
+}
+
+// limited makes a router of one that asks the admission about each request.
+func (r *router) limited() *router {
+	r.admission, r.kind = r.api.admission, kindOther
+	r.echo.Use(r.admit)
+	return r
+}
+
+// issuing is the same router for routes that issue.
+func (r *router) issuing() *router {
+	issuing := *r
+	issuing.kind = kindIssue
+	return &issuing
+}
+
+// admit refuses a request that is over its sender's rate, before its body is read.
+func (r *router) admit(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		kind := kindOther
+		if r.issues[route{c.Request().Method, c.Path()}] {
+			kind = kindIssue
+		}
+		if wait := r.admission.rates[kind].take(workloadOf(c.Request().Context()).ID, r.api.Now()); wait > 0 {
+			r.api.Limited(kind)
+			return &rateLimited{wait}
+		}
+		return next(c)
+	}
+}
+
+// within has a handler wait for a place among those of its kind. The body has been read by then and
+// the answer is written after it, so that nobody keeps a place by being slow.
+func within[Body, Answer any](r *router, h handler[Body, Answer]) handler[Body, Answer] {
+	if r.admission == nil {
+		return h
+	}
+	places := r.admission.places[r.kind]
+	return func(ctx context.Context, req request[Body]) (answer Answer, err error) {
+		if err := places.enter(ctx); err != nil {
+			return answer, err
+		}
+		defer places.leave()
+		return h(ctx, req)
+	}
+}
+
+// route is a method with echo's path.
+type route struct{ method, path string }
+
+const (
+	// maxOwnRates bounds the buckets that peers have for themselves.
+	maxOwnRates = 20_000
+	// sharedRates is how many buckets there are for all the others, who share them by chance.
+	sharedRates = 1024
+	// sweepRates is the least time between two looks for buckets that nobody needs.
+	sweepRates = time.Second
+)
+
+// rates has a token bucket for each peer. Those that the inventory knows have one for themselves; all
+// others share a fixed number by the hash of their ID. So nobody can take the room of somebody who is
+// known by showing up with many identities, and no bucket is given up that is not full: that would
+// give its peer a new burst.
+type rates struct {
+	limit rate.Limit
+	burst int
+	known func(spiffeid.ID) bool
+	seed  maphash.Seed
+
+	mu     sync.Mutex // guards what follows
+	own    map[spiffeid.ID]*rate.Limiter
+	swept  time.Time
+	shared [sharedRates]*rate.Limiter
+}
+
+func newRates(perSecond, burst int, known func(spiffeid.ID) bool) *rates {
+	r := &rates{limit: rate.Limit(perSecond), burst: burst, known: known, seed: maphash.MakeSeed(), own: map[spiffeid.ID]*rate.Limiter{}}
+	for i := range r.shared {
+		r.shared[i] = r.bucket()
+	}
+	return r
+}
+
+func (r *rates) bucket() *rate.Limiter { return rate.NewLimiter(r.limit, r.burst) }
+
+// take returns zero for a request that is within the rate, and otherwise when the next one is.
+func (r *rates) take(id spiffeid.ID, now time.Time) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	bucket := r.of(id, now)
+	if bucket.AllowN(now, 1) {
+		return 0
+	}
+	missing := 1 - bucket.TokensAt(now)
+	return max(time.Nanosecond, time.Duration(missing/float64(r.limit)*float64(time.Second)))
+}
+
+// of is called with mu held.
+func (r *rates) of(id spiffeid.ID, now time.Time) *rate.Limiter {
+	if bucket := r.own[id]; bucket != nil {
+		return bucket
+	}
+	if len(r.own) >= maxOwnRates && now.Sub(r.swept) >= sweepRates {
+		r.sweep(now)
+	}
+	if len(r.own) >= maxOwnRates || !r.known(id) {
+		return r.shared[maphash.String(r.seed, id.String())%sharedRates]
+	}
+	bucket := r.bucket()
+	r.own[id] = bucket
+	return bucket
+}
+
+// sweep forgets the buckets that are full, which are as new ones. It is called with mu held.
+func (r *rates) sweep(now time.Time) {
+	r.swept = now
+	for id, bucket := range r.own {
+		if bucket.TokensAt(now) >= float64(r.burst) {
+			delete(r.own, id)
+		}
+	}
+}
+
+const (
+	// placeWait is how long a request waits for a place. With what the store may take it stays under a
+	// second.
+	placeWait = 100 * time.Millisecond
+	// waitersPerPlace bounds how many wait.
+	waitersPerPlace = 4
+)
+
+// places are what one kind of request may take at once.
+type places struct {
+	taken   chan struct{}
+	waiting chan struct{}
+}
+
+func newPlaces(n int) *places {
+	return &places{taken: make(chan struct{}, n), waiting: make(chan struct{}, waitersPerPlace*n)}
+}
+
+// enter takes a place; leave gives it back. Those who wait get one in the order in which they came.
+func (p *places) enter(ctx context.Context) error {
+	select {
+	case p.taken <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case p.waiting <- struct{}{}:
+	default:
+		return errOverloaded
+	}
+	defer func() { <-p.waiting }()
+	patience := time.NewTimer(placeWait)
+	defer patience.Stop()
+	select {
+	case p.taken <- struct{}{}:
+		return nil
+	case <-patience.C:
+	case <-ctx.Done():
+	}
+	return errOverloaded
+}
+
+func (p *places) leave() { <-p.taken }
+
+// Load says how many requests are worked on now, of those that issue and of all others.
+func (a *API) Load() (issuing, others int) {
+	return len(a.admission.places[kindIssue].taken), len(a.admission.places[kindOther].taken)
+}
