@@ -147,12 +147,21 @@ func problem(resp *http.Response, text []byte) *Error {
 	return e
 }
 
-// again calls f until it answers something else than ErrUnavailable, has been called as often as
-// tries, or ctx has ended.
+// again calls f until it answers something else than ErrUnavailable or ErrRateLimited, or ctx has
+// ended. So many answers of ErrUnavailable as tries are the last word; zero is no bound. A broker that
+// wants less of us has said when it takes more, and that is waited for as long as ctx lasts.
 func again(ctx context.Context, tries int, f func() error) error {
-	for try := 1; ; try++ {
+	for try, failed := 1, 0; ; try++ {
 		err := f()
-		if !errors.Is(err, ErrUnavailable) || try == tries || ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
+			return err
+		case errors.Is(err, ErrRateLimited):
+		case errors.Is(err, ErrUnavailable):
+			if failed++; failed == tries {
+				return err
+			}
+		default:
 			return err
 		}
 		if sleep(ctx, pause(try, err)) != nil {

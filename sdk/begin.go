@@ -72,8 +72,8 @@ const maxBegin = 30 * time.Second
 // Begin begins a task that the caller ends. Use it where the work is not one function call:
 // defer task.Close() and call Complete on success. ctx bounds Begin alone, and the task has its
 // values. A broker that is not available is tried again until ctx ends, for 30 s at most; however
-// often it is tried, one task begins. Errors: *Error, ErrUnavailable, ErrNoIdentity, ErrQuota,
-// ErrClosed.
+// often it is tried, one task begins. Errors: *Error, ErrUnavailable, ErrRateLimited, ErrNoIdentity,
+// ErrQuota, ErrClosed.
 func (c *Client) Begin(ctx context.Context, spec TaskSpec) (*Task, error) {
 	return c.begin(ctx, context.WithoutCancel(ctx), spec)
 }
@@ -97,7 +97,7 @@ func (c *Client) begin(ctx, parent context.Context, spec TaskSpec) (*Task, error
 	if err != nil {
 		c.unreserve()
 		c.denied(ctx, err)
-		if ctx.Err() != nil {
+		if ctx.Err() != nil && begun.tries > 0 {
 			c.abandon(key, body)
 		}
 		return nil, err
@@ -178,7 +178,7 @@ type begun struct {
 	from   *generation // whose connection it came over
 
 	// The lease began with the first try at the earliest; what is said of the tokens counts from the
-	// last one.
+	// last one. Tries that came over the rate do not count: they have begun nothing.
 	first, last instant
 	tries       int
 }
@@ -187,11 +187,15 @@ func (c *Client) askBegin(ctx context.Context, key string, body wire.BeginReques
 	ctx, cancel := context.WithTimeout(ctx, maxBegin)
 	defer cancel()
 	q := question{method: http.MethodPost, path: wire.PathTasks, key: key, body: body}
-	b.first = c.clock()
 	err = again(ctx, 0, func() (err error) {
-		b.tries++
 		b.last, b.answer = c.clock(), wire.BeginResponse{}
-		if b.from, err = c.ask(ctx, q, &b.answer); err != nil {
+		if b.tries == 0 {
+			b.first = b.last
+		}
+		if b.from, err = c.ask(ctx, q, &b.answer); !errors.Is(err, ErrRateLimited) {
+			b.tries++
+		}
+		if err != nil {
 			return err
 		}
 		if b.answer.Task.ID == "" || b.answer.Task.LeaseSeconds <= 0 {

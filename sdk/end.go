@@ -244,7 +244,7 @@ func (c *Client) pending() map[*task]*ending {
 	return all
 }
 
-// confirm tries each unconfirmed end once, up to the first that finds no broker. It reports whether
+// confirm tries each unconfirmed end once, up to the first that the broker has no time for. It reports whether
 // none is left of those that there were.
 func (c *Client) confirm(ctx context.Context) bool {
 	all := true
@@ -252,7 +252,7 @@ func (c *Client) confirm(ctx context.Context) bool {
 		receipt, err := t.askEnd(ctx, e, 1)
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			all = false
-			if errors.Is(err, ErrUnavailable) {
+			if errors.Is(err, ErrUnavailable) || errors.Is(err, ErrRateLimited) {
 				return false
 			}
 			continue

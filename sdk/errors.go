@@ -29,6 +29,7 @@ const (
 	ErrScopeExceeded   = sentinel("outside the task's ceiling")
 	ErrQuarantined     = sentinel("quarantined")
 	ErrQuota           = sentinel("quota exceeded")
+	ErrRateLimited     = sentinel("too many requests")
 	ErrNotFound        = sentinel("not found")
 	ErrTaskEnded       = sentinel("task has ended")
 	ErrRevoked         = sentinel("task revoked") // by an operator, or with the identity of its workload
@@ -60,6 +61,8 @@ func problems(name string) error {
 		return ErrQuarantined
 	case wire.ProblemQuota:
 		return ErrQuota
+	case wire.ProblemRateLimited:
+		return ErrRateLimited
 	case wire.ProblemNotFound:
 		return ErrNotFound
 	case wire.ProblemTaskEnded:

@@ -59,7 +59,12 @@ func (c *Client) beatAll() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.beatAt = start.Add(jitter(interval)); err != nil {
-		c.beatAt = c.clock().steady.Add(jitter(min(beatAgain, interval/beatsPerLease)))
+		soon := min(beatAgain, interval/beatsPerLease)
+		var e *Error
+		if errors.Is(err, ErrRateLimited) && errors.As(err, &e) {
+			soon = max(soon, min(e.RetryAfter, interval)) // the lease has room for one that comes later
+		}
+		c.beatAt = c.clock().steady.Add(jitter(soon))
 	}
 }
 
