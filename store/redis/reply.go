@@ -24,30 +24,56 @@ type reply struct {
 	epoch  uint64 // that the call was for
 }
 
-// answer turns a command into what its script said.
-func (s *Store) answer(c call, cmd command) reply {
-	r := reply{script: c.script, shard: c.shard, epoch: c.epoch}
+// answer takes what the script said of each call of a command.
+func (s *Store) answer(calls []call, cmd command, replies []reply) {
 	values, err := cmd.Slice()
-	if err != nil {
-		r.err = c.script.failed(err)
-		return r
+	many := calls[cmd.calls[0]].script.many
+	if !many {
+		values = s.single(values)
+	} else if len(values) == len(cmd.calls)+1 {
+		s.unreadable.report(s.logger, values[len(cmd.calls)])
 	}
+	for n, i := range cmd.calls {
+		c := &calls[i]
+		r := reply{script: c.script, shard: c.shard, epoch: c.epoch}
+		switch {
+		case err != nil:
+			r.err = c.script.failed(err)
+		case n >= len(values):
+			r.fail("it has too few answers")
+		default:
+			r.rest, _ = values[n].([]any)
+			r.head(c)
+		}
+		replies[i] = r
+	}
+}
+
+// single returns the one answer of a script that makes one call, in a list.
+func (s *Store) single(values []any) []any {
 	if len(values) == 2 {
 		if inner, ok := values[0].([]any); ok { // and with it, a record that nobody can read
 			s.unreadable.report(s.logger, values[1])
 			values = inner
 		}
 	}
-	r.rest = values
+	return []any{values}
+}
+
+// head reads the beginning of an answer: its status, and the echo.
+func (r *reply) head(c *call) {
 	r.status = r.text()
-	if echo := r.text(); r.err == nil && echo != c.echo {
+	echo := r.text()
+	switch {
+	case r.err != nil:
+	case echo != c.echo:
 		r.err = fmt.Errorf("%w: script %s answered about %q instead of %q", c.script.doubt(), c.script.name, echo, c.echo)
-	}
-	if r.err == nil && r.status == "epoch" {
+	case r.status == "failed":
+		r.err = fmt.Errorf("%w: redis, script %s: %s", c.script.doubt(), c.script.name, r.text())
+	case r.status == "epoch":
 		r.err = fmt.Errorf("%w: shard %d is not of the known data set; it has lost data, and the feed must be followed anew: %w",
 			broker.ErrUnavailable, c.shard, broker.ErrEpoch)
 	}
-	return r
 }
 
 // doubt is what an answer that makes no sense stands for.

@@ -5,6 +5,7 @@ import (
 	"embed"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/errandhq/errand/broker"
@@ -19,11 +20,13 @@ type script struct {
 	source string
 	sum    string
 	writes bool    // a failure may leave the call done
-	keys   [][]any // by shard: those of the shard that every call declares
+	many   bool    // one run makes many calls
+	keys   [][]any // by shard: those of the shard that every run declares
 }
 
 // scripts are all of them. Each declares the keys of the shard that it uses, is put together from the
-// parts of scripts/lib that it needs, and says whether it works when memory is full.
+// parts of scripts/lib that it needs, and says whether it works when memory is full. Those that end
+// with "calls" make many calls in one run.
 type scripts struct {
 	open, grant, heartbeat, end, control, lookup, list, watch, record, probe *script
 }
@@ -31,7 +34,8 @@ type scripts struct {
 func newScripts(prefix string, shards int) scripts {
 	const writes, reads, full = true, false, true
 	make := func(name string, writes, oom bool, keys string, parts ...string) *script {
-		sc := &script{name: name, writes: writes, source: source(name, oom, strings.Fields(keys), parts)}
+		sc := &script{name: name, writes: writes, many: slices.Contains(parts, "calls")}
+		sc.source = source(name, oom, strings.Fields(keys), parts)
 		sum := sha1.Sum([]byte(sc.source))
 		sc.sum = hex.EncodeToString(sum[:])
 		for shard := range shards {
@@ -45,11 +49,11 @@ func newScripts(prefix string, shards int) scripts {
 	}
 	return scripts{
 		open:      make("open", writes, full, "meta feed tasks requests ids due alarms usage"),
-		grant:     make("grant", writes, !full, "meta tasks requests ids due alarms usage", "clock", "tasks", "grants", "quota", "settle"),
+		grant:     make("grant", writes, !full, "meta tasks requests ids due alarms usage", "clock", "tasks", "grants", "quota", "settle", "calls"),
 		heartbeat: make("heartbeat", writes, full, "meta tasks", "clock", "tasks"),
-		end:       make("end", writes, full, "meta tasks requests ids due alarms usage feed", "clock", "tasks", "grants", "quota", "feed"),
+		end:       make("end", writes, full, "meta tasks requests ids due alarms usage feed", "clock", "tasks", "grants", "quota", "feed", "calls"),
 		control:   make("control", writes, full, "meta feed denials locks", "clock", "feed", "controls"),
-		lookup:    make("lookup", reads, full, "meta tasks", "clock", "tasks", "grants"),
+		lookup:    make("lookup", reads, full, "meta tasks", "clock", "tasks", "grants", "calls"),
 		list:      make("list", reads, full, "meta tasks requests ids due alarms usage", "clock", "tasks", "quota", "settle"),
 		watch:     make("watch", reads, full, "meta feed denials locks", "clock", "feed", "controls"),
 		record:    make("record", writes, full, "meta", "clock"),
@@ -63,7 +67,7 @@ func keyOf(prefix string, shard int, name string) string {
 }
 
 // source puts a script together: its flags, its keys, the domain's constants, the parts, and itself as
-// a function, so that whatever it returns goes through finish.
+// a function, so that whatever it returns goes through finish. One that makes many calls defines main.
 func source(name string, oom bool, keys, parts []string) string {
 	var b strings.Builder
 	b.WriteString("#!lua")
@@ -83,6 +87,8 @@ func source(name string, oom bool, keys, parts []string) string {
 	switch {
 	case parts == nil:
 		b.WriteString(text(name))
+	case slices.Contains(parts, "calls"):
+		fmt.Fprintf(&b, "%sreturn finish(make_calls(main))\n", text(name))
 	case name == "record":
 		fmt.Fprintf(&b, "local function main()\n%send\nreturn finish(main())\n", text(name))
 	default:

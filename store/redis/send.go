@@ -15,30 +15,75 @@ import (
 type call struct {
 	script *script
 	shard  int
-	echo   string   // the second argument; the answer must begin with it
+	echo   string   // what the answer must repeat
 	keys   []string // after the shard's
 	args   []any    // after the epoch and the echo
 	epoch  uint64   // the data set that it is for; 0 for the one that is known when it is sent
 }
 
-// command is a call as the client sends it: once. Whether to repeat it is not for the client to decide.
-type command struct{ *redis.Cmd }
+// command runs a script as the client sends it: once. Whether to repeat it is not for the client to
+// decide.
+type command struct {
+	*redis.Cmd
+	calls []int // the indexes of those that the run makes
+}
 
 // NoRetry keeps a cluster's client from sending it again.
 func (command) NoRetry() bool { return true }
 
-func (s *Store) command(ctx context.Context, c call) command {
-	keys := c.script.keys[c.shard]
-	args := make([]any, 0, 5+len(keys)+len(c.keys)+len(c.args))
-	args = append(args, "evalsha", c.script.sum, len(keys)+len(c.keys))
-	args = append(args, keys...)
-	for _, key := range c.keys {
-		args = append(args, key)
+// commands returns what makes the calls with the given indexes. Calls of a script that makes many, in
+// the same shard and data set, are one command.
+func commands(ctx context.Context, calls []call, indexes []int) []command {
+	var list []command
+next:
+	for _, i := range indexes {
+		c := &calls[i]
+		for n := range list {
+			first := &calls[list[n].calls[0]]
+			if c.script.many && c.script == first.script && c.shard == first.shard && c.epoch == first.epoch {
+				list[n].calls = append(list[n].calls, i)
+				continue next
+			}
+		}
+		list = append(list, command{calls: []int{i}})
 	}
-	args = append(args, c.epoch, c.echo)
-	cmd := redis.NewCmd(ctx, append(args, c.args...)...)
+	for n := range list {
+		list[n].Cmd = run(ctx, calls, list[n].calls)
+	}
+	return list
+}
+
+// run is the command for calls that one run makes.
+func run(ctx context.Context, calls []call, indexes []int) *redis.Cmd {
+	first := &calls[indexes[0]]
+	shared := first.script.keys[first.shard]
+	keys, size := len(shared), 0
+	for _, i := range indexes {
+		keys += len(calls[i].keys)
+		size += len(calls[i].args) + 3
+	}
+	args := make([]any, 0, 5+keys+size)
+	args = append(args, "evalsha", first.script.sum, keys)
+	args = append(args, shared...)
+	for _, i := range indexes {
+		for _, key := range calls[i].keys {
+			args = append(args, key)
+		}
+	}
+	args = append(args, first.epoch)
+	if first.script.many {
+		args = append(args, len(indexes))
+	}
+	for _, i := range indexes {
+		c := &calls[i]
+		if c.script.many {
+			args = append(args, len(c.keys), len(c.args)+1)
+		}
+		args = append(append(args, c.echo), c.args...)
+	}
+	cmd := redis.NewCmd(ctx, args...)
 	cmd.SetFirstKeyPos(3)
-	return command{cmd}
+	return cmd
 }
 
 // send makes the calls in one round trip and returns an answer for each. A failure of one is in its
@@ -53,7 +98,6 @@ func (s *Store) send(ctx context.Context, calls []call) []reply {
 	}
 	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
 	defer cancel()
-	commands := make([]command, len(calls))
 	todo := make([]int, len(calls))
 	for i := range todo {
 		todo[i] = i
@@ -62,39 +106,38 @@ func (s *Store) send(ctx context.Context, calls []call) []reply {
 	for i := range calls {
 		calls[i].epoch = cmp.Or(calls[i].epoch, epoch)
 	}
-	s.pipeline(ctx, calls, todo, commands)
-	if missing := unknown(commands); len(missing) > 0 && s.load(ctx, calls, missing) == nil {
-		s.pipeline(ctx, calls, missing, commands)
+	sent := s.pipeline(ctx, calls, todo)
+	if missing := unknown(sent); len(missing) > 0 && s.load(ctx, calls, missing) == nil {
+		sent = append(sent, s.pipeline(ctx, calls, missing)...)
 	}
-	for i, c := range calls {
-		replies[i] = s.answer(c, commands[i])
+	for _, cmd := range sent {
+		s.answer(calls, cmd, replies)
 	}
 	return replies
 }
 
-// pipeline sends the calls with the given indexes, and puts their commands there.
-func (s *Store) pipeline(ctx context.Context, calls []call, indexes []int, commands []command) {
-	for _, i := range indexes {
-		commands[i] = s.command(ctx, calls[i])
-	}
-	if len(indexes) == 1 {
-		_ = s.client.Process(ctx, commands[indexes[0]]) // its error is in the command
-		return
+// pipeline sends the calls with the given indexes.
+func (s *Store) pipeline(ctx context.Context, calls []call, indexes []int) []command {
+	list := commands(ctx, calls, indexes)
+	if len(list) == 1 {
+		_ = s.client.Process(ctx, list[0]) // its error is in the command
+		return list
 	}
 	p := s.client.Pipeline()
-	for _, i := range indexes {
-		_ = p.Process(ctx, commands[i])
+	for _, cmd := range list {
+		_ = p.Process(ctx, cmd)
 	}
 	_, _ = p.Exec(ctx) // each command has its own error
+	return list
 }
 
-// unknown returns which of the commands named a script that the server does not have, as after its
-// restart or a failover. Nothing else is ever sent twice.
-func unknown(commands []command) []int {
+// unknown returns the calls whose script the server does not have, as after its restart or a failover.
+// Nothing else is ever sent twice.
+func unknown(sent []command) []int {
 	var missing []int
-	for i, c := range commands {
-		if redis.HasErrorPrefix(c.Err(), "NOSCRIPT") {
-			missing = append(missing, i)
+	for _, cmd := range sent {
+		if redis.HasErrorPrefix(cmd.Err(), "NOSCRIPT") {
+			missing = append(missing, cmd.calls...)
 		}
 	}
 	return missing

@@ -1,115 +1,50 @@
 -- Begins a task, issues grants in one, or both; or writes nothing. It does not work when memory is
 -- full: nothing new begins then. The order of the checks is the contract's.
 --
--- KEYS: after the shard's, one for each grant that is asked for, and then those that 'declare' named.
--- ARGV: epoch, task, workload, control, quota of tasks, of grants, of children, number of grants,
--- and of each: audience, life, not after (0 for none), what else is to be kept; then, of a begin:
--- parent ('' for a root), lease, deadline, idempotency key, digest, what else is to be kept.
+-- KEYS: one for each grant that is asked for, and then those that 'declare' named.
+-- ARGV: task, workload, control, quota of tasks, of grants, of children, number of grants, and of each:
+-- audience, life, not after (0 for none), what else is to be kept; then, of a begin: parent ('' for a
+-- root), lease, deadline, idempotency key, digest, what else is to be kept.
 --
 -- What is new is answered in few words, since the caller knows the rest.
 local ELSEWHERE = string.rep('-', ID) -- the ID of what cannot be in this shard
-local id, workload = ARGV[2], ARGV[3]
-local asks = tonumber(ARGV[8])
-local b = 9 + 4 * asks -- where the begin stands
-local begin = ARGV[b] ~= nil
-local parent, request = ARGV[b], ARGV[b + 3]
-local on = id -- the task that must be alive; '' for a root
-if begin then on = parent end
 
 -- Whoever adds work does a part of what has come due: more of it than can be added.
-if clock[2] % 8 == 0 then settle(32) end
+if known and clock[2] % 8 < calls then settle(math.max(32, 4 * calls)) end
 
-local raws = {}
-if #KEYS > NKEYS then raws = redis.call('MGET', unpack(KEYS, NKEYS + 1)) end
-
-local function refuse_dead(path)
+local function refuse_dead(id, path)
   local state, cause, moment = fate(path)
   if now >= moment then return {'ended', id, path[#path].id, state, cause, moment} end
 end
 
 -- A call that has been made already is known by its key or by the IDs that it brings. The IDs of its
 -- grants are those of the first time, so their keys may have to be declared yet.
-local function replay(made, ids)
+local function replay(id, workload, made, ids, key, last_key, raws)
   local path = find(made, workload)
   if not path then return {'not found', id} end
-  local dead = refuse_dead(path)
+  local dead = refuse_dead(id, path)
   if dead then return dead end
   local declared, grants = {}, {}
-  for i = NKEYS + 1, #KEYS do declared[string.sub(KEYS[i], -ID)] = i end
+  for i = key, last_key do declared[string.sub(KEYS[i], -ID)] = i end
   for i = 1, #ids, ID do
     local at = declared[string.sub(ids, i, i + ID - 1)]
     if not at then return {'declare', id, ids} end
-    local g = grant(KEYS[at], raws[at - NKEYS])
+    local g = grant(KEYS[at], raws[at - key + 1])
     if g and not passed(g.expires) then grants[#grants + 1] = grant_reply(g) end
   end
   return {'replayed', id, now, version, task_reply(path), grants}
 end
 
-if begin then
-  local made = request ~= '' and redis.call('HGET', REQUESTS, request)
-  made = made and task(made) or task(id)
-  if made and made.begun == 0 then -- it is known by its end alone
-    return {'ended', id, made.id, made.over.state, made.over.cause, made.over.ended}
-  end
-  if made then
-    if made.workload ~= workload or made.digest ~= ARGV[b + 4] then return {'mismatch', id} end
-    return replay(made.id, made.first)
-  end
-end
-local there = ''
-for i = 1, asks do
-  local g = raws[i] and grant(KEYS[NKEYS + i], raws[i])
-  if g and g.task ~= id then return {'mismatch', id} end
-  if g then there = there .. g.id end
-end
-if there ~= '' then
-  if #there < asks * ID then return {'mismatch', id} end
-  return replay(id, there)
-end
-
-local path = {}
-if on ~= '' then
-  path = find(on, workload)
-  if not path then return {'not found', id} end
-  local dead = refuse_dead(path)
-  if dead then return dead end
-end
-for i = 1, asks do
-  if string.sub(KEYS[NKEYS + i], -ID) == ELSEWHERE then return {'not found', id} end
-  for j = 1, i - 1 do
-    if KEYS[NKEYS + j] == KEYS[NKEYS + i] then return {'mismatch', id} end
-  end
-end
-local above = path[#path] -- the parent of a begin; the task itself otherwise
-if begin and #path >= MAX_DEPTH then return {'deep', id} end
-if version > tonumber(ARGV[4]) then return {'behind', id, version} end
-
-local u = usage(workload)
-local function over(what, n, limit)
+local function over_limit(id, what, n, limit)
   limit = tonumber(limit)
   if limit > 0 and n > limit then return {'quota', id, what, limit} end
 end
-local function over_quota()
-  return begin and over('live tasks', u.tasks + 1, ARGV[5]) or begin and above and over('live children', above.children + 1, ARGV[7])
-    or asks > 0 and over('live grants', u.grants + asks, ARGV[6])
-end
-if over_quota() then
-  if settle(200) then return {'again', id} end
-  local refusal = over_quota()
-  if refusal then return refusal end
-end
 
-local deadline = above and above.deadline or math.huge
-if begin then deadline = math.min(deadline, now + tonumber(ARGV[b + 2])) end
-local issued = now - now % 1000
-local expiries, last_exp = {}, 0
-for i = 1, asks do
-  local expires = math.min(issued + tonumber(ARGV[6 + 4 * i]), deadline)
-  local not_after = tonumber(ARGV[7 + 4 * i])
-  if not_after ~= 0 then expires = math.min(expires, not_after) end
-  expires = expires - expires % 1000
-  if expires - issued < MIN_LIFE then return {'short', id} end
-  expiries[i], last_exp = expires, math.max(last_exp, expires)
+-- over_quota says which quota is exceeded; ARGV has them from q on.
+local function over_quota(id, u, begin, above, asks, q)
+  return begin and over_limit(id, 'live tasks', u.tasks + 1, ARGV[q])
+    or begin and above and over_limit(id, 'live children', above.children + 1, ARGV[q + 2])
+    or asks > 0 and over_limit(id, 'live grants', u.grants + asks, ARGV[q + 1])
 end
 
 -- count_grant counts a grant in a usage until it expires.
@@ -129,36 +64,121 @@ local function count_grant(u, expires)
   u.grants = u.grants + 1
 end
 
--- From here on everything is written.
-local audiences = path[1] and path[1].audiences or {}
-local first = ''
-for i, expires in ipairs(expiries) do
-  local key, audience = KEYS[NKEYS + i], ARGV[5 + 4 * i]
-  save_grant(key, id, audience, ARGV[8 + 4 * i], issued, expires, number, false)
-  count_grant(u, expires)
-  first = first .. string.sub(key, -ID)
-  local new = true
-  for _, known_audience in ipairs(audiences) do new = new and known_audience ~= audience end
-  if new then audiences[#audiences + 1] = audience end
+-- earlier returns the answer to a call that has been made already, or that is about something else than
+-- it says; and nothing to a new one. The begin's arguments stand from b on.
+local function earlier(id, workload, asks, begin, b, key, last_key, raws)
+  if begin then
+    local request = ARGV[b + 3]
+    local made = request ~= '' and redis.call('HGET', REQUESTS, request)
+    made = made and task(made) or task(id)
+    if made and made.begun == 0 then -- it is known by its end alone
+      return {'ended', id, made.id, made.over.state, made.over.cause, made.over.ended}
+    end
+    if made then
+      if made.workload ~= workload or made.digest ~= ARGV[b + 4] then return {'mismatch', id} end
+      return replay(id, workload, made.id, made.first, key, last_key, raws)
+    end
+  end
+  local there = ''
+  for i = 1, asks do
+    local g = raws[i] and grant(KEYS[key + i - 1], raws[i])
+    if g and g.task ~= id then return {'mismatch', id} end
+    if g then there = there .. g.id end
+  end
+  if there ~= '' then
+    if #there < asks * ID then return {'mismatch', id} end
+    return replay(id, workload, id, there, key, last_key, raws)
+  end
 end
-for _, t in ipairs(path) do
-  t.grants, t.last_exp = t.grants + asks, math.max(t.last_exp, last_exp)
-  if begin then t.below = t.below + 1 end
-  save(t)
-end
-if asks > 0 or begin then used[workload], changed = u, true end
-if not begin then return {'issued', id, now, version, number, expiries, task_reply(path)} end
 
-if load_task(id) then drop(id) end -- it is gone, and nobody has come by to take it away
-u.tasks = u.tasks + 1
-local ancestors = ''
-if above then
-  above.children, ancestors, audiences = above.children + 1, above.above .. above.id, {}
+-- write_grants writes the grants with their expiries, and adds what is new to the audiences. It returns
+-- their IDs.
+local function write_grants(id, u, expiries, issued, audiences, first, key)
+  local ids = ''
+  for i, expires in ipairs(expiries) do
+    local k, audience = KEYS[key + i - 1], ARGV[first + 3 + 4 * i]
+    save_grant(k, id, audience, ARGV[first + 6 + 4 * i], issued, expires, number, false)
+    count_grant(u, expires)
+    ids = ids .. string.sub(k, -ID)
+    local new = true
+    for _, known_audience in ipairs(audiences) do new = new and known_audience ~= audience end
+    if new then audiences[#audiences + 1] = audience end
+  end
+  return ids
 end
-local lease = tonumber(ARGV[b + 1])
-redis.call('HSET', TASKS, id, cmsgpack.pack({TASK_VERSION, workload, ARGV[b + 5], now, lease, lease, deadline - now, ancestors,
-  request, ARGV[b + 4], first, audiences, last_exp / 1000, asks, 0, 0, false}))
-redis.call('ZADD', IDS, 0, id)
-redis.call('ZADD', ALARMS, math.min(now + lease, deadline), id)
-if request ~= '' then redis.call('HSET', REQUESTS, request, id) end
-return {'begun', id, now, version, number, expiries, deadline, ancestors}
+
+local function main(first, last, key, last_key)
+  local id, workload, control = ARGV[first], ARGV[first + 1], tonumber(ARGV[first + 2])
+  local asks = tonumber(ARGV[first + 6])
+  local b = first + 7 + 4 * asks -- where the begin stands
+  local begin = b <= last
+  local raws = {}
+  if key <= last_key then raws = redis.call('MGET', unpack(KEYS, key, last_key)) end
+  local answer = earlier(id, workload, asks, begin, b, key, last_key, raws)
+  if answer then return answer end
+
+  local path = {}
+  local on = id -- the task that must be alive; '' for a root
+  if begin then on = ARGV[b] end
+  if on ~= '' then
+    path = find(on, workload)
+    if not path then return {'not found', id} end
+    local dead = refuse_dead(id, path)
+    if dead then return dead end
+  end
+  for i = key, key + asks - 1 do
+    if string.sub(KEYS[i], -ID) == ELSEWHERE then return {'not found', id} end
+    for j = key, i - 1 do
+      if KEYS[j] == KEYS[i] then return {'mismatch', id} end
+    end
+  end
+  local above = path[#path] -- the parent of a begin; the task itself otherwise
+  if begin and #path >= MAX_DEPTH then return {'deep', id} end
+  if version > control then return {'behind', id, version} end
+
+  local u = usage(workload)
+  if over_quota(id, u, begin, above, asks, first + 3) then
+    if settle(200) then return {'again', id} end
+    local refusal = over_quota(id, u, begin, above, asks, first + 3)
+    if refusal then return refusal end
+  end
+
+  local deadline = above and above.deadline or math.huge
+  if begin then deadline = math.min(deadline, now + tonumber(ARGV[b + 2])) end
+  local issued = now - now % 1000
+  local expiries, last_exp = {}, 0
+  for i = 1, asks do
+    local expires = math.min(issued + tonumber(ARGV[first + 4 + 4 * i]), deadline)
+    local not_after = tonumber(ARGV[first + 5 + 4 * i])
+    if not_after ~= 0 then expires = math.min(expires, not_after) end
+    expires = expires - expires % 1000
+    if expires - issued < MIN_LIFE then return {'short', id} end
+    expiries[i], last_exp = expires, math.max(last_exp, expires)
+  end
+
+  -- From here on everything is written.
+  local audiences = path[1] and path[1].audiences or {}
+  local ids = write_grants(id, u, expiries, issued, audiences, first, key)
+  for _, t in ipairs(path) do
+    t.grants, t.last_exp = t.grants + asks, math.max(t.last_exp, last_exp)
+    if begin then t.below = t.below + 1 end
+    save(t)
+  end
+  if asks > 0 or begin then used[workload], changed = u, true end
+  if not begin then return {'issued', id, now, version, number, expiries, task_reply(path)} end
+
+  if load_task(id) then drop(id) end -- it is gone, and nobody has come by to take it away
+  u.tasks = u.tasks + 1
+  local ancestors = ''
+  if above then
+    above.children, ancestors, audiences = above.children + 1, above.above .. above.id, {}
+  end
+  local lease, request = tonumber(ARGV[b + 1]), ARGV[b + 3]
+  redis.call('HSET', TASKS, id, cmsgpack.pack({TASK_VERSION, workload, ARGV[b + 5], now, lease, lease, deadline - now, ancestors,
+    request, ARGV[b + 4], ids, audiences, last_exp / 1000, asks, 0, 0, false}))
+  tasks[id] = nil -- a later call of this run finds it
+  redis.call('ZADD', IDS, 0, id)
+  redis.call('ZADD', ALARMS, math.min(now + lease, deadline), id)
+  if request ~= '' then redis.call('HSET', REQUESTS, request, id) end
+  return {'begun', id, now, version, number, expiries, deadline, ancestors}
+end

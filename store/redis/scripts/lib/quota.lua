@@ -47,7 +47,7 @@ writers[#writers + 1] = save_usages
 
 -- retire takes a task out of what counts, unless it is among the due ones: those are out already.
 local function retire(t)
-  if redis.call('ZREM', DUE, t.id) == 1 then return end
+  if now >= t.due and redis.call('ZREM', DUE, t.id) == 1 then return end
   count_task(t.workload, -1)
   local parent = t.above ~= '' and load_task(string.sub(t.above, -ID))
   if parent then
