@@ -41,7 +41,7 @@ type key struct {
 	algorithm Algorithm
 	public    json.RawMessage // as a JWK
 	private   crypto.Signer   // nil when the key may not sign any more
-	signer    jose.Signer     // of the private half; nil with it
+	signer    *jws            // of the private half; nil with it
 
 	from   time.Time     // when it may sign, unless it has to take the place of a removed key
 	period time.Duration // how long it is to be active
@@ -58,12 +58,8 @@ func newKey(algorithm Algorithm, typ string, private crypto.Signer) (*key, error
 		return nil, err
 	}
 	k.private = private
-	k.signer, err = jose.NewSigner(
-		jose.SigningKey{Algorithm: jose.SignatureAlgorithm(algorithm.Header()), Key: jose.JSONWebKey{Key: private, KeyID: k.id}},
-		(&jose.SignerOptions{}).WithType(jose.ContentType(typ)),
-	)
-	if err != nil {
-		return nil, fmt.Errorf("keys: use a %s key: %w", algorithm, err)
+	if k.signer, err = newJWS(algorithm, k.id, typ, private); err != nil {
+		return nil, err
 	}
 	return k, nil
 }
