@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -82,6 +83,7 @@ const (
 func (b *Broker) writeBacklog(ctx context.Context) error {
 	for {
 		pause := time.Duration(0)
+		runtime.Gosched() // those who have events ready share this record
 		if err := b.recordNext(ctx); err != nil && ctx.Err() == nil {
 			b.Logger.Error("the audit log failed; records wait", "error", err, "events", b.backlog.len())
 			pause = retryRecord

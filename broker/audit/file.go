@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 
 	"github.com/errandhq/errand/broker"
@@ -165,6 +166,7 @@ func (f *File) queue(lines []byte) (*batch, error) {
 // on its own, so that a disk that hangs holds up nobody for longer than they want to wait.
 func (f *File) drain() {
 	for {
+		runtime.Gosched() // those who have events ready share this write
 		f.mu.Lock()
 		b := f.open
 		if b.lines.Len() == 0 {
