@@ -57,7 +57,7 @@ const (
 const (
 	beginBody = `{"name":"monthly-export","purpose":"FIN-212 month end","lease_seconds":600,"tokens":[{"audience":"orders","scopes":["orders:read"]}]}`
 	tokenBody = `{"audience":"orders","scopes":["orders:read"]}`
-	endBody   = `{"outcome":"completed"}`
+	endBody   = `{"outcome":"completed","end_key":%q}`
 
 	// settle is a pause before each load, for what the one before has left to do.
 	settle = 300 * time.Millisecond
@@ -123,10 +123,10 @@ func (p *place) measure(ctx context.Context, n int, o options) ([]line, error) {
 		callers[i] = p.caller()
 		defer callers[i].close()
 	}
-	tasks := make([][]string, n)
+	tasks := make([][]begunTask, n)
 	begin := func(ctx context.Context, i int) error {
-		id, err := callers[i].begin(ctx)
-		tasks[i] = append(tasks[i], id)
+		task, err := callers[i].begin(ctx)
+		tasks[i] = append(tasks[i], task)
 		return err
 	}
 	if err := p.warm(ctx, n, begin); err != nil {
@@ -141,7 +141,7 @@ func (p *place) measure(ctx context.Context, n int, o options) ([]line, error) {
 		return nil, err
 	}
 	issued, err := p.load(ctx, whatToken, n, o.length, func(ctx context.Context, i int) error {
-		return callers[i].post(ctx, taskPath(tasks[i][0], "/tokens"), tokenBody, http.StatusOK, nil)
+		return callers[i].post(ctx, taskPath(tasks[i][0].id, "/tokens"), tokenBody, http.StatusOK, nil)
 	})
 	if err != nil {
 		return nil, err
@@ -151,9 +151,9 @@ func (p *place) measure(ctx context.Context, n int, o options) ([]line, error) {
 		if last < 0 {
 			return errDone
 		}
-		id := tasks[i][last]
+		task := tasks[i][last]
 		tasks[i] = tasks[i][:last]
-		return callers[i].post(ctx, taskPath(id, "/end"), endBody, http.StatusOK, nil)
+		return callers[i].end(ctx, task)
 	})
 	if err != nil {
 		return nil, err
@@ -164,10 +164,17 @@ func (p *place) measure(ctx context.Context, n int, o options) ([]line, error) {
 	return []line{begun, issued, ended, asked}, err
 }
 
-func (c *caller) begin(ctx context.Context) (string, error) {
+// begunTask is what it takes to end a task.
+type begunTask struct{ id, endKey string }
+
+func (c *caller) begin(ctx context.Context) (begunTask, error) {
 	var out wire.BeginResponse
 	err := c.post(ctx, wire.PathTasks, beginBody, http.StatusCreated, &out)
-	return out.Task.ID, err
+	return begunTask{out.Task.ID, out.EndKey}, err
+}
+
+func (c *caller) end(ctx context.Context, t begunTask) error {
+	return c.post(ctx, taskPath(t.id, "/end"), fmt.Sprintf(endBody, t.endKey), http.StatusOK, nil)
 }
 
 // warm makes every connection before anything is measured.

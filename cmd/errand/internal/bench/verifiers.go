@@ -76,7 +76,7 @@ func (p *place) refusal(ctx context.Context, c *caller, verifiers []*verify.Veri
 		})
 	}
 	asked := time.Now()
-	if err := c.post(ctx, taskPath(begun.Task.ID, "/end"), endBody, http.StatusOK, nil); err != nil {
+	if err := c.end(ctx, begunTask{begun.Task.ID, begun.EndKey}); err != nil {
 		return err
 	}
 	answered := time.Now()
