@@ -101,6 +101,16 @@ func (j jwk) meant() bool {
 		(j.Use == "" || j.Use == "sig") && (j.Ops == nil || slices.Contains(j.Ops, "verify"))
 }
 
+// stolenError says that the issuer itself has published a secret.
+type stolenError struct {
+	index int
+	kid   string // empty, or not the name of a key of this package's, if it is of no use here anyway
+}
+
+func (e *stolenError) Error() string {
+	return fmt.Sprintf("key %d of the set, %q, is a secret one: it must be considered stolen", e.index, e.kid)
+}
+
 // parseKeys reads a JWK Set (RFC 7517 §5). A set that shows a secret, names a key twice or has a
 // broken one is refused whole. An empty one is a set: nothing that was signed is good any more.
 func parseKeys(body []byte) (map[string]*key, error) {
@@ -121,7 +131,7 @@ func parseKeys(body []byte) (map[string]*key, error) {
 		}
 		switch {
 		case j.secret():
-			return nil, fmt.Errorf("key %d of the set is a secret one: it must be considered stolen", i)
+			return nil, &stolenError{index: i, kid: j.KeyID}
 		case j.KeyID != "" && names[j.KeyID]:
 			return nil, fmt.Errorf("key %d of the set has the kid of another", i)
 		}

@@ -3,6 +3,7 @@ package verify
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"time"
 
 	"github.com/errandhq/errand/sdk/wire"
@@ -93,7 +94,23 @@ func (v *Verifier) fetchKeys(ctx context.Context) (next time.Duration, err error
 		}
 	}
 	keys, next, err = v.issuer.fetchKeys(ctx, at)
+	var stolen *stolenError
+	if errors.As(err, &stolen) {
+		v.distrust(stolen)
+	}
 	return next, err
+}
+
+// distrust denies a key whose secret the issuer has published. The set that has it was refused, so
+// that the key would else stay what it was.
+func (v *Verifier) distrust(stolen *stolenError) {
+	if v.keys.get(stolen.kid) == nil {
+		return
+	}
+	v.view.distrust(stolen.kid)
+	v.running.endIf(v.view.dead)
+	v.config.Logger.Error("verify: the issuer publishes the secret of one of its keys; its tokens are refused, and it must be revoked",
+		"issuer", v.config.Issuer, "kid", stolen.kid)
 }
 
 // prove keeps proving how fresh the view is.

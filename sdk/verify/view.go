@@ -101,6 +101,14 @@ func (v *view) early(entries []wire.FeedEntry, now time.Time) error {
 	return v.add(entries, len(v.position.Numbers), now)
 }
 
+// distrust denies a key that the feed has not denied. It is denied for ever: nobody says until when.
+func (v *view) distrust(kid string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	// If there is no room the view is full, and nothing is accepted.
+	_ = v.denyKey(kid, maxDate)
+}
+
 // enter begins a new epoch: data was lost, and every older token is dead, so that what denied them
 // can go. Denied keys stay: whoever has one can write any epoch into a token. Until a snapshot is
 // in, nothing is accepted. It is called with mu held.
