@@ -60,6 +60,7 @@ var mayImport = map[string][]string{
 	"cmd/errand":                 {"*"},
 	"cmd/errand/internal/bench":  {"*"},
 	"cmd/errand/internal/config": {"*"},
+	"cmd/errand/internal/exec":   {"sdk", "sdk/wire"},
 	"cmd/errand/internal/demo":   {"*"},
 	"cmd/errand/internal/api":    {"sdk", "sdk/verify/verifyspiffe", "sdk/wire"},
 

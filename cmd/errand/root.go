@@ -60,7 +60,11 @@ func run(args []string, stdout, stderr io.Writer) (code int) {
 			code = exitPanic
 		}
 	}()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	heeded := []os.Signal{syscall.SIGTERM}
+	if !signal.Ignored(os.Interrupt) { // as in the background of a script; a program that exec starts is not to notice
+		heeded = append(heeded, os.Interrupt)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), heeded...)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends at once
 	root := newRoot()
@@ -103,10 +107,10 @@ func exitCodeOf(err error) int {
 	switch {
 	case err == nil || errors.Is(err, errNotAsked):
 		return exitOK
-	case errors.As(err, &usage):
-		return exitUsage
 	case errors.As(err, &coded):
 		return coded.code
+	case errors.As(err, &usage):
+		return exitUsage
 	case errors.Is(err, errInterrupted):
 		return exitInterrupted
 	case errors.Is(err, demo.ErrNotRunning):
@@ -131,6 +135,7 @@ When the task ends, however it ends, its tokens are dead at every verifier.
 
 First look:         errand demo     the life and death of a token, in ten seconds
 Then try it:        errand dev      a local broker with a sample resource server
+For any program:    errand exec     run it inside a task
 In production:      errand serve    one replica; errand config init has the manual`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -141,7 +146,7 @@ In production:      errand serve    one replica; errand config init has the manu
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%w", err) })
 	root.SetVersionTemplate("errand {{.Version}}\n")
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newDemo(), newDev(), newServe(), newConfig(), newKeys(), newVersion())
+	root.AddCommand(newDemo(), newDev(), newServe(), newExec(), newConfig(), newKeys(), newVersion())
 	return root
 }
 

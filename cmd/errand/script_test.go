@@ -147,6 +147,8 @@ func as(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("SPIFFE_ENDPOINT_SOCKET", d.Sockets[args[0]])
 	ts.Setenv("ERRAND_OPERATOR_URL", d.Operator)
 	ts.Setenv("ERRAND_BROKER_ID", d.BrokerID)
+	ts.Setenv("ERRAND_BROKER_URL", d.BrokerURL)
+	ts.Setenv("ERRAND_DEV_ORDERS", d.OrdersURL)
 }
 
 // startRedis starts a redis-server with a password, which ends with the test, and sets a variable to its
