@@ -460,3 +460,40 @@ func TestAnEventIsNoSnapshot(t *testing.T) {
 		t.Errorf("a token of the new data set: %v", err)
 	}
 }
+
+// TestViewMillion fills a view of the default size in bursts, at the end with one entry too many.
+func TestViewMillion(t *testing.T) {
+	now := time.Now()
+	v := newView(Config{Audience: "orders", MaxEntries: DefaultMaxEntries, MaxStale: DefaultMaxStale, Leeway: DefaultLeeway})
+	if err := v.snapshot(wire.Position{Epoch: 1, Numbers: []uint64{0}}, nil, now); err != nil {
+		t.Fatal(err)
+	}
+	id := func(n int) string { return "gnt_00" + strconv.Itoa(n) }
+	burst := make([]wire.FeedEntry, 10_000)
+	for n := 0; n < DefaultMaxEntries; n += len(burst) {
+		for i := range burst {
+			burst[i] = wire.FeedEntry{Number: uint64(n + i + 1), Kind: wire.KindGrant, ID: id(n + i), Until: now.Add(time.Minute)}
+		}
+		if err := v.event(wire.Position{Epoch: 1, Numbers: []uint64{uint64(n + len(burst))}}, burst, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	grant := func(n int) *Grant { return &Grant{ID: id(n), epoch: 1, Expires: now.Add(time.Minute)} }
+	for _, n := range []int{0, 1, DefaultMaxEntries / 2, DefaultMaxEntries - 1} {
+		if !v.dead(grant(n)) {
+			t.Errorf("entry %d is not in force", n)
+		}
+	}
+	if v.dead(grant(DefaultMaxEntries)) || v.entries() != DefaultMaxEntries {
+		t.Errorf("%d entries", v.entries())
+	}
+	over := wire.Position{Epoch: 1, Numbers: []uint64{DefaultMaxEntries + 1}}
+	err := v.event(over, []wire.FeedEntry{{Number: DefaultMaxEntries + 1, Kind: wire.KindGrant, ID: "gnt_00over", Until: now.Add(time.Minute)}}, now)
+	if _, ok := v.at(); !errors.Is(err, errResync) || ok || !v.dead(grant(0)) {
+		t.Errorf("one more: %v", err)
+	}
+	v.sweep(now.Add(2 * time.Minute))
+	if n := v.entries(); n != 0 {
+		t.Errorf("%d entries when all are over", n)
+	}
+}
