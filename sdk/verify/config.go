@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -111,6 +113,17 @@ type Config struct {
 	// default. One more is refused with ErrBusy.
 	MaxRunning int
 
+	// CacheFile is where the last key set and view of the feed are written, for a start while the broker
+	// is down; optional, and on Linux alone. Give each verifier one of its own, in a folder that only its
+	// user can write: it decides which keys are believed.
+	//
+	// New uses it only if the view in it is not older than MaxStale by the clock that says more, the wall
+	// clock or the one since the machine was started, so that nothing can have been missed; with
+	// OnStale: Accept, if its keys are not older than 10 minutes. A file that is damaged, of another
+	// issuer or audience, of an earlier life of the machine, from the future, or that others can write,
+	// is ignored with a line in the log. More than 10 000 denials are not written.
+	CacheFile string
+
 	// NoUsage turns off the summaries that go to the broker every 30 s: of each grant, when its token
 	// was checked, for which scopes, and how often that was refused. Its audit log then cannot say
 	// which tokens and scopes were ever used.
@@ -174,6 +187,11 @@ func (c Config) validate() error {
 	}
 	if err := c.checkResource(); err != nil {
 		return err
+	}
+	if c.CacheFile != "" {
+		if _, err := os.Stat(filepath.Dir(c.CacheFile)); err != nil {
+			return fmt.Errorf("verify: Config.CacheFile: %w", err)
+		}
 	}
 	switch {
 	case c.Audience == "":

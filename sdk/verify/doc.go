@@ -20,6 +20,17 @@
 // Verify asks nobody: the one thing it may wait for, briefly, is the key set, when a token names a
 // key that has never been seen.
 //
+// Require asks for scopes, Middleware for any Requirement: Scope, AnyScope, Workload, or a Check of
+// your own. Authorize is for frameworks with another kind of middleware, and Verify for everything that
+// is not HTTP; follow them with Watch, so that what runs ends with its grant. It ends when the token
+// expires, too, and KeepInFlight opts a route out of both.
+//
+// Every 30 s the broker is told which grants and scopes were used, so that its audit log has it: each
+// check is counted in one report, or as one that found no room. Nothing waits for that. Flush sends it
+// at once, Config.NoUsage turns it off. Metadata serves RFC 9728 for clients that look for it, and
+// Config.CacheFile bridges a start while the broker is down. Ready and Status are for probes, Hooks for
+// metrics.
+//
 // The package needs the standard library and go-jose. Package verifyspiffe takes certificates from
 // the SPIFFE Workload API instead of files.
 package verify

@@ -38,3 +38,23 @@ func Example() {
 		}
 	})
 }
+
+// A route that wants more than scopes. The requirements are looked at in their order.
+func ExampleVerifier_Middleware() {
+	var v *verify.Verifier // from verify.New
+	if v == nil {
+		return
+	}
+	refund := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	http.Handle("POST /refunds", v.Middleware(
+		verify.AnyScope("refunds:write", "orders:admin"),
+		verify.Workload("spiffe://example.com/agents/*"),
+		verify.Check("daytime", func(_ context.Context, g *verify.Grant) error {
+			if g.Issued.Hour() < 6 {
+				return fmt.Errorf("%s asks for a refund at night", g.Workload)
+			}
+			return nil
+		}),
+		verify.KeepInFlight(), // a refund that has begun is finished
+	)(refund))
+}

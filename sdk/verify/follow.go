@@ -45,6 +45,9 @@ func (v *Verifier) follow(ctx context.Context) {
 // followOnce follows one stream to its end, which has a reason. heard says whether it was of use:
 // one that ends as soon as it has begun is not, or the next would come at once.
 func (v *Verifier) followOnce(ctx context.Context, resync bool) (heard bool, err error) {
+	if v.at.Load() == nil {
+		return false, errNotFound
+	}
 	if _, ok := v.view.at(); !ok || resync {
 		if err := v.takeSnapshot(ctx); err != nil {
 			return false, fmt.Errorf("the feed's snapshot: %w", err)

@@ -51,6 +51,9 @@ type client struct {
 	tls *tls.Config
 }
 
+// errNotFound: a verifier that started from its cache file does not know where the broker is.
+var errNotFound = errors.New("the issuer's metadata has not been read yet")
+
 // endpoints is what the metadata says.
 type endpoints struct {
 	keys, feed, snapshot, position, usage *url.URL
@@ -143,17 +146,17 @@ func parseEndpoint(member, text string, plain bool) (*url.URL, error) {
 	return u, nil
 }
 
-// fetchKeys returns the key set and when to fetch it again.
-func (i *issuer) fetchKeys(ctx context.Context, e *endpoints) (map[string]*key, time.Duration, error) {
+// fetchKeys returns the key set, what it was read from, and when to fetch it again.
+func (i *issuer) fetchKeys(ctx context.Context, e *endpoints) (map[string]*key, []byte, time.Duration, error) {
 	body, head, err := i.get(ctx, i.public, e.keys, fetchTimeout, maxKeyBody)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, 0, err
 	}
 	keys, err := parseKeys(body)
 	if err != nil {
-		return nil, 0, fmt.Errorf("%s: %w", e.keys, err)
+		return nil, nil, 0, fmt.Errorf("%s: %w", e.keys, err)
 	}
-	return keys, max(jitter(min(maxAge(head), maxKeyInterval)), minKeyInterval), nil
+	return keys, body, max(jitter(min(maxAge(head), maxKeyInterval)), minKeyInterval), nil
 }
 
 // maxAge is the max-age of Cache-Control (RFC 9111 §5.2.2.1), or maxKeyInterval.
@@ -278,7 +281,7 @@ func (i *issuer) get(ctx context.Context, client *client, u *url.URL, timeout ti
 // sendUsage hands over one report.
 func (i *issuer) sendUsage(ctx context.Context, e *endpoints, body []byte) error {
 	if e == nil {
-		return errors.New("the issuer's metadata has not been read yet")
+		return errNotFound
 	}
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()

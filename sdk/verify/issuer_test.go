@@ -413,6 +413,7 @@ func TestConfigErrors(t *testing.T) {
 		"resource with quote": {func(c *verify.Config) { c.Resource = `https://orders.example.com/"` }, "Resource"},
 		"resource with query": {func(c *verify.Config) { c.Resource = "https://orders.example.com/?a=b" }, "Resource"},
 		"scope with space":    {func(c *verify.Config) { c.Scopes = []string{"a b"} }, "Scopes"},
+		"no folder for cache": {func(c *verify.Config) { c.CacheFile = "/nowhere/at/all/cache" }, "CacheFile"},
 		"negative usage":      {func(c *verify.Config) { c.MaxUsage = -1 }, "MaxUsage"},
 		"S of 1.9 s":          {func(c *verify.Config) { c.MaxStale = 1900 * time.Millisecond }, "MaxStale"},
 		"S of 61 s":           {func(c *verify.Config) { c.MaxStale = 61 * time.Second }, "MaxStale"},

@@ -183,6 +183,7 @@ type keyring struct {
 
 	mu      sync.RWMutex // guards all below
 	keys    map[string]*key
+	body    []byte    // what the keys were read from
 	fetched time.Time // when the request for keys was sent
 	misses  map[string]struct{}
 	forced  time.Time
@@ -274,13 +275,20 @@ func (r *keyring) miss(kid string) {
 	}
 }
 
-// done ends a fetch that was sent at that time. Keys of nil mean that it failed, and change
+// source is what the keys were read from.
+func (r *keyring) source() []byte {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.body
+}
+
+// done ends a fetch of a body that was sent at that time. Keys of nil mean that it failed, and change
 // nothing; else they replace the whole set.
-func (r *keyring) done(keys map[string]*key, sent time.Time) {
+func (r *keyring) done(keys map[string]*key, body []byte, sent time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.failed = keys == nil; !r.failed {
-		r.keys, r.fetched = keys, sent
+		r.keys, r.body, r.fetched = keys, body, sent
 	}
 	switch {
 	case r.flight != nil:

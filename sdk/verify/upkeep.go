@@ -57,7 +57,7 @@ func (v *Verifier) refreshKeys(ctx context.Context) {
 		}
 		timer.Stop()
 		if ctx.Err() != nil {
-			v.keys.done(nil, time.Time{})
+			v.keys.done(nil, nil, time.Time{})
 			return
 		}
 		next, err := v.fetchKeys(ctx)
@@ -78,7 +78,8 @@ func (v *Verifier) refreshKeys(ctx context.Context) {
 func (v *Verifier) fetchKeys(ctx context.Context) (next time.Duration, err error) {
 	now := v.config.Now()
 	var keys map[string]*key
-	defer func() { v.keys.done(keys, now) }()
+	var body []byte
+	defer func() { v.keys.done(keys, body, now) }()
 	at := v.at.Load()
 	if at == nil || age(now, at.read) > maxMetadataAge || v.lost.Load() && age(now, at.read) > keyRetry {
 		found, err := v.issuer.discover(ctx, now)
@@ -93,7 +94,7 @@ func (v *Verifier) fetchKeys(ctx context.Context) (next time.Duration, err error
 			v.failed(err)
 		}
 	}
-	keys, next, err = v.issuer.fetchKeys(ctx, at)
+	keys, body, next, err = v.issuer.fetchKeys(ctx, at)
 	var stolen *stolenError
 	if errors.As(err, &stolen) {
 		v.distrust(stolen)
@@ -140,7 +141,11 @@ func (v *Verifier) prove(ctx context.Context) {
 func (v *Verifier) proveOnce(ctx context.Context, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	p, err := v.issuer.fetchPosition(ctx, v.at.Load(), rand.Text(), v.config.Now)
+	at := v.at.Load()
+	if at == nil {
+		return errNotFound
+	}
+	p, err := v.issuer.fetchPosition(ctx, at, rand.Text(), v.config.Now)
 	if err != nil {
 		return err
 	}

@@ -65,7 +65,7 @@ type Status struct {
 }
 
 // New makes a verifier, and blocks until it has keys and a fresh view of the feed, or ctx is done;
-// the error then says what was tried last. A configuration that cannot work is an error at once.
+// the error then says what was tried last. A CacheFile that is fresh enough will do. A configuration that cannot work is an error at once.
 // ctx bounds nothing after that: Close ends the verifier.
 func New(ctx context.Context, c Config) (*Verifier, error) {
 	c, err := c.withDefaults()
@@ -87,9 +87,12 @@ func New(ctx context.Context, c Config) (*Verifier, error) {
 	if !c.NoUsage {
 		v.usage = newUsage(c.MaxUsage)
 	}
-	if err := v.start(ctx); err != nil {
-		v.issuer.close()
-		return nil, err
+	restored := v.restore()
+	if !restored {
+		if err := v.start(ctx); err != nil {
+			v.issuer.close()
+			return nil, err
+		}
 	}
 	run, cancel := context.WithCancel(context.Background())
 	v.cancel = cancel
@@ -99,6 +102,12 @@ func New(ctx context.Context, c Config) (*Verifier, error) {
 	v.tasks.Go(func() { v.tick(run) })
 	if v.usage != nil {
 		v.tasks.Go(func() { v.report(run) })
+	}
+	if c.CacheFile != "" {
+		v.tasks.Go(func() { v.saveCache(run) })
+	}
+	if restored && c.OnStale == Accept {
+		return v, nil // it may be stale, and stay so
 	}
 	select {
 	case <-v.fresh:
@@ -152,6 +161,11 @@ func (v *Verifier) Close() error {
 	v.cancel()
 	v.running.close()
 	v.tasks.Wait()
+	if v.config.CacheFile != "" {
+		if err := v.saveOnce(); err != nil {
+			v.config.Logger.Warn("verify: the cache file was not written", "audience", v.config.Audience, "file", v.config.CacheFile, "error", err)
+		}
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), lastReport)
 	defer cancel()
 	err := v.Flush(ctx)
