@@ -1,6 +1,7 @@
 package wire_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -46,6 +47,23 @@ func FuzzParsePosition(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		if p, err := wire.ParsePosition(text); err == nil && p.String() != text {
 			t.Fatalf("%q was read as %q", text, p)
+		}
+	})
+}
+
+// FuzzShard reads two digits behind a prefix that is known, and nothing else.
+func FuzzShard(f *testing.F) {
+	for _, seed := range []string{"tsk_00a", "gnt_99a", "tsk_+1a", "gnt_0x1", "tsk_0", "rev_00a", "tsk_0\u0661", ""} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, id string) {
+		shard, ok := wire.Shard(id)
+		if !ok {
+			return
+		}
+		digits := fmt.Sprintf("%02d", shard)
+		if shard < 0 || shard >= wire.MaxShards || !strings.HasPrefix(id, "tsk_"+digits) && !strings.HasPrefix(id, "gnt_"+digits) {
+			t.Errorf("%q is of shard %d", id, shard)
 		}
 	})
 }
