@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -23,6 +24,18 @@ type TaskSpec struct {
 	Audiences []string
 	Scopes    []string
 
+	// Details are authorization details (RFC 9396), and part of the ceiling: JSON objects, each with a
+	// "type" that one of the audiences knows. Empty means none. At most 16.
+	Details []json.RawMessage
+
+	Ticket string            // a change or incident reference
+	Ref    Ref               // what the task is in another system
+	Labels map[string]string // for search; at most 16
+
+	// Context is what the policy may look at when it decides, as the intent, the model, the name of
+	// a tool. It is in the audit log with the decision, so it must have no secrets.
+	Context map[string]any
+
 	Lease    time.Duration // the task ends when heartbeats are missing for so long; 30 s when zero, 5 s to 10 min
 	Deadline time.Duration // from Begin, the task ends then whatever happens; 1 h when zero, 5 s to 24 h
 
@@ -31,6 +44,13 @@ type TaskSpec struct {
 	// where it names one audience and one scope, and else none; for none in any case, give an empty
 	// slice. So a task that uses one token takes two requests to the broker, its begin and its end.
 	Tokens []TokenRequest
+}
+
+// Ref names an object in another system, so that whoever watches that can end the task:
+// {Kind: "k8s/job", ID: "<uid>"}, {Kind: "github/run", ID: "8812/1"}.
+type Ref struct {
+	Kind, ID string // both, or neither
+	URL      string // where people look at it; may be empty
 }
 
 // WithDefaults gives each task what its own TaskSpec leaves at zero, field by field: a lease, an
@@ -126,6 +146,19 @@ func (c *Client) begin(ctx, parent context.Context, spec TaskSpec) (*Task, error
 // request is the spec as the broker wants it.
 func (s TaskSpec) request(tokens []slotKey) (body wire.BeginRequest, err error) {
 	body = wire.BeginRequest{Name: s.Name, Purpose: s.Purpose, Audiences: s.Audiences, Scopes: s.Scopes}
+	body.AuthorizationDetails, body.Ticket, body.Labels = s.Details, s.Ticket, s.Labels
+	if s.Ref != (Ref{}) {
+		ref := wire.Ref(s.Ref)
+		body.Ref = &ref
+	}
+	if s.Context != nil {
+		if body.Context, err = json.Marshal(s.Context); err != nil {
+			return body, fmt.Errorf("sdk: %w: TaskSpec.Context is not JSON: %w", ErrInvalid, err)
+		}
+	}
+	if _, err := compactDetails("TaskSpec.Details", s.Details); err != nil {
+		return body, err
+	}
 	for _, key := range tokens {
 		body.Tokens = append(body.Tokens, key.request())
 	}
@@ -151,6 +184,7 @@ func (t *task) keep(keys []slotKey, begun begun) {
 		// has, to who names none.
 		also := []slotKey{key}
 		if granted, err := (TokenRequest{Audience: key.audience, Scopes: token.Scopes, TTL: key.ttl}).key(); err == nil {
+			granted.details = key.details
 			also = append(also, granted)
 			if all := begun.answer.Task; len(all.Audiences) == 1 && slices.Equal(all.Scopes, token.Scopes) {
 				granted.scopes = ""

@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -24,10 +25,11 @@ const (
 
 // TokenRequest narrows the task's ceiling to what one call needs.
 type TokenRequest struct {
-	Audience string        // required
-	Scopes   []string      // none: those of the task's that the audience knows
-	TTL      time.Duration // the most that the token lives; 60 s when zero, whole seconds; the policy may shorten it
-	Fresh    bool          // pass over the tokens in memory
+	Audience string            // required
+	Scopes   []string          // none: those of the task's that the audience knows
+	Details  []json.RawMessage // each says the same as one of the task's; none: none
+	TTL      time.Duration     // the most that the token lives; 60 s when zero, whole seconds; the policy may shorten it
+	Fresh    bool              // pass over the tokens in memory
 }
 
 // cache has the tokens of one task.
@@ -40,6 +42,7 @@ type cache struct {
 type slotKey struct {
 	audience string
 	scopes   string // sorted, once each
+	details  string // a JSON list, sorted, once each; "" for none
 	ttl      time.Duration
 }
 
@@ -100,12 +103,33 @@ func (r TokenRequest) key() (slotKey, error) {
 			return slotKey{}, fmt.Errorf("sdk: %w: TokenRequest.Scopes has %q; each is one word", ErrInvalid, scope)
 		}
 	}
-	return slotKey{r.Audience, strings.Join(scopes, " "), r.TTL}, nil
+	details, err := compactDetails("TokenRequest.Details", r.Details)
+	return slotKey{r.Audience, strings.Join(scopes, " "), details, r.TTL}, err
+}
+
+// compactDetails writes details as one JSON list, in an order of its own, and "" for none.
+func compactDetails(field string, list []json.RawMessage) (string, error) {
+	if len(list) == 0 {
+		return "", nil
+	}
+	var texts []string
+	for _, detail := range list {
+		text, err := json.Marshal(detail)
+		if err != nil {
+			return "", fmt.Errorf("sdk: %w: %s has something that is not JSON: %w", ErrInvalid, field, err)
+		}
+		texts = append(texts, string(text))
+	}
+	slices.Sort(texts)
+	return "[" + strings.Join(slices.Compact(texts), ",") + "]", nil
 }
 
 // request is the key as the broker wants it.
 func (k slotKey) request() wire.TokenRequest {
 	body := wire.TokenRequest{Audience: k.audience, Scopes: strings.Fields(k.scopes)}
+	if k.details != "" {
+		_ = json.Unmarshal([]byte(k.details), &body.AuthorizationDetails) // it was written by compactDetails
+	}
 	if k.ttl > 0 {
 		n := int64(k.ttl / time.Second)
 		body.TTLSeconds = &n

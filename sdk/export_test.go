@@ -42,4 +42,5 @@ var (
 	Rejected = rejected
 	Problem  = problem
 	Class    = class
+	OneLine  = oneLine
 )

@@ -103,10 +103,10 @@ func (c *Client) reportLeaks() {
 
 // beat sends one heartbeat for at most maxBatch tasks, and ends those that the broker says are over.
 func (c *Client) beat(ctx context.Context, tasks []*task, patience time.Duration) error {
-	body := wire.HeartbeatRequest{}
+	body, room := wire.HeartbeatRequest{}, maxNotes
 	for _, t := range tasks {
 		t.beatBegins()
-		body.Tasks = append(body.Tasks, wire.HeartbeatTask{ID: t.id})
+		body.Tasks = append(body.Tasks, wire.HeartbeatTask{ID: t.id, Note: t.takeNote(&room)})
 	}
 	sent := c.clock()
 	var answer wire.HeartbeatResponse
@@ -118,8 +118,11 @@ func (c *Client) beat(ctx context.Context, tasks []*task, patience time.Duration
 			pulses[pulse.ID] = pulse
 		}
 	}
-	for _, t := range tasks {
+	for i, t := range tasks {
 		t.beatEnds(got)
+		if err == nil || errors.Is(err, ErrInvalid) { // a note that the broker does not take must not stop the heartbeats
+			t.dropNote(body.Tasks[i].Note)
+		}
 		if pulse, ok := pulses[t.id]; ok {
 			t.feel(pulse, sent)
 		}

@@ -68,7 +68,8 @@ type task struct {
 	known   bool    // the broker has said itself that the task is over
 	renewed instant // when the last good heartbeat was sent
 	touched time.Time
-	beats   int // heartbeats on their way
+	beats   int    // heartbeats on their way
+	note    string // for the next of them
 	alarm   *time.Timer
 	told    bool   // the hook has been told of the end
 	why     string // the broker's cause of the end
