@@ -31,6 +31,8 @@
 // Config.CacheFile bridges a start while the broker is down. Ready and Status are for probes, Hooks for
 // metrics.
 //
+// Explain says check by check why one token is accepted or refused; errand verify prints that.
+//
 // The package needs the standard library and go-jose. Package verifyspiffe takes certificates from
 // the SPIFFE Workload API instead of files.
 package verify
