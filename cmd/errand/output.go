@@ -18,6 +18,9 @@ import (
 // formats are the values of -o where a list or an object is shown. The first is the default.
 var formats = []string{"table", "wide", "json", "ndjson", "yaml", "csv", "name"}
 
+// rowFormats are those of rows that have no ID.
+var rowFormats = formats[:len(formats)-1]
+
 // outputFlag adds -o with the formats that a command has.
 func outputFlag(cmd *cobra.Command, output *string, formats []string) {
 	cmd.Flags().StringVarP(output, "output", "o", formats[0], strings.Join(formats, ", "))
@@ -143,6 +146,14 @@ func ago(at *time.Time, now time.Time) string {
 		return "-"
 	}
 	return span(max(0, now.Sub(*at)))
+}
+
+// ahead is how long it is to something, for people.
+func ahead(at *time.Time, now time.Time) string {
+	if at == nil {
+		return "-"
+	}
+	return "in " + span(max(0, at.Sub(now)))
 }
 
 func span(d time.Duration) string {

@@ -145,8 +145,7 @@ In production:      errand serve    one replica; errand config init has the manu
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%w", err) })
 	root.SetVersionTemplate("errand {{.Version}}\n")
-	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newDemo(), newDev(), newServe(), newExec(), newConfig(), newKeys(), newVersion())
+	root.AddCommand(newDemo(), newDev(), newServe(), newExec(), newConfig(), newKeys(), newToken(), newTask(), newVerify(), newDoctor(), newCompletion(), newVersion())
 	return root
 }
 

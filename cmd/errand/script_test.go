@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
@@ -19,6 +21,7 @@ import (
 	"github.com/errandhq/errand/cmd/errand/internal/demo"
 	"github.com/errandhq/errand/sdk/wire"
 	"github.com/errandhq/errand/store/redistest"
+	jose "github.com/go-jose/go-jose/v4"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/goleak"
@@ -56,7 +59,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"redis": func(ts *testscript.TestScript, _ bool, args []string) { startRedis(t, ts, args) },
-			"ready": ready, "await": await, "appears": appears, "busy": busy, "pause": pauseShort, "exitcode": exitCode, "svids": svids, "ports": ports, "hold": hold, "kid": kid, "random": random, "until": until, "as": as,
+			"ready": ready, "await": await, "appears": appears, "busy": busy, "pause": pauseShort, "exitcode": exitCode, "svids": svids, "ports": ports, "hold": hold, "kid": kid, "random": random, "until": until, "as": as, "forge": forge, "taskid": taskID,
 		},
 	})
 }
@@ -146,6 +149,9 @@ func as(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Setenv("SPIFFE_ENDPOINT_SOCKET", d.Sockets[args[0]])
 	ts.Setenv("ERRAND_OPERATOR_URL", d.Operator)
+	ts.Setenv("ERRAND_BROKER_URL", d.BrokerURL)
+	ts.Setenv("ERRAND_ISSUER", d.Issuer)
+	ts.Setenv("ERRAND_DEV_ORDERS", d.OrdersURL)
 	ts.Setenv("ERRAND_BROKER_ID", d.BrokerID)
 	ts.Setenv("ERRAND_BROKER_URL", d.BrokerURL)
 	ts.Setenv("ERRAND_DEV_ORDERS", d.OrdersURL)
@@ -200,6 +206,18 @@ func kid(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Fatalf("no key is %s", args[0])
 }
 
+// taskid sets a variable to the ID of the task that the last command has spoken of.
+func taskID(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: taskid VARIABLE")
+	}
+	id := regexp.MustCompile("tsk_[a-z0-9]+").FindString(ts.ReadFile("stderr") + ts.ReadFile("stdout"))
+	if id == "" {
+		ts.Fatalf("it has named no task")
+	}
+	ts.Setenv(args[0], id)
+}
+
 // svids makes a trust domain, example.org, and writes the identities that are named, each into a
 // folder of that name: svid.pem, svid_key.pem and svid_bundle.pem.
 func svids(ts *testscript.TestScript, neg bool, args []string) {
@@ -219,6 +237,38 @@ func svids(ts *testscript.TestScript, neg bool, args []string) {
 		_, err = who.WriteFiles(ts.MkAbs(name))
 		ts.Check(errors.Join(err, who.Close()))
 	}
+}
+
+// forge writes a token, signed by a key of the script's own, and the key's JWK Set: it stands for another
+// issuer, or for one whose keys somebody has. Claims are given as name=JSON.
+func forge(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: forge TOKEN KEYS [CLAIM=JSON]...")
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ts.Check(err)
+	const task, who = "tsk_00aaaaaaaaaaaaaaaaaaaaaaaaaa", "spiffe://dev.errand/report"
+	now := time.Now().Unix()
+	claims := map[string]any{
+		"iss": "https://issuer.example.org", "sub": who, "client_id": who, "aud": "orders", "iat": now, "exp": now + 60,
+		"jti": "gnt_00aaaaaaaaaaaaaaaaaaaaaaaaaa", "txn": task, "scope": "orders:read", "ep": []int{1, 0},
+		"task": map[string]any{"id": task, "path": []string{task}, "name": "forged"},
+	}
+	for _, arg := range args[2:] {
+		name, value, _ := strings.Cut(arg, "=")
+		claims[name] = json.RawMessage(value)
+	}
+	payload, err := json.Marshal(claims)
+	ts.Check(err)
+	public := jose.JSONWebKey{Key: key.Public(), KeyID: "forged", Algorithm: "ES256", Use: "sig"}
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: key}, (&jose.SignerOptions{}).WithType(wire.TokenType).WithHeader("kid", "forged"))
+	ts.Check(err)
+	signed, err := signer.Sign(payload)
+	ts.Check(err)
+	token, err := signed.CompactSerialize()
+	ts.Check(err)
+	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{public}})
+	ts.Check(errors.Join(err, os.WriteFile(ts.MkAbs(args[0]), []byte(token+"\n"), 0o600), os.WriteFile(ts.MkAbs(args[1]), set, 0o600)))
 }
 
 // pauseShort lets a program in the background get under way.
