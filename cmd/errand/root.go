@@ -136,6 +136,8 @@ When the task ends, however it ends, its tokens are dead at every verifier.
 First look:         errand demo     the life and death of a token, in ten seconds
 Then try it:        errand dev      a local broker with a sample resource server
 For any program:    errand exec     run it inside a task
+For scripts:        errand token    one token; with errand task several commands share a task
+When it fails:      errand doctor   what keeps you from a token; errand verify judges one
 In production:      errand serve    one replica; errand config init has the manual`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
