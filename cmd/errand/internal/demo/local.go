@@ -68,6 +68,9 @@ type Local struct {
 	orders  *orders
 	cancel  context.CancelFunc
 	stopped chan error
+
+	stopOrders  context.CancelFunc
+	ordersEnded chan struct{}
 }
 
 // Description is what another process must know to use a local environment. It holds no secret.
@@ -197,7 +200,13 @@ func (l *Local) serve(ctx context.Context, c Config, spawn func(func(context.Con
 	if err != nil {
 		return err
 	}
-	spawn(l.orders.Run)
+	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	l.stopOrders, l.ordersEnded = stop, make(chan struct{})
+	spawn(func(ctx context.Context) error {
+		defer close(l.ordersEnded)
+		defer context.AfterFunc(ctx, stop)()
+		return l.orders.Run(run)
+	})
 	return l.describe(c.Dir)
 }
 
@@ -296,8 +305,11 @@ func (l *Local) Wait(ctx context.Context) error {
 	}
 }
 
-// Close stops everything and waits for it.
+// Close stops everything and waits for it: the resource server first, whose verifier has things to tell
+// the broker.
 func (l *Local) Close() error {
+	l.stopOrders()
+	<-l.ordersEnded
 	l.cancel()
 	errs := []error{os.Remove(filepath.Join(l.dir, descriptionFile))}
 	for range cap(l.stopped) {
