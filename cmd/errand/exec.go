@@ -120,6 +120,7 @@ func newExec() *cobra.Command {
 	flags.DurationVar(&config.Grace, "grace", exec.DefaultGrace, "the time between SIGTERM and SIGKILL then")
 	flags.DurationVar(&startup, "startup-timeout", sdk.DefaultStartupTimeout, "how long to wait for an identity and the broker")
 	brokerURLFlag(cmd, &url)
+	completeCeiling(cmd)
 	return cmd
 }
 
