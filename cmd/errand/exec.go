@@ -39,7 +39,7 @@ Other ways to give it, besides or with --no-files instead:
 
   --curl-config   ERRAND_CURL_CONFIG, for  curl --config "$ERRAND_CURL_CONFIG" URL
   --serve         curl -H "Authorization: Bearer $ERRAND_TOKEN_AUTH" "$ERRAND_TOKEN_URL?audience=A&scope=S"
-                  answers with JSON, for any of the audiences and scopes above
+                  answers with JSON, for any of the audiences and scopes above; 64 connections at most
   --fd, --stdin   once
   --env           once, and only if the token lives to see the --deadline
 

@@ -130,6 +130,15 @@ func (b *Broker) WorkloadAPI(workload string) (addr string) {
 	return addr
 }
 
+// RotateSVID has the workload's Workload API hand out a new SVID, as an agent does halfway through the life
+// of the old one. Who follows the socket has it a moment later; clients made by Client keep theirs.
+func (b *Broker) RotateSVID(workload string) {
+	b.tb.Helper()
+	id, err := b.id(workload)
+	b.must(err)
+	b.must(b.agent.Rotate(id))
+}
+
 // Env is the environment in which sdk.New makes a client of the workload, and a resource server finds
 // the broker: set it with testing.T.Setenv.
 func (b *Broker) Env(workload string) map[string]string {

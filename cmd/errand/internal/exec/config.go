@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -129,6 +130,8 @@ func (c *Config) checkAsks() error {
 		c.Task.Audiences = append(c.Task.Audiences, ask.Audience)
 		c.Task.Scopes = append(c.Task.Scopes, ask.Scopes...)
 	}
+	slices.Sort(c.Task.Scopes)
+	c.Task.Scopes = slices.Compact(c.Task.Scopes) // two audiences may know the same one
 	return nil
 }
 

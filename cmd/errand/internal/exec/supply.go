@@ -44,7 +44,7 @@ type supply struct {
 }
 
 // keep looks until ctx ends. The SDK decides when there is a new token, which is ahead of the expiry of
-// the old one, and as soon as the SVID was replaced.
+// the old one, and soon after the SVID was replaced.
 func (s *supply) keep(ctx context.Context) {
 	for {
 		wait := min(lookEvery, max(lookAtMost, time.Until(s.expires)/10))
