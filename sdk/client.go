@@ -101,7 +101,7 @@ func (c *Client) introduce(ctx context.Context) error {
 	case errors.Is(err, ErrBrokerID) && !errors.Is(err, ErrUnavailable):
 		return fmt.Errorf("sdk: %w", err)
 	case errors.Is(err, ErrUnavailable) || ctx.Err() != nil:
-		return fmt.Errorf("sdk: no answer for %s after %s: %w. Check that the broker runs there, that its SPIFFE ID is %s, and that both know each other's trust bundle; \"errand doctor\" looks",
+		return fmt.Errorf("sdk: no answer for %s after %s: %w. Check that the broker runs there, that its SPIFFE ID is %s, and that both know each other's trust bundle; run \"errand doctor\"",
 			c.ID(), time.Since(start).Round(100*time.Millisecond), err, c.brokerID)
 	case err != nil:
 		return fmt.Errorf("sdk: the broker does not accept %s: %w", c.ID(), err)

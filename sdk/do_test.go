@@ -71,7 +71,7 @@ func TestDoEndsTheTask(t *testing.T) {
 	}
 }
 
-func TestPanicContinuesAfterTheEnd(t *testing.T) {
+func TestPanicFailsTheTaskAndContinues(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(t)
 		client, _ := inBubble(t, f)
@@ -116,7 +116,7 @@ func TestRunReturnsTheResult(t *testing.T) {
 
 // The end has 5 s and 3 tries. What it can't confirm is reported with the latest death, and told to
 // the broker when that is back.
-func TestUnconfirmedEnd(t *testing.T) {
+func TestDoEndsInFiveSecondsAndThreeTriesAndThenBehindItsCaller(t *testing.T) {
 	for name, outage := range map[string]http.HandlerFunc{"down": down, "away": away, "hang": hang} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -287,7 +287,7 @@ type classed struct{ error }
 
 func (classed) Class() string { return "payment/declined" }
 
-func TestFailTellsTheKindAlone(t *testing.T) {
+func TestFailSendsTheTypeOrClassAndNeverTheText(t *testing.T) {
 	secret := errors.New("customer 4711 owes 12 EUR")
 	for name, c := range map[string]struct {
 		err  error

@@ -28,6 +28,8 @@ type realBroker struct {
 	client *sdk.Client
 	orders string // URL
 	server *server.Server
+	ca     *devmode.CA
+	socket string // the Workload API of the workload report
 	undo   []func()
 }
 
@@ -62,7 +64,8 @@ func startReal() *realBroker {
 	b := &realBroker{}
 	dir := sure(os.MkdirTemp("", "errand-"))
 	b.undo = append(b.undo, func() { os.RemoveAll(dir) })
-	api := devmode.NewWorkloadAPI(sure(devmode.NewCA("prod", devmode.Options{})), dir, time.Hour)
+	b.ca = sure(devmode.NewCA("prod", devmode.Options{}))
+	api := devmode.NewWorkloadAPI(b.ca, dir, time.Hour)
 	sockets := map[string]string{}
 	for _, name := range []string{"errand", "orders", "report"} {
 		sockets[name] = sure(api.Add(spiffeid.RequireFromString("spiffe://prod/" + name)))
@@ -84,10 +87,28 @@ workloads:
 	b.run(b.server.Run)
 	sure(0, source.Wait(ctx))
 	b.serveOrders(ctx, l, sockets["orders"])
-	b.client = sure(sdk.New(ctx, sdk.WithBroker(b.server.BrokerURL()), sdk.WithBrokerID(spiffeid.RequireFromString("spiffe://prod/errand")),
-		sdk.WithIdentity(sdk.FromWorkloadAPI(sockets["report"], "")), sdk.WithLogger(slog.New(slog.DiscardHandler))))
+	b.socket = sockets["report"]
+	b.client = sure(sdk.New(ctx, b.with(sdk.WithIdentity(sdk.FromWorkloadAPI(b.socket, "")))...))
 	b.undo = append(b.undo, func() { _ = b.client.Close(context.Background()) })
 	return b
+}
+
+// with adds where the broker is; in a service the environment says that.
+func (b *realBroker) with(opts ...sdk.Option) []sdk.Option {
+	return append(opts, sdk.WithBroker(b.server.BrokerURL()), sdk.WithBrokerID(spiffeid.RequireFromString("spiffe://prod/errand")),
+		sdk.WithLogger(slog.New(slog.DiscardHandler)))
+}
+
+// folder is a folder with the files of an identity, as something else keeps them.
+func (b *realBroker) folder(files func(cert, key, bundle []byte) map[string][]byte) string {
+	dir := sure(os.MkdirTemp("", "errand-"))
+	b.undo = append(b.undo, func() { os.RemoveAll(dir) })
+	svid := sure(b.ca.Issue(spiffeid.RequireFromString("spiffe://prod/report"), 0))
+	cert, key, err := svid.Marshal()
+	for name, text := range files(cert, sure(key, err), sure(b.ca.Bundle().Marshal())) {
+		sure(0, os.WriteFile(filepath.Join(dir, name), text, 0o600))
+	}
+	return dir
 }
 
 func (b *realBroker) serveOrders(ctx context.Context, l net.Listener, socket string) {
@@ -96,9 +117,12 @@ func (b *realBroker) serveOrders(ctx context.Context, l net.Listener, socket str
 		Issuer: b.server.Issuer(), Audience: "orders", TLS: sure(verifyspiffe.TLS(own.Source(), "spiffe://prod/errand")),
 		Logger: slog.New(slog.DiscardHandler),
 	}))
-	s := &http.Server{TLSConfig: own.ServerTLS(), Handler: v.Require("orders:read")(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	mux := http.NewServeMux()
+	mux.Handle("GET /orders", v.Require("orders:read")(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, "two anvils")
-	}))}
+	})))
+	mux.Handle("POST /orders", v.Require("orders:write")(http.NotFoundHandler()))
+	s := &http.Server{TLSConfig: own.ServerTLS(), Handler: mux}
 	b.run(func(ctx context.Context) error {
 		go func() { <-ctx.Done(); s.Close() }()
 		return s.ServeTLS(l, "", "")

@@ -24,15 +24,51 @@ const (
 	MaxFileBytes = 1 << 20
 )
 
-// FromDir uses the files svid.pem, svid_key.pem and svid_bundle.pem of a directory, as
-// spiffe-helper writes them. See FromFiles.
-func FromDir(dir string) IdentitySource {
-	return FromFiles(filepath.Join(dir, "svid.pem"), filepath.Join(dir, "svid_key.pem"), filepath.Join(dir, "svid_bundle.pem"))
+// Names of the files of FromDir.
+const (
+	svidFile       = "svid.pem" // of spiffe-helper
+	keyFile        = "svid_key.pem"
+	bundleFile     = "svid_bundle.pem"
+	credentialFile = "credentialbundle.pem" // of a Kubernetes Pod certificate
+	trustFile      = "trustbundle.pem"
+)
+
+// FromDir uses the files of a directory, in one of two layouts. They are followed as those of
+// FromFiles.
+//
+// A projected volume of Kubernetes has credentialbundle.pem, the credentialBundlePath of a
+// podCertificate, with the key and the chain in one file; and trustbundle.pem, the path of a
+// clusterTrustBundle. For other paths there, use FromFiles with the same file as cert and key.
+//
+// A directory of spiffe-helper has svid.pem, svid_key.pem and svid_bundle.pem.
+func FromDir(dir string) IdentitySource { return directory(dir) }
+
+type directory string
+
+func (d directory) String() string { return "the directory " + string(d) }
+
+func (d directory) Open(ctx context.Context) (x509svid.Source, x509bundle.Source, func() error, error) {
+	return follow(ctx, d.files)
+}
+
+// files are those of the layout that is there now.
+func (d directory) files() (files, error) {
+	in := func(name string) string { return filepath.Join(string(d), name) }
+	_, err := os.Stat(in(credentialFile))
+	if err == nil {
+		return files{in(credentialFile), in(credentialFile), in(trustFile)}, nil
+	}
+	if _, other := os.Stat(in(svidFile)); other == nil {
+		return files{in(svidFile), in(keyFile), in(bundleFile)}, nil
+	}
+	return files{}, fmt.Errorf("it has neither %s with %s, as of a Pod certificate, nor %s, %s and %s, as of spiffe-helper (%w)",
+		credentialFile, trustFile, svidFile, keyFile, bundleFile, err)
 }
 
 // FromFiles uses three PEM files: the SVID and its intermediates, its key in PKCS #8, and the
-// authorities of its own trust domain. They are followed by content, every second. A set that is
-// half-written or does not fit together is passed over, and what there was stays in use.
+// authorities of its own trust domain. cert and key may be the same file, which is then read at once.
+// They are followed by content, every second. A set that is half-written or does not fit together is
+// passed over, and what there was stays in use.
 func FromFiles(cert, key, bundle string) IdentitySource { return files{cert, key, bundle} }
 
 type files struct{ cert, key, bundle string }
@@ -42,7 +78,12 @@ func (f files) String() string {
 }
 
 func (f files) Open(ctx context.Context) (x509svid.Source, x509bundle.Source, func() error, error) {
-	w := &watchedFiles{files: f, end: make(chan struct{}), ended: make(chan struct{})}
+	return follow(ctx, func() (files, error) { return f, nil })
+}
+
+// follow waits for a good set of files, and goes on looking for the next.
+func follow(ctx context.Context, which func() (files, error)) (x509svid.Source, x509bundle.Source, func() error, error) {
+	w := &watchedFiles{which: which, end: make(chan struct{}), ended: make(chan struct{})}
 	err := w.look()
 	for err != nil {
 		if sleep(ctx, pollFiles) != nil {
@@ -61,7 +102,7 @@ func (f files) Open(ctx context.Context) (x509svid.Source, x509bundle.Source, fu
 
 // watchedFiles is the last good set of the files.
 type watchedFiles struct {
-	files
+	which      func() (files, error)
 	last       atomic.Pointer[fileSet]
 	end, ended chan struct{}
 }
@@ -95,22 +136,26 @@ func (w *watchedFiles) follow() {
 
 // look takes what is in the files if it is new and good.
 func (w *watchedFiles) look() error {
+	f, err := w.which()
+	if err != nil {
+		return err
+	}
 	var texts [3][]byte
 	hash := sha256.New()
-	for i, path := range []string{w.cert, w.key, w.bundle} {
-		text, err := readSmall(path)
-		if err != nil {
+	for i, path := range []string{f.cert, f.key, f.bundle} {
+		if i == 1 && f.key == f.cert {
+			texts[i] = texts[0] // one file is one read, or they would not fit together
+		} else if texts[i], err = readSmall(path); err != nil {
 			return err
 		}
-		texts[i] = text
-		fmt.Fprintf(hash, "%d\n%s", len(text), text)
+		fmt.Fprintf(hash, "%d\n%s", len(texts[i]), texts[i])
 	}
 	set := &fileSet{}
 	hash.Sum(set.digest[:0])
 	if last := w.last.Load(); last != nil && last.digest == set.digest {
 		return nil
 	}
-	if err := w.parse(set, texts); err != nil {
+	if err := f.parse(set, texts); err != nil {
 		return err
 	}
 	w.last.Store(set)

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/pem"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -105,7 +108,7 @@ func TestFilesThatComeLate(t *testing.T) {
 		}()
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
-		if _, _, _, err := sdk.FromDir(dir).Open(ctx); !os.IsNotExist(err) {
+		if _, _, _, err := sdk.FromDir(dir).Open(ctx); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "credentialbundle.pem") || !strings.Contains(err.Error(), "svid_bundle.pem") {
 			t.Errorf("got %v", err)
 		}
 		_, _, release, err := sdk.FromDir(dir).Open(t.Context())

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"path"
 	"strings"
 	"sync"
@@ -31,7 +32,12 @@ import (
 	"github.com/errandhq/errand/sdk/wire"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(workloadVariable) != "" {
+		os.Exit(workloadProcess())
+	}
+	goleak.VerifyTestMain(m)
+}
 
 var (
 	brokerID = spiffeid.RequireFromString("spiffe://example.org/errand")
@@ -386,6 +392,11 @@ func serve(tb testing.TB, h http.Handler, svid *x509svid.SVID, trust *x509bundle
 
 func serveTLS(tb testing.TB, h http.Handler, svid *x509svid.SVID, trust *x509bundle.Bundle, version uint16) *url.URL {
 	tb.Helper()
+	return must(url.Parse(newServer(tb, h, svid, trust, version).URL))(tb)
+}
+
+func newServer(tb testing.TB, h http.Handler, svid *x509svid.SVID, trust *x509bundle.Bundle, version uint16) *httptest.Server {
+	tb.Helper()
 	server := httptest.NewUnstartedServer(h)
 	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
 	server.TLS = tlsconfig.MTLSServerConfig(svid, trust, tlsconfig.AuthorizeAny())
@@ -399,7 +410,7 @@ func serveTLS(tb testing.TB, h http.Handler, svid *x509svid.SVID, trust *x509bun
 	}
 	server.StartTLS()
 	tb.Cleanup(server.Close)
-	return must(url.Parse(server.URL))(tb)
+	return server
 }
 
 // world is a broker over real TLS, and a workload.

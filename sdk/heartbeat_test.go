@@ -24,7 +24,7 @@ func (f *fake) sizes() (out []int) {
 	return out
 }
 
-func TestOneHeartbeatForAll(t *testing.T) {
+func TestOneHeartbeatRequestForAllTasks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(t)
 		var hooked atomic.Int32
@@ -99,7 +99,7 @@ func TestHeartbeatBatches(t *testing.T) {
 	})
 }
 
-func TestHeartbeatEndsTheTask(t *testing.T) {
+func TestAnswerOfAHeartbeatEndsTheTask(t *testing.T) {
 	for state, want := range map[string]error{
 		wire.StateRevoked: sdk.ErrRevoked, wire.StateLapsed: sdk.ErrLeaseLost, wire.StateExpired: sdk.ErrDeadline,
 		wire.StateCompleted: sdk.ErrTaskEnded, wire.StateCanceled: sdk.ErrTaskEnded, wire.StateUnknown: sdk.ErrTaskEnded,
@@ -227,7 +227,7 @@ func (c *clocks) option() sdk.Option {
 
 // The process was stopped: its timers have not run yet when the first thing that it does is to take
 // a token out of memory.
-func TestWakeAfterAPause(t *testing.T) {
+func TestWakeComparesTheGapWithTheLeaseBeforeAnyTokenLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(t)
 		f.life = 10 * time.Minute
@@ -248,7 +248,7 @@ func TestWakeAfterAPause(t *testing.T) {
 }
 
 // The machine slept, and its steady clock with it: only the broker knows whether the task lives.
-func TestWakeAfterASleep(t *testing.T) {
+func TestWakeOfAMachineAsksTheBrokerBeforeAnyTokenLeaves(t *testing.T) {
 	for name, c := range map[string]struct {
 		prepare func(f *fake, task string)
 		want    error

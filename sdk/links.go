@@ -25,7 +25,7 @@ const (
 	dialTimeout      = 5 * time.Second
 	handshakeTimeout = 5 * time.Second
 	idleTimeout      = 30 * time.Second
-	idlePerHost      = 32
+	idlePerHost      = 100
 	maxHeaderBytes   = 64 << 10
 )
 

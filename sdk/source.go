@@ -188,7 +188,7 @@ func openIdentity(ctx context.Context, c *config) (opened, error) {
 		}
 		tried = append(tried, fmt.Errorf("%s: %w", source, err))
 	}
-	return opened{}, fmt.Errorf("sdk: %w after %s: %w. Set %s or %s, or use WithIdentity",
+	return opened{}, fmt.Errorf("sdk: %w after %s: %w. Set %s or %s, or use WithIdentity; run \"errand doctor\"",
 		ErrNoIdentity, time.Since(start).Round(100*time.Millisecond), tried, EnvWorkloadSocket, EnvIdentityDir)
 }
 

@@ -98,7 +98,7 @@ func TestStartupErrors(t *testing.T) {
 	}{
 		"nothing set":      {[]sdk.Option{sdk.WithIdentity(nil)}, sdk.ErrNoIdentity, []string{"SPIFFE_ENDPOINT_SOCKET: not set", "ERRAND_IDENTITY_DIR: not set", "WithIdentity"}},
 		"no agent":         {[]sdk.Option{sdk.WithIdentity(nil), sdk.WithEnv(map[string]string{"SPIFFE_ENDPOINT_SOCKET": socket}), short}, sdk.ErrNoIdentity, []string{socket, "no such file", "is the agent running", "ERRAND_IDENTITY_DIR: not set"}},
-		"no agent, no dir": {[]sdk.Option{sdk.WithIdentity(nil), sdk.WithEnv(map[string]string{"SPIFFE_ENDPOINT_SOCKET": socket, "ERRAND_IDENTITY_DIR": "/nowhere"}), short}, sdk.ErrNoIdentity, []string{socket, "/nowhere/svid.pem"}},
+		"no agent, no dir": {[]sdk.Option{sdk.WithIdentity(nil), sdk.WithEnv(map[string]string{"SPIFFE_ENDPOINT_SOCKET": socket, "ERRAND_IDENTITY_DIR": "/nowhere"}), short}, sdk.ErrNoIdentity, []string{socket, "/nowhere", "svid_bundle.pem", "errand doctor"}},
 		"nil sources":      {[]sdk.Option{sdk.WithIdentity(sdk.FromSource(nil, nil))}, sdk.ErrNoIdentity, []string{"the program's own source"}},
 		"no broker":        {[]sdk.Option{sdk.WithBroker()}, nil, []string{"ERRAND_BROKER_URL"}},
 		"a plain broker":   {[]sdk.Option{sdk.WithBroker("http://broker:8443")}, nil, []string{"https://"}},
@@ -186,6 +186,34 @@ func TestReplicas(t *testing.T) {
 	must(task.Token(t.Context(), ordersRead))(t)
 	if len(w.got(tokens)) != 1 {
 		t.Error("the client did not go on to the next replica")
+	}
+}
+
+// One replica is killed while tasks run: the next one takes over at once, the tasks live and end, and
+// the client stays there.
+func TestReplicaIsKilledMidRun(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.lease = 6
+	first := newServer(t, w.fake, must(w.ca.Issue(brokerID, 0))(t), w.ca.Bundle(), tls.VersionTLS13)
+	client := w.client(t, sdk.WithBroker(first.URL, w.broker.String()))
+	fresh := ordersRead
+	fresh.Fresh = true
+	err := client.Do(t.Context(), spec, func(ctx context.Context, task *sdk.Task) error {
+		must(task.Token(ctx, fresh))(t)
+		first.CloseClientConnections()
+		first.Close()
+		must(task.Token(ctx, fresh))(t)
+		before := len(w.got(heartbeats))
+		eventually(t, "heartbeats reach the other one", func() bool { return len(w.got(heartbeats)) >= before+2 })
+		return ctx.Err()
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	begin(t, client, spec)
+	if n := len(w.got(tasks)); n != 2 {
+		t.Errorf("%d begins", n)
 	}
 }
 

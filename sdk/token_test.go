@@ -76,7 +76,7 @@ func TestTokenFields(t *testing.T) {
 	})
 }
 
-func TestOneRequestForAll(t *testing.T) {
+func TestOneFlightForEachKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(t)
 		f.on(tokens, func(w http.ResponseWriter, r *http.Request) {
@@ -302,7 +302,7 @@ func TestTokenRequestsThatAreWrong(t *testing.T) {
 	})
 }
 
-func TestTokenAfterTheEnd(t *testing.T) {
+func TestTokenAfterTheEndAlwaysFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(t)
 		client, _ := inBubble(t, f)

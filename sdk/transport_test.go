@@ -121,7 +121,7 @@ func TestHTTPClientSendsTheToken(t *testing.T) {
 	}
 }
 
-func TestHTTPClientKeepsToTheHosts(t *testing.T) {
+func TestTokenGoesOnlyToTheHostsThatTheBrokerNames(t *testing.T) {
 	s := newShop(t)
 	foreign := &orders{}
 	at := serve(t, foreign, must(s.ca.Issue(ordersID, 0))(t), s.ca.Bundle())
@@ -174,7 +174,7 @@ func TestHostsAsTheBrokerNamesThem(t *testing.T) {
 	}
 }
 
-func TestPlainHTTPToLoopback(t *testing.T) {
+func TestPlainHTTPGoesToLoopbackAlone(t *testing.T) {
 	s := newShop(t)
 	plain := &orders{}
 	server := httptest.NewServer(plain)
@@ -339,7 +339,7 @@ func TestRejectedTokenIsReplacedOnce(t *testing.T) {
 }
 
 // A hundred requests that are refused with one token make the client ask for one new token.
-func TestRejectionsShareOneRefresh(t *testing.T) {
+func TestRejectionOfOneGrantCausesOneRefresh(t *testing.T) {
 	s := newShop(t)
 	s.orders.answer = challenge(1, invalidToken)
 	client := s.task.HTTPClient("orders")
@@ -363,7 +363,7 @@ func TestRejectionsShareOneRefresh(t *testing.T) {
 	}
 }
 
-func TestRejectedBecauseTheTaskEnded(t *testing.T) {
+func TestTransportFailsWhatIsNotSentWhenTheTaskEnds(t *testing.T) {
 	s := newShop(t)
 	s.orders.answer = challenge(1, invalidToken)
 	s.set(s.task.ID(), "revoked")

@@ -27,6 +27,7 @@ type line struct {
 	redis       time.Duration
 	signature   time.Duration // of one raw signature, right before and right after
 	allocations float64
+	asked       float64 // requests that the broker has got for each
 }
 
 func (l line) row() string {
@@ -51,6 +52,7 @@ const (
 	whatBegin = "begin with a token"
 	whatToken = "a further token"
 	whatEnd   = "end"
+	whatDo    = "`sdk.Do` with one token"
 	whatWho   = "for comparison: who am I"
 )
 
@@ -158,10 +160,14 @@ func (p *place) measure(ctx context.Context, n int, o options) ([]line, error) {
 	if err != nil {
 		return nil, err
 	}
+	done, err := p.do(ctx, n, o.length)
+	if err != nil {
+		return nil, err
+	}
 	asked, err := p.load(ctx, whatWho, n, o.length, func(ctx context.Context, i int) error {
 		return callers[i].get(ctx, wire.PathWhoami)
 	})
-	return []line{begun, issued, ended, asked}, err
+	return []line{begun, issued, ended, done, asked}, err
 }
 
 // begunTask is what it takes to end a task.
@@ -230,6 +236,7 @@ func (p *place) load(ctx context.Context, what string, n int, length time.Durati
 	each := time.Duration(max(1, l.requests))
 	l.broker, l.redis = (after.broker-before.broker)/each, (after.redis-before.redis)/each
 	l.allocations = (after.allocations - before.allocations) / float64(each)
+	l.asked = (after.requests - before.requests) / float64(each)
 	l.signature = (raw + rawSignature()) / 2
 	return l, nil
 }

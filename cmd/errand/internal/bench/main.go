@@ -92,6 +92,7 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 	defer func() { err = errors.Join(err, p.close()) }()
 	fmt.Fprintln(out, "| | callers | a second | p50 | p99 | a raw signature | broker | Redis | both, in raw signatures | allocations |")
 	fmt.Fprintln(out, "|---|---|---|---|---|---|---|---|---|---|")
+	var asked []string
 	for _, n := range o.clients {
 		lines, err := p.measure(ctx, n, o)
 		if err != nil {
@@ -99,8 +100,12 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 		}
 		for _, l := range lines {
 			fmt.Fprintln(out, l.row())
+			if l.what == whatDo {
+				asked = append(asked, fmt.Sprintf("%.2f", l.asked))
+			}
 		}
 	}
+	fmt.Fprintf(out, "\n%s is, for each number of callers, so many requests to the broker: %s. Heartbeats count, too.\n", whatDo, strings.Join(asked, ", "))
 	fmt.Fprintln(out, "\n| an end is refused | after the request: p50 | p99 | after the answer: p50 | p99 | slowest |")
 	fmt.Fprintln(out, "|---|---|---|---|---|---|")
 	for _, n := range o.verifiers {

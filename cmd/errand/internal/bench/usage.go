@@ -59,6 +59,7 @@ func ownTime() time.Duration {
 type usage struct {
 	broker, redis time.Duration
 	allocations   float64 // of the broker
+	requests      float64 // that the broker has answered
 }
 
 func (p *place) used() (u usage, err error) {
@@ -75,6 +76,13 @@ func (p *place) used() (u usage, err error) {
 	for line := range strings.Lines(text) {
 		if value, ok := strings.CutPrefix(line, "go_memstats_mallocs_total "); ok {
 			u.allocations, err = strconv.ParseFloat(strings.TrimSpace(value), 64)
+		}
+		if _, value, ok := strings.Cut(line, "} "); ok && strings.HasPrefix(line, "errand_http_request_duration_seconds_count{") {
+			n, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				return u, err
+			}
+			u.requests += n
 		}
 	}
 	return u, err
