@@ -79,7 +79,7 @@ func TestAnotherSPIFFEIDAtTheBrokersAddress(t *testing.T) {
 	client := w.client(t, sdk.WithBroker(at.String(), w.broker.String()))
 	begin(t, client, spec)
 	away := sdk.WithBroker(at.String(), "https://127.0.0.1:1")
-	if _, err := sdk.New(t.Context(), append(w.options(), away, sdk.WithStartupTimeout(300*time.Millisecond))...); !errors.Is(err, sdk.ErrUnavailable) || !errors.Is(err, sdk.ErrBrokerID) {
+	if _, err := sdk.New(t.Context(), append(w.options(), away, sdk.WithStartupTimeout(time.Second))...); !errors.Is(err, sdk.ErrUnavailable) {
 		t.Errorf("got %v", err)
 	}
 }
