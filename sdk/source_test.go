@@ -116,6 +116,8 @@ func TestWorkloadAPIWithoutTheSVIDThatIsPicked(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	// One that comes late is waited for.
+	a = newAgent(t)
+	source = sdk.FromWorkloadAPI(a.addr, "external")
 	a.answers <- w.offer(t, nil, reportID)
 	a.answers <- w.offer(t, map[spiffeid.ID]string{ordersID: "external"}, reportID, ordersID)
 	svids, _, release, err := source.Open(t.Context())

@@ -235,7 +235,7 @@ func TestAnswerAtItsLimit(t *testing.T) {
 func TestTLS12IsRefused(t *testing.T) {
 	w := newWorld(t)
 	server := serveTLS(t, w.fake, must(w.ca.Issue(brokerID, 0))(t), w.ca.Bundle(), tls.VersionTLS12)
-	_, err := sdk.New(t.Context(), append(w.options(), sdk.WithBroker(server.String()), sdk.WithStartupTimeout(300*time.Millisecond))...)
+	_, err := sdk.New(t.Context(), append(w.options(), sdk.WithBroker(server.String()), sdk.WithStartupTimeout(time.Second))...)
 	if err == nil || !strings.Contains(err.Error(), "protocol version") {
 		t.Errorf("got %v", err)
 	}
