@@ -11,6 +11,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/errandhq/errand/sdk/wire"
 )
@@ -124,6 +125,16 @@ func (c *Client) Bundle() (*x509bundle.Bundle, error) {
 		return nil, err
 	}
 	return g.bundles[0].Clone(), nil
+}
+
+// SVID is the workload's, as it is now: what connections that are made now present. It is for programs
+// that make their own, as Bundle is. Error: ErrNoIdentity.
+func (c *Client) SVID() (*x509svid.SVID, error) {
+	g, err := c.links.use()
+	if err != nil {
+		return nil, err
+	}
+	return g.svid, nil
 }
 
 // Healthy returns nil while a Begin would be tried: the client is open and has an SVID that has not

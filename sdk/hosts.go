@@ -22,6 +22,23 @@ func allowed(req *http.Request, audience string, hosts []string) error {
 	return nil
 }
 
+// CheckHost returns ErrHost for a URL that the token must not be sent to: it is neither https, nor http
+// to a loopback address, or its host is none of Hosts. HTTPClient and Transport look by themselves.
+func (t Token) CheckHost(u *url.URL) error {
+	if err := secure(u); err != nil {
+		return err
+	}
+	return allowed(&http.Request{URL: u}, t.Audience, t.Hosts)
+}
+
+// secure refuses to send a token where others could read it.
+func secure(u *url.URL) error {
+	if u.Scheme != "https" && !(u.Scheme == "http" && isLoopback(u.Hostname())) {
+		return fmt.Errorf("sdk: %w: %s://%s; a token is sent over https only, or over http to a loopback address", ErrHost, u.Scheme, u.Host)
+	}
+	return nil
+}
+
 // wandered reports whether a chain of redirects has been at another host, also if it is back: that
 // one has chosen the request.
 func wandered(req *http.Request) bool {

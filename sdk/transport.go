@@ -96,8 +96,8 @@ func (c *carrier) RoundTrip(req *http.Request) (*http.Response, error) {
 // token returns the token for a request, nil when it has been redirected to another host, and an
 // error when it must not be sent at all.
 func (c *carrier) token(req *http.Request) (*Token, error) {
-	if req.URL.Scheme != "https" && !(req.URL.Scheme == "http" && isLoopback(req.URL.Hostname())) {
-		return nil, fmt.Errorf("sdk: %w: %s://%s; a token is sent over https only, or over http to a loopback address", ErrHost, req.URL.Scheme, req.URL.Host)
+	if err := secure(req.URL); err != nil {
+		return nil, err
 	}
 	token, err := c.task.Token(req.Context(), c.ask)
 	if err != nil {

@@ -55,6 +55,10 @@ var mayImport = map[string][]string{
 	"sdk/sdkgrpc":                {"sdk"},
 	"sdk/verify/verifyspiffe":    {"sdk", "sdk/verify", "sdk/wire"},
 	"sdk/examples/export":        {"sdk"},
+	"sdk/examples/echo":          {"sdk/verify", "sdk/verify/verifyecho", "sdk/verify/verifyspiffe"},
+	"sdk/examples/grpc/shop":     {},
+	"sdk/examples/grpc/client":   {"sdk", "sdk/sdkgrpc", "sdk/examples/grpc/shop"},
+	"sdk/examples/grpc/server":   {"sdk/verify", "sdk/verify/verifygrpc", "sdk/verify/verifyspiffe", "sdk/examples/grpc/shop"},
 	"sdk/examples/orders":        {"sdk/verify", "sdk/verify/verifyspiffe"},
 	"sdk/brokertest":             {"*"},
 	"cmd/errand":                 {"*"},
@@ -72,12 +76,12 @@ var mayImport = map[string][]string{
 // fences says who may import a third party's packages, for non-test files. "x/..." is x and all
 // below it. The longest matching prefix of an import counts.
 var fences = map[string][]string{
-	"github.com/labstack/echo/":                      {"broker/httpapi", "sdk/verify/verifyecho"},
+	"github.com/labstack/echo/":                      {"broker/httpapi", "sdk/verify/verifyecho", "sdk/examples/echo"},
 	"github.com/redis/go-redis/":                     {"store/redis"},
 	"github.com/go-jose/go-jose/":                    {"keys", "broker/token", "broker/feed", "sdk/verify"},
-	"github.com/spiffe/go-spiffe/":                   {"broker/identity", "broker/devmode", "sdk", "sdk/brokertest", "sdk/sdkgrpc", "sdk/verify/verifyspiffe", "sdk/examples/orders"},
+	"github.com/spiffe/go-spiffe/":                   {"broker/identity", "broker/devmode", "sdk", "sdk/brokertest", "sdk/sdkgrpc", "sdk/verify/verifyspiffe", "sdk/examples/..."},
 	"github.com/spiffe/go-spiffe/v2/spiffeid":        {"broker/...", "store/...", "sdk/...", "cmd/..."},
-	"google.golang.org/grpc":                         {"broker/devmode", "broker/identity", "sdk", "sdk/sdkgrpc", "sdk/verify/verifyspiffe", "sdk/verify/verifygrpc"},
+	"google.golang.org/grpc":                         {"broker/devmode", "broker/identity", "sdk", "sdk/sdkgrpc", "sdk/verify/verifyspiffe", "sdk/verify/verifygrpc", "sdk/examples/grpc/..."},
 	"golang.org/x/oauth2":                            {"sdk/sdkoauth2"},
 	"github.com/cedar-policy/":                       {"broker/policy"},
 	"github.com/prometheus/":                         {"broker/server"},
