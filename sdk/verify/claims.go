@@ -145,6 +145,10 @@ func parseClaims(payload []byte) (g *Grant, c claims, err error) {
 	if g.Scopes, err = parseScope(*c.Scope); err != nil {
 		return nil, c, err
 	}
+	if err := checkDetails(c.AuthorizationDetails); err != nil {
+		return nil, c, err
+	}
+	g.Details = c.AuthorizationDetails
 	if err := placeInTask(g); err != nil {
 		return nil, c, err
 	}

@@ -2,6 +2,7 @@ package verify
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
 	"slices"
 	"time"
@@ -16,6 +17,7 @@ type Grant struct {
 	Actors   []string // the delegation chain, nearest first; nil unless delegated
 	Audience string
 	Scopes   []string
+	Details  []json.RawMessage // authorization_details (RFC 9396): objects, each with a type; see Detail
 	Task     Task
 	Issued   time.Time // to the second
 	Expires  time.Time // to the second
