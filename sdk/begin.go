@@ -93,7 +93,7 @@ const maxBegin = 30 * time.Second
 // defer task.Close() and call Complete on success. ctx bounds Begin alone, and the task has its
 // values. A broker that is not available is tried again until ctx ends, for 30 s at most; however
 // often it is tried, one task begins. Errors: *Error, ErrUnavailable, ErrRateLimited, ErrNoIdentity,
-// ErrQuota, ErrClosed.
+// ErrQuota, ErrInvalid, ErrBrokerID, ErrClosed.
 func (c *Client) Begin(ctx context.Context, spec TaskSpec) (*Task, error) {
 	return c.begin(ctx, context.WithoutCancel(ctx), spec)
 }

@@ -24,7 +24,8 @@
 // end.
 //
 // What it promises: a task that Do began has ended at the broker when Do returns, or the error says
-// that this is not confirmed and by when its tokens are dead all the same. Heartbeats need no code.
+// that this is not confirmed and by when its tokens are dead all the same. Heartbeats need no code, and
+// bring the news when somebody else has ended the task: its Context ends after about a third of the lease at the latest.
 // When the broker can't be reached for two thirds of the lease, the task's Context ends and no more
 // tokens are handed out, also not those in memory; nothing here goes by the wall clock alone. A token
 // is presented with the certificate that it is bound to, only to hosts that the broker names, and
