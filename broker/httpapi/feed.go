@@ -69,13 +69,21 @@ func (a *API) follow(w http.ResponseWriter, r *http.Request, workload broker.Wor
 		return &malformed{"a body does not belong here"} // it would have to be waited for
 	}
 	s := &stream{w: w, control: http.NewResponseController(w)}
-	err = a.Feed.Follow(r.Context(), workload.ID.String(), audience, from, func(d feed.Delivery) error {
+	if r.ProtoMajor == 1 {
+		w.Header().Set("Connection", "close") // the stream ends with its connection's age
+	}
+	ctx, cancel := whileYoung(r.Context())
+	defer cancel()
+	err = a.Feed.Follow(ctx, workload.ID.String(), audience, from, func(d feed.Delivery) error {
 		// The verdict on the peer is looked at for every delivery: a stream outlives an SVID.
 		if _, err := a.Identify(r); err != nil {
 			return &unauthenticated{err}
 		}
 		return s.send(d)
 	})
+	if ctx.Err() != nil && r.Context().Err() == nil {
+		err = feed.ErrReset
+	}
 	if !s.begun {
 		return err
 	}
@@ -84,6 +92,21 @@ func (a *API) follow(w http.ResponseWriter, r *http.Request, workload broker.Wor
 		_ = s.send(feed.Delivery{Event: wire.EventReset, Data: []byte("{}")})
 	}
 	return nil
+}
+
+// leastStream is how long a stream lives at least, also on a connection that has reached its age.
+const leastStream = 3 * time.Second
+
+// whileYoung ends with the age of the connection.
+func whileYoung(ctx context.Context) (context.Context, context.CancelFunc) {
+	until, ok := connectionEnd(ctx)
+	if !ok {
+		return context.WithCancel(ctx)
+	}
+	if least := time.Now().Add(leastStream); until.Before(least) {
+		until = least
+	}
+	return context.WithDeadline(ctx, until)
 }
 
 // mayRead lets only the registered servers of an audience read its part of the feed, and report the

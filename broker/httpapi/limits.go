@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -15,6 +16,13 @@ type Limits struct {
 
 	// Requests that are worked on at once at the workload listener: those that issue, and all others.
 	Issuing, Others int
+
+	// Connections of each listener: all, those of one peer address (of IPv6, of its /64), and those
+	// that have not brought a request yet, of which there must be fewer than of all.
+	Connections, PerAddress, Handshakes int
+
+	// ConnectionAge is when a connection is closed with its next answer, give or take a tenth.
+	ConnectionAge time.Duration
 }
 
 // Defaults of Limits. What a workload ends and keeps alive has ten times the rate of what it begins,
@@ -27,14 +35,23 @@ const (
 	DefaultIssuing    = 256
 	DefaultOthers     = 1024
 
+	DefaultConnections   = 8192
+	DefaultPerAddress    = 4096
+	DefaultHandshakes    = 1024
+	DefaultConnectionAge = time.Hour
+
 	// MaxRate and MaxAtOnce are the most that Limits may say.
-	MaxRate   = 1_000_000
-	MaxAtOnce = 100_000
+	MaxRate          = 1_000_000
+	MaxAtOnce        = 100_000
+	MaxConnections   = 1_000_000
+	MinConnectionAge = time.Second
+	MaxConnectionAge = 24 * time.Hour
 )
 
 // Complete fills in the defaults, and refuses what is out of bounds.
 func (l *Limits) Complete() error {
 	var wrong []error
+	connections := cmp.Or(l.Connections, DefaultConnections)
 	for _, each := range []struct {
 		name          string
 		value         *int
@@ -42,6 +59,8 @@ func (l *Limits) Complete() error {
 	}{
 		{"IssueRate", &l.IssueRate, DefaultIssueRate, MaxRate}, {"IssueBurst", &l.IssueBurst, DefaultIssueBurst, MaxRate},
 		{"Rate", &l.Rate, DefaultRate, MaxRate}, {"Burst", &l.Burst, DefaultBurst, MaxRate},
+		{"Connections", &l.Connections, DefaultConnections, MaxConnections}, {"PerAddress", &l.PerAddress, DefaultPerAddress, MaxConnections},
+		{"Handshakes", &l.Handshakes, min(DefaultHandshakes, (connections+1)/2), MaxConnections},
 		{"Issuing", &l.Issuing, DefaultIssuing, MaxAtOnce}, {"Others", &l.Others, DefaultOthers, MaxAtOnce},
 	} {
 		if *each.value == 0 {
@@ -50,6 +69,15 @@ func (l *Limits) Complete() error {
 		if *each.value < 1 || *each.value > each.max {
 			wrong = append(wrong, fmt.Errorf("%s is %d; it must be 1 to %d, or zero for %d", each.name, *each.value, each.max, each.standard))
 		}
+	}
+	if l.ConnectionAge == 0 {
+		l.ConnectionAge = DefaultConnectionAge
+	}
+	if l.ConnectionAge < MinConnectionAge || l.ConnectionAge > MaxConnectionAge {
+		wrong = append(wrong, fmt.Errorf("ConnectionAge is %s; it must be %s to %s, or zero for %s", l.ConnectionAge, MinConnectionAge, MaxConnectionAge, DefaultConnectionAge))
+	}
+	if l.Handshakes >= l.Connections {
+		wrong = append(wrong, fmt.Errorf("Handshakes is %d; it must be less than Connections, which is %d, or peers that never say who they are take all", l.Handshakes, l.Connections))
 	}
 	return errors.Join(wrong...)
 }

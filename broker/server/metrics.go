@@ -2,12 +2,14 @@ package server
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
 	"time"
 
 	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/broker/httpapi"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -28,6 +30,7 @@ type metrics struct {
 	auditErrors prometheus.Counter
 	requests    *prometheus.HistogramVec
 	rateLimited *prometheus.CounterVec
+	refused     *prometheus.CounterVec
 }
 
 func newMetrics(s *Server) *metrics {
@@ -46,8 +49,9 @@ func newMetrics(s *Server) *metrics {
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
 		}, []string{"listener", "route", "method", "status"}),
 		rateLimited: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "errand_rate_limited_total", Help: "Requests refused since their sender sent too many, by kind: issue, or other."}, []string{"kind"}),
+		refused:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "errand_refused_connections_total", Help: "Connections that were not kept, by listener and the limit that was reached: connections, address, or handshakes."}, []string{"listener", "limit"}),
 	}
-	m.registry.MustRegister(m.begun, m.ended, m.issued, m.decisions, m.checks, m.unreported, m.events, m.auditErrors, m.requests, m.rateLimited,
+	m.registry.MustRegister(m.begun, m.ended, m.issued, m.decisions, m.checks, m.unreported, m.events, m.auditErrors, m.requests, m.rateLimited, m.refused,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		gauge("errand_feed_subscribers", "Verifiers that follow the feed.", func() float64 { return float64(s.feed.Readers()) }),
 		gauge("errand_feed_entries", "Denials held for the feed.", func() float64 { return float64(s.feed.Entries()) }),
@@ -84,6 +88,15 @@ func (m *metrics) observe(listener, route, method string, status int, took time.
 }
 
 func (m *metrics) limited(kind string) { m.rateLimited.WithLabelValues(kind).Inc() }
+
+// bound has a listener count its connections, and refuse what is too many.
+func (m *metrics) bound(name string, l net.Listener, limits httpapi.Limits) net.Listener {
+	bounded := httpapi.Bound(l, limits, func(limit string) { m.refused.WithLabelValues(name, limit).Inc() })
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "errand_connections", Help: "Open connections, by listener.", ConstLabels: prometheus.Labels{"listener": name},
+	}, func() float64 { return float64(bounded.Connections()) }))
+	return bounded
+}
 
 // load shows how many requests are worked on.
 func (m *metrics) load(now func() (issuing, others int)) {

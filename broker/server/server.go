@@ -283,6 +283,9 @@ func (s *Server) assemble() error {
 		return err
 	}
 	metrics.load(api.Load)
+	for i, at := range s.servers {
+		s.servers[i].l = metrics.bound(at.name, at.l, c.Limits)
+	}
 	s.servers[0].server = httpapi.NewServer(c.Around("workload", api.Workload()), identity.ServerTLS(c.Identity), identity.ConnContext, c.Logger)
 	s.servers[1].server = httpapi.NewServer(c.Around("public", api.Public()), identity.PublicTLS(c.Identity), nil, c.Logger)
 	s.servers[2].server = httpapi.NewServer(c.Around("ops", api.Ops()), nil, nil, c.Logger)
