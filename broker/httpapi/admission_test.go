@@ -154,10 +154,15 @@ func TestLimitsAreBounded(t *testing.T) {
 	if err := l.Complete(); err != nil || l.IssueRate != DefaultIssueRate || l.Others != DefaultOthers {
 		t.Errorf("%+v, %v", l, err)
 	}
-	for _, bad := range []Limits{{IssueRate: -1}, {IssueBurst: MaxRate + 1}, {Rate: -1}, {Burst: MaxRate + 1}, {Issuing: -1}, {Others: MaxAtOnce + 1}} {
+	for _, bad := range []Limits{{IssueRate: -1}, {IssueBurst: MaxRate + 1}, {Rate: -1}, {Burst: MaxRate + 1}, {Issuing: -1}, {Others: MaxAtOnce + 1},
+		{Connections: -1}, {PerAddress: MaxConnections + 1}, {Handshakes: -1}, {ConnectionAge: MinConnectionAge - 1}, {ConnectionAge: MaxConnectionAge + 1}} {
 		if err := bad.Complete(); err == nil {
 			t.Errorf("%+v is accepted", bad)
 		}
+	}
+	few := Limits{Connections: 10}
+	if err := few.Complete(); err != nil || few.Handshakes != 5 {
+		t.Errorf("%d of 10 connections may say nothing, %v", few.Handshakes, err)
 	}
 	good := Limits{IssueRate: 1, IssueBurst: MaxRate, Rate: MaxRate, Burst: 1, Issuing: MaxAtOnce, Others: 1}
 	if err := good.Complete(); err != nil {

@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -18,7 +17,7 @@ type Limits struct {
 	Issuing, Others int
 
 	// Connections of each listener: all, those of one peer address (of IPv6, of its /64), and those
-	// that have not brought a request yet, of which there must be fewer than of all.
+	// that have not brought a request yet, which are half of all at most.
 	Connections, PerAddress, Handshakes int
 
 	// ConnectionAge is when a connection is closed with its next answer, give or take a tenth.
@@ -51,7 +50,6 @@ const (
 // Complete fills in the defaults, and refuses what is out of bounds.
 func (l *Limits) Complete() error {
 	var wrong []error
-	connections := cmp.Or(l.Connections, DefaultConnections)
 	for _, each := range []struct {
 		name          string
 		value         *int
@@ -60,7 +58,7 @@ func (l *Limits) Complete() error {
 		{"IssueRate", &l.IssueRate, DefaultIssueRate, MaxRate}, {"IssueBurst", &l.IssueBurst, DefaultIssueBurst, MaxRate},
 		{"Rate", &l.Rate, DefaultRate, MaxRate}, {"Burst", &l.Burst, DefaultBurst, MaxRate},
 		{"Connections", &l.Connections, DefaultConnections, MaxConnections}, {"PerAddress", &l.PerAddress, DefaultPerAddress, MaxConnections},
-		{"Handshakes", &l.Handshakes, min(DefaultHandshakes, (connections+1)/2), MaxConnections},
+		{"Handshakes", &l.Handshakes, DefaultHandshakes, MaxConnections},
 		{"Issuing", &l.Issuing, DefaultIssuing, MaxAtOnce}, {"Others", &l.Others, DefaultOthers, MaxAtOnce},
 	} {
 		if *each.value == 0 {
@@ -76,9 +74,8 @@ func (l *Limits) Complete() error {
 	if l.ConnectionAge < MinConnectionAge || l.ConnectionAge > MaxConnectionAge {
 		wrong = append(wrong, fmt.Errorf("ConnectionAge is %s; it must be %s to %s, or zero for %s", l.ConnectionAge, MinConnectionAge, MaxConnectionAge, DefaultConnectionAge))
 	}
-	if l.Handshakes >= l.Connections {
-		wrong = append(wrong, fmt.Errorf("Handshakes is %d; it must be less than Connections, which is %d, or peers that never say who they are take all", l.Handshakes, l.Connections))
-	}
+	// Peers that never say who they are must not take all.
+	l.Handshakes = min(l.Handshakes, max(1, l.Connections/2))
 	return errors.Join(wrong...)
 }
 

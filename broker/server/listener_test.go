@@ -84,7 +84,7 @@ func closedWithin(t *testing.T, what string, c net.Conn, d time.Duration) {
 // and when one has left there is room again; in all, and for one address.
 func TestConnectionsAreBounded(t *testing.T) {
 	for name, limits := range map[string]httpapi.Limits{
-		"connections": {Connections: 3, PerAddress: 100, Handshakes: 2},
+		"connections": {Connections: 3, PerAddress: 100, Handshakes: 1},
 		"address":     {Connections: 100, PerAddress: 3},
 	} {
 		t.Run(name, func(t *testing.T) {

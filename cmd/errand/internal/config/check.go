@@ -29,11 +29,19 @@ var bounds = map[string][2]time.Duration{
 	"identity.max_age":       {identity.MinMaxAge, identity.MaxMaxAge},
 	"identity.wait":          {time.Second, time.Hour},
 	"identity.withdrawal":    {time.Second, server.MaxWithdrawal},
+	"limits.connection_age":  {time.Minute, httpapi.MaxConnectionAge},
 	"keys.period":            {keys.DefaultPublish, 90 * 24 * time.Hour},
 }
 
 // counts are the least and the most of each number.
-var counts = map[string][2]int{"store.redis.shards": {0, broker.MaxShards}}
+var counts = map[string][2]int{
+	"store.redis.shards": {0, broker.MaxShards},
+	"limits.issue_rate":  {1, httpapi.MaxRate}, "limits.issue_burst": {1, httpapi.MaxRate},
+	"limits.rate": {1, httpapi.MaxRate}, "limits.burst": {1, httpapi.MaxRate},
+	"limits.issuing": {1, httpapi.MaxAtOnce}, "limits.others": {1, httpapi.MaxAtOnce},
+	"limits.connections": {2, httpapi.MaxConnections}, "limits.connections_of_address": {1, httpapi.MaxConnections},
+	"limits.handshakes": {1, httpapi.MaxConnections},
+}
 
 // required keys have no default.
 var required = []string{"issuer", "broker_url", "inventory", "audit.log", "store.type"}

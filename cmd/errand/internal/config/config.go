@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/errandhq/errand/broker/httpapi"
 	"github.com/errandhq/errand/broker/identity"
 	"github.com/errandhq/errand/broker/server"
 	"github.com/errandhq/errand/keys"
@@ -35,6 +36,7 @@ type Config struct {
 	Store     Store     `yaml:"store"`
 	Keys      Keys      `yaml:"keys"`
 	Operators Operators `yaml:"operators"`
+	Limits    Limits    `yaml:"limits"`
 	Log       Log       `yaml:"log"`
 
 	origins map[string]Origin // by key; a key that is not there has its default
@@ -112,6 +114,20 @@ type Operators struct {
 	Admin    []string `yaml:"admin"`
 }
 
+// Limits are what a replica takes on at most. The fields are those of httpapi.Limits.
+type Limits struct {
+	IssueRate            int           `yaml:"issue_rate"`
+	IssueBurst           int           `yaml:"issue_burst"`
+	Rate                 int           `yaml:"rate"`
+	Burst                int           `yaml:"burst"`
+	Issuing              int           `yaml:"issuing"`
+	Others               int           `yaml:"others"`
+	Connections          int           `yaml:"connections"`
+	ConnectionsOfAddress int           `yaml:"connections_of_address"`
+	Handshakes           int           `yaml:"handshakes"`
+	ConnectionAge        time.Duration `yaml:"connection_age"`
+}
+
 // Log is what is said on stderr.
 type Log struct {
 	Level  string `yaml:"level"`
@@ -134,8 +150,14 @@ func Default() *Config {
 		Identity: Identity{
 			MaxSVIDLife: identity.DefaultMaxSVIDLife, MaxAge: identity.DefaultMaxAge, Wait: time.Minute, Withdrawal: server.DefaultWithdrawal,
 		},
-		Store:   Store{Redis: Redis{Deployment: redis.DefaultDeployment, Prefix: redis.DefaultPrefix}},
-		Keys:    Keys{Algorithm: string(keys.ES256), Period: keys.DefaultPeriod},
+		Store: Store{Redis: Redis{Deployment: redis.DefaultDeployment, Prefix: redis.DefaultPrefix}},
+		Keys:  Keys{Algorithm: string(keys.ES256), Period: keys.DefaultPeriod},
+		Limits: Limits{
+			IssueRate: httpapi.DefaultIssueRate, IssueBurst: httpapi.DefaultIssueBurst, Rate: httpapi.DefaultRate, Burst: httpapi.DefaultBurst,
+			Issuing: httpapi.DefaultIssuing, Others: httpapi.DefaultOthers,
+			Connections: httpapi.DefaultConnections, ConnectionsOfAddress: httpapi.DefaultPerAddress, Handshakes: httpapi.DefaultHandshakes,
+			ConnectionAge: httpapi.DefaultConnectionAge,
+		},
 		Log:     Log{Level: "info", Format: "text"},
 		origins: map[string]Origin{},
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 
+	"github.com/errandhq/errand/broker/httpapi"
 	"github.com/errandhq/errand/broker/identity"
 	"github.com/errandhq/errand/broker/registry"
 	"github.com/errandhq/errand/broker/server"
@@ -87,11 +88,16 @@ func (c *Config) local(log *slog.Logger) (server.Config, error) {
 	if err != nil {
 		return server.Config{}, err
 	}
+	l := c.Limits
 	return server.Config{
 		WorkloadAddr: c.Listeners.Workload, PublicAddr: c.Listeners.Public, OpsAddr: c.Listeners.Ops,
 		OperatorAddr: c.Listeners.Operator, Operators: c.operators(func(string, string, ...any) {}), // checked by Load
 		Issuer: c.Issuer, BrokerURL: c.BrokerURL,
 		Identity: source, Withdrawal: c.Identity.Withdrawal, Registry: inventory, AuditLog: c.Audit.Log,
+		Limits: httpapi.Limits{
+			IssueRate: l.IssueRate, IssueBurst: l.IssueBurst, Rate: l.Rate, Burst: l.Burst, Issuing: l.Issuing, Others: l.Others,
+			Connections: l.Connections, PerAddress: l.ConnectionsOfAddress, Handshakes: l.Handshakes, ConnectionAge: l.ConnectionAge,
+		},
 		Algorithm: keys.Algorithm(c.Keys.Algorithm), KeyPeriod: c.Keys.Period, Logger: log,
 	}, nil
 }
