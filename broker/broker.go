@@ -53,11 +53,12 @@ const staleView = 2 * time.Second
 // and its verbs from any goroutine.
 type Broker struct {
 	Config
-	view    view
-	backlog backlog
-	pending pending
-	lost    lostEnds
-	endKeys endKeys
+	view     view
+	backlog  backlog
+	refusals refusals
+	pending  pending
+	lost     lostEnds
+	endKeys  endKeys
 }
 
 // New checks the configuration. The broker issues nothing before Run has read the store's feed.
@@ -95,8 +96,12 @@ func (b *Broker) Run(ctx context.Context) error {
 	tasks.Go(func() error { return b.sweepEvery(ctx, b.SweepInterval) })
 	tasks.Go(func() error { return b.writeBacklog(ctx) })
 	tasks.Go(func() error { return b.writePending(ctx) })
+	tasks.Go(func() error { return b.recordRefusals(ctx) })
 	err := tasks.Wait()
 	b.flushPending(ctx)
+	if events := b.refusals.due(b.Now(), true); len(events) > 0 {
+		b.handOver(events)
+	}
 	b.flushBacklog(ctx)
 	return err
 }

@@ -10,6 +10,7 @@ const (
 	EventTaskBegun    EventKind = "task.begun"
 	EventGrantIssued  EventKind = "grant.issued"
 	EventDenied       EventKind = "request.denied"
+	EventDeniedMore   EventKind = "requests.denied" // Count of them, beyond those that have events of their own
 	EventTaskEnded    EventKind = "task.ended"
 	EventTaskLost     EventKind = "task.lost" // its end key ended it, and the store did not have it: how it may have ended before is in an earlier event
 	EventEndMoot      EventKind = "end.moot"  // it was answered while the store was away, and another one had been first
@@ -57,6 +58,9 @@ type Event struct {
 	Allowed  bool
 	Rule     string
 	Revision string // the policy's
+
+	Count int       // of EventDeniedMore: by the same rule
+	First time.Time // of these; Time is that of the last
 
 	Selector Selector
 	Lock     LockID

@@ -36,10 +36,10 @@ const RuleRole = "operator/role"
 // RefuseOperator records that somebody asked for what needs a role that they do not have. It does not
 // wait for the audit log.
 func (b *Broker) RefuseOperator(w Workload, why error) {
-	b.backlog.addMinor(Event{
+	b.recordRefusal(Event{
 		ID: NewEventID(), Kind: EventDenied, Time: b.Now(), Workload: w.ID.String(), Address: w.Address, Actor: w.ID.String(),
 		Thumbprint: w.Thumbprint, Rule: RuleRole, Reason: cut(why.Error(), MaxPurpose),
-	}, b.Now())
+	})
 }
 
 // Rotation is an operator's word that the next key is to sign from now on.

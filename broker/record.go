@@ -41,7 +41,7 @@ func (b *Broker) refuse(w Workload, registration WorkloadRegistration, task Task
 	if len(task.Path) > 0 { // else it has never begun
 		e.Task, e.TaskPath = task.ID, task.Path
 	}
-	b.backlog.addMinor(e, b.Now())
+	b.recordRefusal(e)
 	return why
 }
 
@@ -145,14 +145,16 @@ func (q *backlog) add(events []Event, now time.Time) (done <-chan struct{}, lost
 	return q.append(events[:room], now), len(events) - room
 }
 
-// addMinor drops the event when half of the room is taken: what nobody waits for must not crowd out
+// addMinor refuses the event when half of the room is taken: what nobody waits for must not crowd out
 // what somebody has to answer for.
-func (q *backlog) addMinor(e Event, now time.Time) {
+func (q *backlog) addMinor(e Event, now time.Time) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.events < q.max/2 {
-		q.append([]Event{e}, now)
+	if q.events >= q.max/2 {
+		return false
 	}
+	q.append([]Event{e}, now)
+	return true
 }
 
 // append is called with mu held.

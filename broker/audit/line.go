@@ -52,6 +52,9 @@ type Line struct {
 	Rule     string `json:"rule,omitempty"`
 	Revision string `json:"policy_revision,omitempty"`
 
+	Count int        `json:"count,omitempty"`
+	First *time.Time `json:"first,omitempty"`
+
 	Selector *Selector `json:"selector,omitempty"`
 	Lock     string    `json:"lock,omitempty"`
 
@@ -97,7 +100,7 @@ func newLine(e broker.Event) Line {
 		Ticket: e.Ticket, Labels: e.Labels, Context: json.RawMessage(e.Context), Details: e.Details.JSON(),
 		State: string(e.State), Cause: string(e.Cause), Reason: e.Reason, Grants: e.Grants, SubTasks: e.SubTasks,
 		Grant: string(e.Grant), Audience: e.Audience, Scope: e.Scopes.String(), Thumbprint: e.Thumbprint, Key: e.Key,
-		Decision: string(e.Decision), Allowed: e.Allowed, Rule: e.Rule, Revision: e.Revision, Lock: string(e.Lock),
+		Decision: string(e.Decision), Allowed: e.Allowed, Rule: e.Rule, Revision: e.Revision, Count: e.Count, Lock: string(e.Lock),
 	}
 	for _, id := range e.TaskPath {
 		l.TaskPath = append(l.TaskPath, string(id))
@@ -109,6 +112,10 @@ func newLine(e broker.Event) Line {
 	if !e.Expires.IsZero() {
 		expires := e.Expires.UTC()
 		l.Expires = &expires
+	}
+	if !e.First.IsZero() {
+		first := e.First.UTC()
+		l.First = &first
 	}
 	if e.Selector != (broker.Selector{}) {
 		l.Selector = &Selector{Subject: e.Selector.Subject, Audience: e.Selector.Audience, Scope: e.Selector.Scope}

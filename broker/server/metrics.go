@@ -134,6 +134,8 @@ func (c *countingAuditor) Record(ctx context.Context, events ...broker.Event) er
 			c.decisions.WithLabelValues("allow").Inc()
 		case broker.EventDenied:
 			c.decisions.WithLabelValues("deny").Inc()
+		case broker.EventDeniedMore:
+			c.decisions.WithLabelValues("deny").Add(float64(e.Count))
 		case broker.EventGrantUsed:
 			c.checks.WithLabelValues(e.Audience, "allowed").Add(float64(e.Usage.Allowed))
 			c.checks.WithLabelValues(e.Audience, "refused").Add(float64(e.Usage.Refused))

@@ -1,0 +1,121 @@
+package broker
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// How refusals are recorded: the first of a workload in a minute each by itself, and what comes beyond
+// them as one event for each rule, so that nobody who may knock can fill the audit log by knocking.
+const (
+	refusalPeriod  = time.Minute
+	singleRefusals = 60     // events of one workload in a period
+	maxRefused     = 10_000 // workloads that are counted by themselves at the same time
+	maxRefusedFor  = 32     // rules that are counted by themselves for one workload
+	tellRefusals   = time.Second
+)
+
+// otherRules stands for the rules beyond maxRefusedFor.
+const otherRules = "other"
+
+// refusals counts what was refused. The zero value is ready.
+type refusals struct {
+	mu sync.Mutex
+	of map[string]*refused // by workload; "" has those beyond maxRefused
+}
+
+// refused is a workload's period, which begins with its first refusal.
+type refused struct {
+	since  time.Time
+	single int
+	more   map[string]*Event // by rule
+}
+
+// take reports whether a refusal is to be recorded by itself. If not it is counted.
+func (r *refusals) take(e Event) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	of := r.period(&e)
+	if of.single < singleRefusals {
+		of.single++
+		return true
+	}
+	of.count(e)
+	return false
+}
+
+// count counts a refusal that found no room in the log.
+func (r *refusals) count(e Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.period(&e).count(e)
+}
+
+// period is called with mu held. An event that has no period of its own loses what is only its own.
+func (r *refusals) period(e *Event) *refused {
+	if r.of == nil {
+		r.of = map[string]*refused{}
+	}
+	of := r.of[e.Workload]
+	if of == nil && len(r.of) >= maxRefused {
+		e.Workload, e.Owner, e.Actor, e.Address, e.Reason = "", "", "", "", "by workloads too many to be named"
+		of = r.of[""]
+	}
+	if of == nil {
+		of = &refused{since: e.Time, more: map[string]*Event{}}
+		r.of[e.Workload] = of
+	}
+	return of
+}
+
+func (r *refused) count(e Event) {
+	if r.more[e.Rule] == nil && len(r.more) >= maxRefusedFor {
+		e.Rule = otherRules
+	}
+	more := r.more[e.Rule]
+	if more == nil {
+		more = &Event{ID: NewEventID(), Kind: EventDeniedMore, Workload: e.Workload, Owner: e.Owner, Actor: e.Actor, Rule: e.Rule, First: e.Time}
+		r.more[e.Rule] = more
+	}
+	more.Count++
+	more.Time, more.Address, more.Reason, more.Revision = e.Time, e.Address, e.Reason, e.Revision
+}
+
+// due takes out the events of the periods that are over, or of all.
+func (r *refusals) due(now time.Time, all bool) (events []Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for workload, of := range r.of {
+		if age := now.Sub(of.since); all || age >= refusalPeriod || age < 0 {
+			for _, e := range of.more {
+				events = append(events, *e)
+			}
+			delete(r.of, workload)
+		}
+	}
+	return events
+}
+
+// recordRefusal does not wait for the audit log: the answer is no whether or not it can be recorded.
+func (b *Broker) recordRefusal(e Event) {
+	if b.refusals.take(e) && !b.backlog.addMinor(e, b.Now()) {
+		b.refusals.count(e)
+	}
+}
+
+// recordRefusals hands over what was counted, minute by minute, until ctx ends.
+func (b *Broker) recordRefusals(ctx context.Context) error {
+	tick := time.NewTicker(tellRefusals)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		if events := b.refusals.due(b.Now(), false); len(events) > 0 {
+			b.handOver(events)
+		}
+	}
+}
