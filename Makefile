@@ -20,6 +20,7 @@ test: deps
 bench: deps
 	$(GO) run ./cmd/errand/internal/bench
 	$(GO) test -run '^$$' -bench . -benchtime 500x ./broker/server
+	$(GO) test -run '^$$' -bench 'Verify$$|Denied' -benchtime 3000x ./sdk/verify
 
 lint:
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt would change: $$unformatted"; exit 1; }

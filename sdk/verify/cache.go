@@ -271,7 +271,8 @@ func (v *view) restore(p wire.Position, entries []wire.FeedEntry, fresh time.Tim
 	return nil
 }
 
-// written are entries that deny what is denied. They are for this audience alone, and do not say which
+// written are entries that deny what is denied for as long (deny adds the second that is taken away
+// here). They are for this audience alone, and do not say which
 // numbers the ones of the feed had that no selector needs.
 func (d *denials) written() []wire.FeedEntry {
 	out := make([]wire.FeedEntry, 0, d.size())
@@ -280,10 +281,10 @@ func (d *denials) written() []wire.FeedEntry {
 		if strings.HasPrefix(id, "tsk_") {
 			kind = wire.KindTask
 		}
-		out = append(out, wire.FeedEntry{Kind: kind, ID: id, Until: time.Unix(until, 0).UTC()})
+		out = append(out, wire.FeedEntry{Kind: kind, ID: id, Until: time.Unix(until-1, 0).UTC()})
 	}
 	for kid, until := range d.keys {
-		out = append(out, wire.FeedEntry{Kind: wire.KindKey, ID: kid, Until: time.Unix(until, 0).UTC()})
+		out = append(out, wire.FeedEntry{Kind: wire.KindKey, ID: kid, Until: time.Unix(until-1, 0).UTC()})
 	}
 	for place, list := range d.selectors {
 		subject := place
@@ -292,7 +293,7 @@ func (d *denials) written() []wire.FeedEntry {
 		}
 		for _, s := range list {
 			out = append(out, wire.FeedEntry{
-				Kind: wire.KindSelector, Shard: s.shard, Number: s.number, Subject: subject, Scope: s.scope, Until: time.Unix(s.until, 0).UTC(),
+				Kind: wire.KindSelector, Shard: s.shard, Number: s.number, Subject: subject, Scope: s.scope, Until: time.Unix(s.until-1, 0).UTC(),
 			})
 		}
 	}

@@ -6,10 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	jose "github.com/go-jose/go-jose/v4"
-
 	"github.com/errandhq/errand/sdk/verify"
-	"github.com/errandhq/errand/sdk/wire"
 )
 
 // FuzzVerify never panics, and accepts nothing but what the issuer signed: every accepted text is
@@ -36,40 +33,4 @@ func FuzzVerify(f *testing.F) {
 			t.Fatalf("%q got as far as the feed", text)
 		}
 	})
-}
-
-// BenchmarkVerify measures everything that is done for a request.
-func BenchmarkVerify(b *testing.B) {
-	fake := newBroker(b, 1)
-	v := fake.verifier(nil)
-	token := fake.token(func(c map[string]any) { c["exp"] = c["iat"].(int64) + 900 })
-	peer := fake.peer()
-	ctx := context.Background()
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := v.Verify(ctx, token, peer, verify.Scope("orders:read")); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
-
-// BenchmarkVerifySignatureAlone is what go-jose needs for the same token, without a look at what it
-// says.
-func BenchmarkVerifySignatureAlone(b *testing.B) {
-	fake := newBroker(b, 1)
-	token := fake.key.sign(b, wire.TokenType, marshal(b, fake.claims(nil)))
-	var key jose.JSONWebKey
-	if err := key.UnmarshalJSON(marshal(b, fake.key.jwk(b))); err != nil {
-		b.Fatal(err)
-	}
-	b.ReportAllocs()
-	for b.Loop() {
-		jws, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.ES256})
-		if err != nil {
-			b.Fatal(err)
-		}
-		if _, err := jws.Verify(key); err != nil {
-			b.Fatal(err)
-		}
-	}
 }
