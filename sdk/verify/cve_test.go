@@ -108,7 +108,7 @@ func TestCVE_2021_32701(t *testing.T) {
 func TestCVE_2026_22772(t *testing.T) {
 	elsewhere := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed") }))
 	t.Cleanup(elsewhere.Close)
-	for _, path := range []string{wire.PathMetadata, wire.PathJWKS, wire.PathFeedSnapshot} {
+	for _, path := range []string{wire.PathMetadata, wire.PathJWKS, wire.PathFeedSnapshot, wire.PathFeedPosition} {
 		for name, to := range redirects(elsewhere.URL) {
 			t.Run(path[strings.LastIndex(path, "/"):]+" to "+name, func(t *testing.T) {
 				t.Parallel()
