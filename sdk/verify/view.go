@@ -101,12 +101,15 @@ func (v *view) early(entries []wire.FeedEntry, now time.Time) error {
 	return v.add(entries, len(v.position.Numbers), now)
 }
 
-// distrust denies a key that the feed has not denied. It is denied for ever: nobody says until when.
+// forever is in the year 3058, in Unix seconds: a date that a cache file can have, and be rounded up.
+const forever = 1 << 35
+
+// distrust denies a key that the feed has not denied, for ever: nobody says until when.
 func (v *view) distrust(kid string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	// If there is no room the view is full, and nothing is accepted.
-	_ = v.denyKey(kid, maxDate)
+	_ = v.denyKey(kid, forever)
 }
 
 // enter begins a new epoch: data was lost, and every older token is dead, so that what denied them
