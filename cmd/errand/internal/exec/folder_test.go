@@ -55,17 +55,13 @@ func TestReadersNeverSeeAMixedPair(t *testing.T) {
 		t.Fatal(err)
 	}
 	const generations, readers = 300, 4
-	done, turn := make(chan struct{}), make(chan struct{})
+	var turns [readers]chan struct{}
 	var reading sync.WaitGroup
-	for range readers {
+	for i := range turns {
+		turns[i] = make(chan struct{})
 		reading.Go(func() {
 			last := 0
-			for {
-				select {
-				case <-done:
-					return
-				case turn <- struct{}{}:
-				}
+			for range turns[i] {
 				n, err := readPair(f.path())
 				if err != nil || n < last {
 					t.Errorf("after %d: %d, %v", last, n, err)
@@ -74,16 +70,19 @@ func TestReadersNeverSeeAMixedPair(t *testing.T) {
 			}
 		})
 	}
-	// As slow as a renewal is compared with a read: every reader begins again between two of them.
+	// As slow as a renewal is compared with a read: each reader begins again between two of them, and
+	// reads while the next one comes.
 	for n := 1; n <= generations; n++ {
-		for range readers {
-			<-turn
+		for _, turn := range turns {
+			turn <- struct{}{}
 		}
 		if err := f.put(pair(n)); err != nil {
 			t.Error(err)
 		}
 	}
-	close(done)
+	for _, turn := range turns {
+		close(turn)
+	}
 	reading.Wait()
 }
 

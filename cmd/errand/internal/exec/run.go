@@ -103,6 +103,9 @@ func (r *run) inTask(ctx context.Context, path string) (code int, err error) {
 		}
 	}()
 	r.begun = time.Now()
+	for _, ask := range r.Asks { // all, or no task
+		r.Task.Tokens = append(r.Task.Tokens, r.request(ask))
+	}
 	if r.task, err = r.client.Begin(starting, r.Task); err != nil {
 		return r.interrupted(starting, err)
 	}
