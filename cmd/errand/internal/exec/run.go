@@ -117,6 +117,7 @@ func (r *run) inTask(ctx context.Context, path string) (code int, err error) {
 	}
 	r.watch()
 	code, reason := r.child.finish()
+	r.hear(code)
 	err = errors.Join(r.gifts.close(), r.end(code, outcome(reason)))
 	if r.ended != nil && r.OnEnd != Ignore {
 		code = CodeEnded
@@ -204,14 +205,41 @@ func (r *run) watch() {
 
 // pass sends a signal on, unless the terminal has done so.
 func (r *run) pass(s os.Signal) {
+	if r.note(s) {
+		r.child.signal(s)
+	}
+}
+
+// note remembers that somebody wants the end, and reports whether the command is still to be told.
+func (r *run) note(s os.Signal) bool {
 	if (s == syscall.SIGINT || s == syscall.SIGQUIT) && r.terminal.foreground() {
 		r.typed = s
-		return
+		return false
 	}
 	if slices.Contains(enders, s) {
 		r.canceled = s
 	}
-	r.child.signal(s)
+	return true
+}
+
+// sameSignal is how long a signal that has killed the command may take to get here, if it was for both.
+const sameSignal = 200 * time.Millisecond
+
+// hear looks for the signals that came when the command was about to exit.
+func (r *run) hear(code int) {
+	wait := time.Millisecond
+	if code > 128 && slices.Contains(enders, os.Signal(syscall.Signal(code-128))) && r.canceled == nil && r.typed == nil {
+		wait = sameSignal
+	}
+	for {
+		select {
+		case s := <-r.signals:
+			r.note(s)
+			wait = time.Millisecond
+		case <-time.After(wait):
+			return
+		}
+	}
 }
 
 // takeBack is for a task that has ended before the command: first the files go, then the command.
