@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"log"
 	"net/http"
+	"net/http/httptest"
 	"time"
 
+	"github.com/errandhq/errand/sdk/brokertest"
 	"github.com/errandhq/errand/sdk/verify"
 )
 
@@ -41,20 +43,30 @@ func Example() {
 
 // A route that wants more than scopes. The requirements are looked at in their order.
 func ExampleVerifier_Middleware() {
-	var v *verify.Verifier // from verify.New
-	if v == nil {
-		return
-	}
+	b, stop := brokertest.Start() // in a service, v is from New
+	defer stop()
+	v := b.Verifier("refunds")
+
 	refund := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
-	http.Handle("POST /refunds", v.Middleware(
+	handler := v.Middleware(
 		verify.AnyScope("refunds:write", "orders:admin"),
-		verify.Workload("spiffe://example.com/agents/*"),
-		verify.Check("daytime", func(_ context.Context, g *verify.Grant) error {
-			if g.Issued.Hour() < 6 {
-				return fmt.Errorf("%s asks for a refund at night", g.Workload)
+		verify.Workload("spiffe://test/agents/*"),
+		verify.Check("complaint", func(_ context.Context, g *verify.Grant) error {
+			if g.Task.Name != "complaint" {
+				return fmt.Errorf("%s asks for a refund in a task %q", g.Workload, g.Task.Name)
 			}
 			return nil
 		}),
 		verify.KeepInFlight(), // a refund that has begun is finished
-	)(refund))
+	)(refund)
+
+	for _, task := range []string{"complaint", "chat"} {
+		r, w := httptest.NewRequest(http.MethodPost, "/refunds", nil), httptest.NewRecorder()
+		b.Sign(r, verify.Grant{Workload: "agents/desk", Audience: "refunds", Scopes: []string{"refunds:write"}, Task: verify.Task{Name: task}})
+		handler.ServeHTTP(w, r)
+		fmt.Println(task, w.Code)
+	}
+	// Output:
+	// complaint 204
+	// chat 403
 }
