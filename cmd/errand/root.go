@@ -88,6 +88,7 @@ var exitCodes = map[string]int{
 	wire.ProblemDenied: exitDenied, wire.ProblemScopeExceeded: exitDenied, wire.ProblemUnregistered: exitDenied, wire.ProblemRoleRequired: exitDenied,
 	wire.ProblemQuarantined: exitLocked,
 	wire.ProblemTooEarly:    exitPrecondition, wire.ProblemTaskEnded: exitPrecondition, wire.ProblemIdempotencyMismatch: exitPrecondition,
+	wire.ProblemRateLimited: exitUnreachable, wire.ProblemOverloaded: exitUnreachable,
 	wire.ProblemStoreUnavailable: exitUnreachable, wire.ProblemAuditUnavailable: exitUnreachable, wire.ProblemNotReady: exitUnreachable,
 }
 
