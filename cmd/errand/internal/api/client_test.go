@@ -165,7 +165,7 @@ func TestOpen(t *testing.T) {
 		"no broker":    {map[string]string{"ERRAND_OPERATOR_URL": "https://a"}, api.ErrConfig, "ERRAND_BROKER_ID"},
 		"bad broker":   {map[string]string{"ERRAND_OPERATOR_URL": "https://a", "ERRAND_BROKER_ID": "errand", "ERRAND_IDENTITY_DIR": dir}, api.ErrConfig, `"errand"`},
 		"no identity":  {map[string]string{"ERRAND_OPERATOR_URL": "https://a", "ERRAND_BROKER_ID": brokerID}, api.ErrNoIdentity, "SPIFFE_ENDPOINT_SOCKET"},
-		"empty folder": {map[string]string{"ERRAND_OPERATOR_URL": "https://a", "ERRAND_BROKER_ID": brokerID, "ERRAND_IDENTITY_DIR": empty}, api.ErrNoIdentity, filepath.Join(empty, "svid.pem")},
+		"empty folder": {map[string]string{"ERRAND_OPERATOR_URL": "https://a", "ERRAND_BROKER_ID": brokerID, "ERRAND_IDENTITY_DIR": empty}, api.ErrNoIdentity, filepath.Join(empty, "credentialbundle.pem")},
 	} {
 		if _, err := open(t, test.environment); !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.text) {
 			t.Errorf("%s: %v", name, err)
