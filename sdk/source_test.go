@@ -5,11 +5,13 @@ import (
 	"errors"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -20,14 +22,17 @@ import (
 // agent is a Workload API that gives one workload several SVIDs, or an error.
 type agent struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
-	addr    string
-	answers chan any // *workload.X509SVIDResponse or error
+	addr string
+
+	mu      sync.Mutex
+	answers []any         // each a *workload.X509SVIDResponse or an error
+	more    chan struct{} // closed when there is one more
 }
 
 func newAgent(t *testing.T) *agent {
 	t.Helper()
 	l := must(net.Listen("tcp", "127.0.0.1:0"))(t)
-	a := &agent{addr: "tcp://" + l.Addr().String(), answers: make(chan any, 8)}
+	a := &agent{addr: "tcp://" + l.Addr().String(), more: make(chan struct{})}
 	server := grpc.NewServer(grpc.WaitForHandlers(true))
 	workload.RegisterSpiffeWorkloadAPIServer(server, a)
 	done := make(chan error, 1)
@@ -36,13 +41,28 @@ func newAgent(t *testing.T) *agent {
 	return a
 }
 
-// FetchX509SVID passes the answers on.
+func (a *agent) say(answers ...any) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.answers = append(a.answers, answers...)
+	close(a.more)
+	a.more = make(chan struct{})
+}
+
+// said returns what there is from the n-th answer on.
+func (a *agent) said(n int) (answers []any, more <-chan struct{}) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.answers[n:], a.more
+}
+
+// FetchX509SVID passes all answers on, on each stream from the first: a stream whose client has left
+// takes none away from the next.
 func (a *agent) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
-	for {
-		select {
-		case <-stream.Context().Done():
-			return stream.Context().Err()
-		case answer := <-a.answers:
+	for n := 0; ; {
+		answers, more := a.said(n)
+		n += len(answers)
+		for _, answer := range answers {
 			if err, ok := answer.(error); ok {
 				return err
 			}
@@ -50,7 +70,29 @@ func (a *agent) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStr
 				return err
 			}
 		}
+		select {
+		case <-stream.Context().Done():
+			return stream.Context().Err()
+		case <-more:
+		}
 	}
+}
+
+// openInTime opens a source that has all that it needs.
+func openInTime(t *testing.T, source sdk.IdentitySource) x509svid.Source {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	svids, _, release, err := source.Open(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := release(); err != nil {
+			t.Errorf("release: %v", err)
+		}
+	})
+	return svids
 }
 
 // offer gives SVIDs with these hints, by their IDs.
@@ -81,12 +123,8 @@ func TestWorkloadAPIWithSeveralSVIDs(t *testing.T) {
 	} {
 		t.Run(pick, func(t *testing.T) {
 			a := newAgent(t)
-			a.answers <- w.offer(t, hints, reportID, ordersID)
-			svids, _, release, err := sdk.FromWorkloadAPI(a.addr, pick).Open(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer release()
+			a.say(w.offer(t, hints, reportID, ordersID))
+			svids := openInTime(t, sdk.FromWorkloadAPI(a.addr, pick))
 			if got := must(svids.GetX509SVID())(t); got.ID != want {
 				t.Errorf("got %s; want %s", got.ID, want)
 			}
@@ -95,7 +133,7 @@ func TestWorkloadAPIWithSeveralSVIDs(t *testing.T) {
 			if pick == "" {
 				return
 			}
-			a.answers <- w.offer(t, hints, ordersID, reportID)
+			a.say(w.offer(t, hints, ordersID, reportID))
 			eventually(t, "the rotation is seen", func() bool { return must(svids.GetX509SVID())(t) != before })
 			if got := must(svids.GetX509SVID())(t); got.ID != want {
 				t.Errorf("after the rotation %s; want %s", got.ID, want)
@@ -107,24 +145,18 @@ func TestWorkloadAPIWithSeveralSVIDs(t *testing.T) {
 func TestWorkloadAPIWithoutTheSVIDThatIsPicked(t *testing.T) {
 	w := newWorld(t)
 	a := newAgent(t)
-	source := sdk.FromWorkloadAPI(a.addr, "external")
-	a.answers <- w.offer(t, map[spiffeid.ID]string{reportID: "internal"}, reportID)
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	a.say(w.offer(t, map[spiffeid.ID]string{reportID: "internal"}, reportID))
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
-	_, _, _, err := source.Open(ctx)
+	start := time.Now()
+	_, _, _, err := sdk.FromWorkloadAPI(a.addr, "external").Open(ctx)
 	if err == nil || !strings.Contains(err.Error(), `"external"`) || !strings.Contains(err.Error(), reportID.String()+` (hint "internal")`) {
-		t.Errorf("got %v", err)
+		t.Errorf("after %s: %v", time.Since(start), err)
 	}
 	// One that comes late is waited for.
 	a = newAgent(t)
-	source = sdk.FromWorkloadAPI(a.addr, "external")
-	a.answers <- w.offer(t, nil, reportID)
-	a.answers <- w.offer(t, map[spiffeid.ID]string{ordersID: "external"}, reportID, ordersID)
-	svids, _, release, err := source.Open(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer release()
+	a.say(w.offer(t, nil, reportID), w.offer(t, map[spiffeid.ID]string{ordersID: "external"}, reportID, ordersID))
+	svids := openInTime(t, sdk.FromWorkloadAPI(a.addr, "external"))
 	if got := must(svids.GetX509SVID())(t); got.ID != ordersID {
 		t.Errorf("got %s", got.ID)
 	}
@@ -133,10 +165,8 @@ func TestWorkloadAPIWithoutTheSVIDThatIsPicked(t *testing.T) {
 func TestWorkloadAPIThatRefuses(t *testing.T) {
 	w := newWorld(t)
 	a := newAgent(t)
-	for range 8 {
-		a.answers <- status.Error(codes.PermissionDenied, "no identity issued")
-	}
-	_, err := sdk.New(t.Context(), append(w.options(), sdk.WithIdentity(sdk.FromWorkloadAPI(a.addr, "")), sdk.WithStartupTimeout(300*time.Millisecond))...)
+	a.say(status.Error(codes.PermissionDenied, "no identity issued"))
+	_, err := sdk.New(t.Context(), append(w.options(), sdk.WithIdentity(sdk.FromWorkloadAPI(a.addr, "")), sdk.WithStartupTimeout(time.Second))...)
 	if !errors.Is(err, sdk.ErrNoIdentity) {
 		t.Fatal(err)
 	}

@@ -63,7 +63,7 @@ func TestSIGSTOPComparesTheGapWithTheLeaseBeforeAnyTokenLeaves(t *testing.T) {
 	if err := child.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { in.Close(); _ = child.Wait() }()
+	defer func() { in.Close(); _ = child.Process.Kill(); _ = child.Wait() }() // which one that is stopped would not leave by itself
 	says := func() string { out.Scan(); return out.Text() }
 	first := says()
 	fmt.Fprintln(in)
