@@ -86,7 +86,11 @@ func (c cached) elapsed(now time.Time) (time.Duration, error) {
 	if boot != c.Boot || byWall < 0 || up < c.Uptime {
 		return 0, errors.New("the machine was started anew since, or its clock was set back")
 	}
-	return max(byWall, up-c.Uptime), nil
+	since := max(byWall, up-c.Uptime)
+	if since > maxCacheAge { // and might be too much to be added to
+		return 0, fmt.Errorf("it was saved %s ago", since)
+	}
+	return since, nil
 }
 
 // restore takes in the CacheFile if that is fresh enough to serve on, and reports whether it was.
@@ -210,20 +214,23 @@ func replaceFile(path string, data []byte) error {
 }
 
 // readOwn reads a file that nobody else could have written: whoever can write it can make keys that
-// this verifier believes.
+// this verifier believes. It waits for nobody, as it would for who writes to a pipe.
 func readOwn(path string) ([]byte, error) {
 	folder, err := os.Stat(filepath.Dir(path))
 	if err != nil {
 		return nil, err
 	}
-	if folder.Mode().Perm()&0o022 != 0 && folder.Mode()&fs.ModeSticky == 0 {
-		return nil, fmt.Errorf("others can write into its folder %s", filepath.Dir(path))
+	if !safeFolder(folder) {
+		return nil, fmt.Errorf("its folder %s belongs to another user, or others can write into it", filepath.Dir(path))
 	}
 	before, err := os.Lstat(path)
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(path)
+	if !before.Mode().IsRegular() {
+		return nil, errors.New("it is not a regular file")
+	}
+	f, err := openWithoutWait(path)
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +240,7 @@ func readOwn(path string) ([]byte, error) {
 		return nil, err
 	}
 	switch {
-	case !before.Mode().IsRegular() || !os.SameFile(before, stat):
+	case !os.SameFile(before, stat):
 		return nil, errors.New("it is not a regular file")
 	case stat.Mode().Perm()&0o022 != 0 || !ownedByUs(stat):
 		return nil, errors.New("others can write it, or it belongs to another user")

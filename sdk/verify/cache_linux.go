@@ -32,3 +32,14 @@ func ownedByUs(stat fs.FileInfo) bool {
 	s, ok := stat.Sys().(*syscall.Stat_t)
 	return ok && int(s.Uid) == os.Geteuid()
 }
+
+// safeFolder wants a folder in which nobody else can put another file in the place of ours: one of this
+// user or of root, and one that others write to only if it is sticky, as /tmp.
+func safeFolder(stat fs.FileInfo) bool {
+	s, ok := stat.Sys().(*syscall.Stat_t)
+	return ok && (s.Uid == 0 || int(s.Uid) == os.Geteuid()) && (stat.Mode().Perm()&0o022 == 0 || stat.Mode()&fs.ModeSticky != 0)
+}
+
+func openWithoutWait(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+}

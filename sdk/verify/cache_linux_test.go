@@ -5,12 +5,14 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -122,6 +124,25 @@ func TestCacheFileThatIsNotUsed(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
+		"a pipe that nobody writes to": func(t *testing.T, c *verify.Config) {
+			if err := errors.Join(os.Remove(c.CacheFile), syscall.Mkfifo(c.CacheFile, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"of times past counting": change(func(d []byte) []byte {
+			start := bytes.IndexByte(d, '{')
+			var c map[string]any
+			if err := json.Unmarshal(d[start:], &c); err != nil {
+				panic(err)
+			}
+			c["saved_at"] = time.Time{}
+			body, err := json.Marshal(c)
+			if err != nil {
+				panic(err)
+			}
+			sum := sha256.Sum256(body)
+			return append([]byte("errand verifier cache 1\n"+hex.EncodeToString(sum[:])+"\n"), body...)
+		}),
 		"a folder": func(t *testing.T, c *verify.Config) {
 			if err := errors.Join(os.Remove(c.CacheFile), os.Mkdir(c.CacheFile, 0o700)); err != nil {
 				t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -101,14 +102,31 @@ func (j jwk) meant() bool {
 		(j.Use == "" || j.Use == "sig") && (j.Ops == nil || slices.Contains(j.Ops, "verify"))
 }
 
-// stolenError says that the issuer itself has published a secret.
+// stolenError says that the issuer itself has published secrets.
 type stolenError struct {
-	index int
-	kid   string // empty, or not the name of a key of this package's, if it is of no use here anyway
+	index int      // of the first
+	kids  []string // of all; "", or not the name of a key of this package's, if one is of no use here anyway
 }
 
 func (e *stolenError) Error() string {
-	return fmt.Sprintf("key %d of the set, %q, is a secret one: it must be considered stolen", e.index, e.kid)
+	return fmt.Sprintf("key %d of the set, %q, is a secret one: it must be considered stolen", e.index, strings.Join(e.kids, " "))
+}
+
+// stolen looks for secrets among the keys of a set, also where others of its keys make no sense: who
+// publishes one secret by mistake is likely to publish all of them.
+func stolen(keys []json.RawMessage) *stolenError {
+	var found *stolenError
+	for i, raw := range keys {
+		var j jwk
+		if json.Unmarshal(raw, &j) != nil || !j.secret() {
+			continue
+		}
+		if found == nil {
+			found = &stolenError{index: i}
+		}
+		found.kids = append(found.kids, j.KeyID)
+	}
+	return found
 }
 
 // parseKeys reads a JWK Set (RFC 7517 §5). A set that shows a secret, names a key twice or has a
@@ -123,16 +141,16 @@ func parseKeys(body []byte) (map[string]*key, error) {
 	if len(set.Keys) > maxKeys {
 		return nil, fmt.Errorf("the key set has %d keys; at most %d are allowed", len(set.Keys), maxKeys)
 	}
+	if secrets := stolen(set.Keys); secrets != nil {
+		return nil, secrets
+	}
 	keys, names := map[string]*key{}, map[string]bool{}
 	for i, raw := range set.Keys {
 		var j jwk
 		if err := json.Unmarshal(raw, &j); err != nil {
 			return nil, fmt.Errorf("key %d of the set is not a JWK", i)
 		}
-		switch {
-		case j.secret():
-			return nil, &stolenError{index: i, kid: j.KeyID}
-		case j.KeyID != "" && names[j.KeyID]:
+		if j.KeyID != "" && names[j.KeyID] {
 			return nil, fmt.Errorf("key %d of the set has the kid of another", i)
 		}
 		names[j.KeyID] = true

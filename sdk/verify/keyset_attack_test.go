@@ -284,6 +284,30 @@ func TestAttackPublishedPrivateKey(t *testing.T) {
 	}
 }
 
+// TestAttackAllPrivateKeysPublished: who publishes one secret by mistake publishes the whole set of them.
+// None of the keys is believed any more, whatever stands before it.
+func TestAttackAllPrivateKeysPublished(t *testing.T) {
+	b := newBroker(t, 1)
+	other := newSigningKey(t, "ES256")
+	b.keys = append(b.keys, other.jwk(t))
+	v := b.verifier(nil)
+	token, second := b.token(nil), other.sign(t, wire.TokenType, marshal(t, b.claims(nil)))
+	for _, each := range []string{token, second} {
+		if err := refused(t, v, b, each); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.change(func() {
+		b.keys[0]["d"] = b64(must(b.key.private.(*ecdsa.PrivateKey).Bytes())(t))
+		b.keys[1]["d"] = b64(must(other.private.(*ecdsa.PrivateKey).Bytes())(t))
+		b.keys = append([]map[string]any{{"kty": "EC", "kid": "broken", "alg": "ES256"}, {"kty": "oct", "kid": "unknown", "k": "AAAA"}}, b.keys...)
+	})
+	b.deny(wire.FeedEntry{Kind: wire.KindKey, ID: "any"}) // has the set fetched
+	for _, each := range []string{token, second} {
+		goesTo(t, v, b, each, verify.ErrRevoked)
+	}
+}
+
 // TestAttackSlowKeySet is 256: a byte a moment, for ever. The fetch is given up.
 func TestAttackSlowKeySet(t *testing.T) {
 	t.Parallel()

@@ -102,16 +102,18 @@ func (v *Verifier) fetchKeys(ctx context.Context) (next time.Duration, err error
 	return next, err
 }
 
-// distrust denies a key whose secret the issuer has published. The set that has it was refused, so
-// that the key would else stay what it was.
+// distrust denies the keys whose secrets the issuer has published. The set that has them was refused, so
+// that each would else stay what it was.
 func (v *Verifier) distrust(stolen *stolenError) {
-	if v.keys.get(stolen.kid) == nil {
-		return
+	for _, kid := range stolen.kids {
+		if v.keys.get(kid) == nil {
+			continue
+		}
+		v.view.distrust(kid)
+		v.config.Logger.Error("verify: the issuer publishes the secret of one of its keys; its tokens are refused, and it must be revoked",
+			"issuer", v.config.Issuer, "kid", kid)
 	}
-	v.view.distrust(stolen.kid)
 	v.running.endIf(v.view.dead)
-	v.config.Logger.Error("verify: the issuer publishes the secret of one of its keys; its tokens are refused, and it must be revoked",
-		"issuer", v.config.Issuer, "kid", stolen.kid)
 }
 
 // prove keeps proving how fresh the view is.
