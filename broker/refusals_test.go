@@ -2,6 +2,7 @@ package broker_test
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -91,6 +92,62 @@ func TestRefusalsAreNotLost(t *testing.T) {
 			if single, more := h.counted(w); single+more != n {
 				t.Errorf("%s: %d and %d of %d", w, single, more, n)
 			}
+		}
+	})
+}
+
+// TestRefusalsUnderManyNames: whoever makes up names, as a federated trust domain can, neither fills the
+// log nor hides who else was refused.
+func TestRefusalsUnderManyNames(t *testing.T) {
+	inBubble(t, func(h *harness) {
+		const names, each, most = 10_500, 2, 600
+		for n := range names {
+			h.refuseMany(fmt.Sprintf("stranger/%d", n), each)
+		}
+		h.refuseMany(report, 1)
+		if events := len(h.audit.of(broker.EventDenied)); events > most+1 {
+			h.t.Errorf("%d events by themselves; at most %d were to be", events, most+1)
+		}
+		time.Sleep(65 * time.Second)
+		synctest.Wait()
+		if single, more := h.counted(report); single != 1 || more != 0 {
+			h.t.Errorf("%s, which is known: %d and %d of 1", report, single, more)
+		}
+		all := len(h.audit.of(broker.EventDenied)) - 1
+		for _, e := range h.audit.of(broker.EventDeniedMore) {
+			all += e.Count
+		}
+		if all != names*each {
+			h.t.Errorf("%d of %d are in the log", all, names*each)
+		}
+	})
+}
+
+// TestRefusalsTakeNoRoomFromEnds: while the log is broken, those that are counted wait, however many
+// workloads they are of, and what somebody has to answer for is in the log in the end.
+func TestRefusalsTakeNoRoomFromEnds(t *testing.T) {
+	inBubble(t, func(h *harness) {
+		const names = 10_500
+		task := h.begin(report, func(r *broker.BeginRequest) { r.Lease = broker.MaxLease }).Task
+		h.audit.break_(errors.New("disk full"))
+		for n := range names {
+			h.refuseMany(fmt.Sprintf("stranger/%d", n), 1)
+		}
+		time.Sleep(65 * time.Second)
+		synctest.Wait()
+		h.end(report, task.ID)
+		h.audit.break_(nil)
+		time.Sleep(65 * time.Second)
+		synctest.Wait()
+		if n := len(h.audit.of(broker.EventTaskEnded)); n != 1 {
+			h.t.Errorf("%d ends are in the log", n)
+		}
+		all := len(h.audit.of(broker.EventDenied))
+		for _, e := range h.audit.of(broker.EventDeniedMore) {
+			all += e.Count
+		}
+		if all != names {
+			h.t.Errorf("%d refusals of %d are in the log", all, names)
 		}
 	})
 }
