@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"hash/maphash"
 	"sync"
@@ -16,18 +17,33 @@ import (
 const (
 	kindIssue = "issue" // begins a task, or asks for a token
 	kindOther = "other" // ends, heartbeats, reads
+	kindUsage = "usage" // reports of usage
+)
+
+// Bounds of reports of usage. Each is large to read and up to a thousand events to record, so that they
+// must not come at the rate of what is small, nor keep the audit log from those who wait for a token.
+const (
+	UsageRate     = 20 // reports a second of one SPIFFE ID
+	UsageBurst    = 200
+	maxRecording  = 4  // reports that are recorded at once
+	maxReading    = 16 // and whose bodies are read or in memory
+	maxReadingOne = 8  // of these, of one SPIFFE ID
 )
 
 // admission decides which requests of the workload listener are worked on, and when.
 type admission struct {
-	rates  map[string]*rates
-	places map[string]*places
+	rates   map[string]*rates
+	places  map[string]*places
+	reading reading
 }
 
 func newAdmission(l Limits, known func(spiffeid.ID) bool) *admission {
 	return &admission{
-		rates:  map[string]*rates{kindIssue: newRates(l.IssueRate, l.IssueBurst, known), kindOther: newRates(l.Rate, l.Burst, known)},
-		places: map[string]*places{kindIssue: newPlaces(l.Issuing), kindOther: newPlaces(l.Others)},
+		rates: map[string]*rates{
+			kindIssue: newRates(l.IssueRate, l.IssueBurst, known), kindOther: newRates(l.Rate, l.Burst, known),
+			kindUsage: newRates(min(UsageRate, l.Rate), min(UsageBurst, l.Burst), known),
+		},
+		places: map[string]*places{kindIssue: newPlaces(l.Issuing), kindOther: newPlaces(l.Others), kindUsage: newPlaces(maxRecording)},
 	}
 }
 
@@ -53,13 +69,62 @@ func (r *router) issuing() *router {
 	return &issuing
 }
 
+// reporting is the same router for reports of usage, of which nothing is read but from a server of the
+// audience, and of few at once.
+func (r *router) reporting() *router {
+	reporting := *r
+	reporting.kind = kindUsage
+	reporting.guard = func(next echo.HandlerFunc) echo.HandlerFunc {
+		return func(c echo.Context) error {
+			w := workloadOf(c.Request().Context())
+			if err := r.api.mayRead(w, c.QueryParam("aud")); err != nil {
+				return err
+			}
+			if !r.admission.reading.enter(w.ID) {
+				return errOverloaded
+			}
+			defer r.admission.reading.leave(w.ID)
+			return next(c)
+		}
+	}
+	return &reporting
+}
+
+// reading counts the reports that are in memory. One that sends its bodies slowly has as many places as
+// it may have, and leaves others some. The zero value is ready.
+type reading struct {
+	mu  sync.Mutex
+	all int
+	of  map[spiffeid.ID]int
+}
+
+func (r *reading) enter(id spiffeid.ID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.all >= maxReading || r.of[id] >= maxReadingOne {
+		return false
+	}
+	if r.of == nil {
+		r.of = map[spiffeid.ID]int{}
+	}
+	r.all++
+	r.of[id]++
+	return true
+}
+
+func (r *reading) leave(id spiffeid.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.all--
+	if r.of[id]--; r.of[id] == 0 {
+		delete(r.of, id)
+	}
+}
+
 // admit refuses a request that is over its sender's rate, before its body is read.
 func (r *router) admit(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		kind := kindOther
-		if r.issues[route{c.Request().Method, c.Path()}] {
-			kind = kindIssue
-		}
+		kind := cmp.Or(r.kinds[route{c.Request().Method, c.Path()}], kindOther)
 		if wait := r.admission.rates[kind].take(workloadOf(c.Request().Context()).ID, r.api.Now()); wait > 0 {
 			r.api.Limited(kind)
 			return &rateLimited{wait}

@@ -42,7 +42,7 @@ type Config struct {
 	Logger  *slog.Logger
 	Metrics http.Handler // of /metrics
 	Observe func(listener, route, method string, status int, took time.Duration)
-	Limited func(kind string) // is told of each request over its rate: "issue" or "other"
+	Limited func(kind string) // is told of each request over its rate: "issue", "usage" or "other"
 }
 
 // API has the handlers of one replica.
@@ -108,7 +108,7 @@ func (a *API) Workload() http.Handler {
 	get(r, wire.PathGrant, a.grant)
 	get(r, wire.PathFeedSnapshot, a.snapshot)
 	get(r, wire.PathFeedPosition, a.position)
-	post(r, wire.PathFeedUsage, http.StatusNoContent, a.usage)
+	post(r.reporting(), wire.PathFeedUsage, http.StatusNoContent, a.usage)
 	r.stream(wire.PathFeed, a.follow)
 	return r
 }

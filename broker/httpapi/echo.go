@@ -24,9 +24,9 @@ type router struct {
 	routes   map[string]bool     // by echo's path
 	guard    echo.MiddlewareFunc // of the routes that are added, before their bodies are read; nil for none
 
-	admission *admission     // nil for a listener without
-	kind      string         // of the routes that are added
-	issues    map[route]bool // those of kindIssue
+	admission *admission       // nil for a listener without
+	kind      string           // of the routes that are added
+	kinds     map[route]string // of those that are there
 }
 
 type workloadKey struct{}
@@ -37,7 +37,7 @@ func (a *API) router(listener string, identify echo.MiddlewareFunc) *router {
 	e.HideBanner, e.HidePort = true, true
 	// The peer's address comes from the connection alone: no header is believed.
 	e.IPExtractor = echo.ExtractIPDirect()
-	r := &router{api: a, listener: listener, echo: e, routes: map[string]bool{}, issues: map[route]bool{}}
+	r := &router{api: a, listener: listener, echo: e, routes: map[string]bool{}, kinds: map[route]string{}}
 	e.HTTPErrorHandler = r.fail
 	e.Use(r.requestID, r.observe, r.recover)
 	if identify != nil {
@@ -136,7 +136,7 @@ func (r *router) add(method, path string, h echo.HandlerFunc) {
 	}
 	r.echo.Add(method, path, h)
 	r.routes[path] = true
-	r.issues[route{method, path}] = r.kind == kindIssue
+	r.kinds[route{method, path}] = r.kind
 }
 
 // forRole is the same router for routes that need a role.

@@ -1,9 +1,12 @@
 package server_test
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -236,4 +239,81 @@ func (s *stuckStore) Grant(ctx context.Context, r broker.GrantRequest) (broker.G
 		return broker.GrantReply{}, broker.ErrUnconfirmed
 	}
 	return s.Store.Grant(ctx, r)
+}
+
+// slowReport sends the head of a report of usage of the audience orders, and no body. It returns the status of the answer, or
+// zero when there is none within the time.
+func (r *replica) slowReport(id string, within time.Duration) (net.Conn, int) {
+	r.t.Helper()
+	c := tls.Client(r.dial("127.0.0.1"), r.clientTLS(id))
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := fmt.Fprintf(c, "POST %s?aud=orders HTTP/1.1\r\nHost: errand\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n{", wire.PathFeedUsage, wire.MaxUsageBytes); err != nil {
+		r.t.Fatal(err)
+	}
+	if err := c.SetReadDeadline(time.Now().Add(within)); err != nil {
+		r.t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		return c, 0
+	}
+	return c, resp.StatusCode
+}
+
+// TestUsageReportsAreFew: nothing is read of a report from who is no server of the audience; of those that
+// are there few are in memory at once, and those that are slow leave all else alone.
+func TestUsageReportsAreFew(t *testing.T) {
+	r := start(t)
+	if _, status := r.slowReport(reportID, 5*time.Second); status != http.StatusForbidden {
+		t.Errorf("somebody who is no server, before its body: %d", status)
+	}
+	var slow []net.Conn
+	for i := range 8 {
+		c, status := r.slowReport(ordersID, 100*time.Millisecond)
+		if slow = append(slow, c); status != 0 {
+			t.Fatalf("slow report %d: %d", i, status)
+		}
+	}
+	if _, status := r.slowReport(ordersID, 5*time.Second); status != http.StatusServiceUnavailable {
+		t.Errorf("one more: %d", status)
+	}
+	orders, report := r.client(ordersID), `{"batch":"b","lost":1}`
+	if a := orders.post(wire.PathFeedUsage+"?aud=orders", report); a.status != http.StatusServiceUnavailable || a.name() != wire.ProblemOverloaded || retryAfter(t, a) != time.Second {
+		t.Errorf("a quick one meanwhile: %d %s", a.status, a.body)
+	}
+	if a := r.client("spiffe://prod/files").post(wire.PathFeedUsage+"?aud=files", report); a.status != http.StatusNoContent {
+		t.Errorf("another server's: %d %s", a.status, a.body)
+	}
+	c := r.client(reportID)
+	if a := c.end(c.begin().Task.ID, "completed"); a.status != http.StatusOK {
+		t.Errorf("an end: %d %s", a.status, a.body)
+	}
+	for _, c := range slow {
+		c.Close()
+	}
+	r.eventually("there is room again", func() bool {
+		return orders.post(wire.PathFeedUsage+"?aud=orders", report).status == http.StatusNoContent
+	})
+}
+
+// TestRateOfUsageReports: they have a rate of their own, far below that of what is small.
+func TestRateOfUsageReports(t *testing.T) {
+	at := time.Now()
+	r := startFederated(t, nil, func(c *server.Config) { c.Now = func() time.Time { return at } })
+	c := r.client(ordersID)
+	for i := range httpapi.UsageBurst {
+		if a := c.post(wire.PathFeedUsage+"?aud=orders", fmt.Sprintf(`{"batch":"b%d","lost":1}`, i)); a.status != http.StatusNoContent {
+			t.Fatalf("report %d: %d %s", i, a.status, a.body)
+		}
+	}
+	a := c.post(wire.PathFeedUsage+"?aud=orders", `{"batch":"more","lost":1}`)
+	c.refused(a, http.StatusTooManyRequests, wire.ProblemRateLimited)
+	if retryAfter(t, a) != time.Second || r.metric(`errand_rate_limited_total{kind="usage"}`) != "1" {
+		t.Errorf("%v", a.header)
+	}
+	if a := c.get(wire.PathFeedSnapshot + "?aud=orders"); a.status != http.StatusOK {
+		t.Errorf("its feed: %d %s", a.status, a.body)
+	}
 }
