@@ -16,11 +16,11 @@ type BeginRequest struct {
 	Parent  TaskID // "" for a root
 	Name    string
 	Purpose string
-	Ceiling Ceiling // no audiences, no scopes: what the policy allows
+	Ceiling Ceiling // no audiences, no scopes: what the policy allows; below a parent, what that has
 	Attributes
 
 	Lease    time.Duration // DefaultLease when zero
-	Deadline time.Duration // from now; DefaultDeadline when zero
+	Deadline time.Duration // from now; DefaultDeadline when zero; below a parent, its deadline at the latest
 
 	// Tokens are issued in the same step, all or none.
 	Tokens []TokenRequest
@@ -53,23 +53,23 @@ func (b *Broker) Begin(ctx context.Context, w Workload, req BeginRequest) (Begun
 	}
 	asking, cancel := context.WithTimeout(ctx, storeBudget)
 	defer cancel()
-	shard, err := b.beginShard(asking, w, &req)
+	from, err := b.startingPoint(asking, w, registration, &req)
 	if err != nil {
 		return Begun{}, err
 	}
 	task := req.task(w)
-	task.ID = NewTaskID(shard)
+	task.ID = NewTaskID(from.shard)
 	var asks []approved
 	var decision Decision
-	reply, err := b.commit(asking, shard, func(control Control, now time.Time) (GrantRequest, error) {
-		asks, task.Ceiling = nil, req.Ceiling
+	reply, err := b.commit(asking, from.shard, func(control Control, now time.Time) (GrantRequest, error) {
+		asks, task.Ceiling = nil, from.ceiling
 		if decision, err = b.decideBegin(ctx, w, registration, task, control, now); err != nil {
 			return GrantRequest{}, err
 		}
-		task.Ceiling = decision.Ceiling
+		task.Ceiling = from.bound(decision.Ceiling)
 		for _, token := range req.Tokens {
 			// What the request left open is the policy's to refuse, in its own words.
-			if err := b.withinCeiling(w, registration, task, req.Ceiling, token); err != nil {
+			if err := b.withinCeiling(w, registration, task, from.ceiling, token); err != nil {
 				return GrantRequest{}, err
 			}
 			ask, err := b.decideIssue(ctx, w, registration, task, token, control, now)
@@ -98,42 +98,6 @@ func (req *BeginRequest) task(w Workload) Task {
 	return Task{
 		Workload: w.ID, Name: req.Name, Purpose: req.Purpose, Ceiling: req.Ceiling, Attributes: req.Attributes, Lease: req.Lease,
 	}
-}
-
-// beginShard returns the shard for the new task. A child goes where its parent is and stays within
-// the parent's ceiling.
-func (b *Broker) beginShard(ctx context.Context, w Workload, req *BeginRequest) (int, error) {
-	if req.Parent == "" {
-		return b.rootShard(w.ID)
-	}
-	parent, err := b.Task(ctx, w, req.Parent)
-	if err != nil {
-		return 0, err
-	}
-	if parent.State.Final() {
-		return 0, ended(parent)
-	}
-	if len(req.Ceiling.Audiences) == 0 {
-		req.Ceiling.Audiences = parent.Ceiling.Audiences
-	}
-	if len(req.Ceiling.Scopes) == 0 {
-		req.Ceiling.Scopes = parent.Ceiling.Scopes
-	}
-	refused := func(err error) (int, error) {
-		return 0, b.refuse(w, b.registration(parent), req.task(w), Decision{Rule: "task/ceiling"}, err)
-	}
-	for _, audience := range req.Ceiling.Audiences {
-		if !parent.Ceiling.Audiences.Contains(audience) {
-			return refused(exceeded("audience", audience, nil))
-		}
-	}
-	if beyond := req.Ceiling.Scopes.Minus(parent.Ceiling.Scopes); len(beyond) > 0 {
-		return refused(exceeded("scope", beyond.String(), req.Ceiling.Scopes.Intersect(parent.Ceiling.Scopes)))
-	}
-	if beyond := req.Ceiling.Details.Minus(parent.Ceiling.Details); len(beyond) > 0 {
-		return refused(exceededBy(beyond))
-	}
-	return req.Parent.Shard(), nil
 }
 
 func (b *Broker) decideBegin(ctx context.Context, w Workload, registration WorkloadRegistration, task Task, control Control, now time.Time) (Decision, error) {

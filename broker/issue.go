@@ -139,11 +139,11 @@ func (b *Broker) withinCeiling(w Workload, registration WorkloadRegistration, ta
 	beyond := req.Scopes.Minus(ceiling.Scopes)
 	switch {
 	case len(ceiling.Audiences) > 0 && !ceiling.Audiences.Contains(req.Audience):
-		err = exceeded("audience", req.Audience, nil)
+		err = exceeded("task", "audience", req.Audience, nil)
 	case len(ceiling.Scopes) > 0 && len(beyond) > 0:
-		err = exceeded("scope", beyond.String(), req.Scopes.Intersect(ceiling.Scopes))
+		err = exceeded("task", "scope", beyond.String(), req.Scopes.Intersect(ceiling.Scopes))
 	case len(req.Details.Minus(ceiling.Details)) > 0:
-		err = exceededBy(req.Details.Minus(ceiling.Details))
+		err = exceededBy("task", req.Details.Minus(ceiling.Details))
 	default:
 		return nil
 	}
@@ -196,7 +196,7 @@ func (b *Broker) decide(ctx context.Context, w Workload, ask Ask) (Decision, err
 	if ask.Action == ActionIssue {
 		if !ask.Task.Ceiling.Audiences.Contains(ask.Audience.Name) {
 			// A policy may be wrong; the ceiling is not its to widen.
-			return Decision{}, b.refuse(w, ask.Workload, ask.Task, Decision{Rule: "task/ceiling"}, exceeded("audience", ask.Audience.Name, nil))
+			return Decision{}, b.refuse(w, ask.Workload, ask.Task, Decision{Rule: "task/ceiling"}, exceeded("task", "audience", ask.Audience.Name, nil))
 		}
 		if len(ask.Scopes) > 0 {
 			decision.Scopes = decision.Scopes.Intersect(ask.Scopes)
@@ -374,20 +374,21 @@ func (req *TokenRequest) normalize(field string) error {
 
 func indexed(field string, i int) string { return fmt.Sprintf("%s[%d]", field, i) }
 
-// exceeded is the refusal of something that the task itself did not ask for when it began.
-func exceeded(kind, what string, instead Scopes) error {
+// exceeded is the refusal of something that the task itself, or its parent, did not ask for when it
+// began.
+func exceeded(whose, kind, what string, instead Scopes) error {
 	return &Denied{Reason: ErrScopeExceeded, Decision: Decision{
 		ID: NewDecisionID(), Rule: "task/ceiling", Instead: instead,
-		Detail:  fmt.Sprintf("%s %q is outside the task's ceiling", kind, what),
-		Missing: map[string]string{kind: "name it when the task begins, or begin a task for it"},
+		Detail:  fmt.Sprintf("%s %q is outside the %s's ceiling", kind, what, whose),
+		Missing: map[string]string{kind: fmt.Sprintf("name it when the %s begins, or begin a task for it", whose)},
 	}}
 }
 
-func exceededBy(details Details) error {
+func exceededBy(whose string, details Details) error {
 	return &Denied{Reason: ErrScopeExceeded, Decision: Decision{
 		ID: NewDecisionID(), Rule: "task/ceiling",
-		Detail:  fmt.Sprintf("an authorization detail of the type %q is not one of the task's", details[0].Type()),
-		Missing: map[string]string{detailsField: "name it when the task begins, and ask for it with the same members and values"},
+		Detail:  fmt.Sprintf("an authorization detail of the type %q is not one of the %s's", details[0].Type(), whose),
+		Missing: map[string]string{detailsField: fmt.Sprintf("name it when the %s begins, and ask for it with the same members and values", whose)},
 	}}
 }
 

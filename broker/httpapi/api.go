@@ -101,6 +101,7 @@ func (a *API) Workload() http.Handler {
 	issuing := r.issuing()
 	get(r, wire.PathWhoami, a.whoami)
 	post(issuing, wire.PathTasks, http.StatusCreated, a.begin)
+	post(issuing, wire.PathTaskChildren, http.StatusCreated, a.child)
 	get(r, wire.PathTask, a.task)
 	post(issuing, wire.PathTaskTokens, http.StatusOK, a.issue)
 	post(r, wire.PathTaskEnd, http.StatusOK, a.end)

@@ -18,11 +18,25 @@ type begun struct{ wire.BeginResponse }
 func (b begun) location() string { return wire.PathTasks + "/" + b.Task.ID }
 
 func (a *API) begin(ctx context.Context, r request[wire.BeginRequest]) (begun, error) {
+	return a.beginBelow(ctx, r, "")
+}
+
+// child begins a task below that of the path.
+func (a *API) child(ctx context.Context, r request[wire.BeginRequest]) (begun, error) {
+	parent, err := broker.ParseTaskID(r.ID)
+	if err != nil {
+		return begun{}, err
+	}
+	return a.beginBelow(ctx, r, parent)
+}
+
+// beginBelow begins a task below a parent, and a root for none.
+func (a *API) beginBelow(ctx context.Context, r request[wire.BeginRequest], parent broker.TaskID) (begun, error) {
 	req, err := beginRequest(r.Body)
 	if err != nil {
 		return begun{}, err
 	}
-	req.Key = r.Key
+	req.Parent, req.Key = parent, r.Key
 	b, err := a.Broker.Begin(ctx, r.Workload, req)
 	if err != nil {
 		return begun{}, err

@@ -3,16 +3,17 @@ package wire
 // Paths of the workload listener (mutual TLS with an X.509-SVID).
 const (
 	PathWhoami       = "/v1/whoami"
-	PathTasks        = "/v1/tasks"             // POST: begin
-	PathTask         = "/v1/tasks/{id}"        // GET
-	PathTaskTokens   = "/v1/tasks/{id}/tokens" // POST: issue
-	PathTaskEnd      = "/v1/tasks/{id}/end"    // POST
-	PathHeartbeats   = "/v1/heartbeats"        // POST
-	PathGrant        = "/v1/grants/{id}"       // GET
-	PathFeed         = "/v1/feed"              // GET: server-sent events; ?aud=
-	PathFeedSnapshot = "/v1/feed/snapshot"     // GET; ?aud=
-	PathFeedPosition = "/v1/feed/position"     // GET; ?nonce=
-	PathFeedUsage    = "/v1/feed/usage"        // POST; ?aud=
+	PathTasks        = "/v1/tasks"               // POST: begin
+	PathTask         = "/v1/tasks/{id}"          // GET
+	PathTaskChildren = "/v1/tasks/{id}/children" // POST: begin a task below it
+	PathTaskTokens   = "/v1/tasks/{id}/tokens"   // POST: issue
+	PathTaskEnd      = "/v1/tasks/{id}/end"      // POST
+	PathHeartbeats   = "/v1/heartbeats"          // POST
+	PathGrant        = "/v1/grants/{id}"         // GET
+	PathFeed         = "/v1/feed"                // GET: server-sent events; ?aud=
+	PathFeedSnapshot = "/v1/feed/snapshot"       // GET; ?aud=
+	PathFeedPosition = "/v1/feed/position"       // GET; ?nonce=
+	PathFeedUsage    = "/v1/feed/usage"          // POST; ?aud=
 )
 
 // Paths of the public listener (server TLS). The metadata path is inserted between the issuer's

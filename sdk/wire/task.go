@@ -7,11 +7,16 @@ import (
 
 // BeginRequest begins a task, and with Tokens its first grants in the same step. The
 // Idempotency-Key header makes it safe to repeat.
+//
+// At PathTaskChildren it begins a child: a task below another one of the same workload, which ends with
+// that one at the latest. The child's ceiling is within its parent's, and what it asks for beyond that
+// is refused.
 type BeginRequest struct {
 	Name    string `json:"name"`    // the stable kind of work; required
 	Purpose string `json:"purpose"` // why, for the audit log; required
 
-	// The ceiling. Empty means what the policy allows.
+	// The ceiling. Empty means what the policy allows, and for a child what its parent has; one that names
+	// some of its parent's audiences and no scopes has those of its parent's that are allowed there.
 	Audiences []string `json:"audiences,omitempty"`
 	Scopes    []string `json:"scopes,omitempty"`
 
@@ -25,7 +30,7 @@ type BeginRequest struct {
 	Context json.RawMessage   `json:"context,omitempty"` // an object that a policy may look at, for the audit log
 
 	LeaseSeconds    *int64         `json:"lease_seconds,omitempty"`    // 5 to 600; 30 when absent
-	DeadlineSeconds *int64         `json:"deadline_seconds,omitempty"` // from now, 5 to 86400; 3600 when absent
+	DeadlineSeconds *int64         `json:"deadline_seconds,omitempty"` // from now, 5 to 86400; 3600 when absent; cut at a parent's
 	Tokens          []TokenRequest `json:"tokens,omitempty"`           // at most 16
 }
 
