@@ -47,8 +47,9 @@ var mayImport = map[string][]string{
 		"store", "store/redis", "store/memory", "keys", "sdk/wire"},
 
 	"sdk/internal/steer":         {},
-	"sdk":                        {"sdk/wire", "sdk/internal/steer"},
-	"sdk/verify":                 {"sdk/wire", "sdk/internal/steer"},
+	"sdk/internal/sse":           {},
+	"sdk":                        {"sdk/wire", "sdk/internal/steer", "sdk/internal/sse"},
+	"sdk/verify":                 {"sdk/wire", "sdk/internal/steer", "sdk/internal/sse"},
 	"sdk/verify/verifyecho":      {"sdk/verify"},
 	"sdk/verify/verifygrpc":      {"sdk/verify"},
 	"sdk/sdkoauth2":              {"sdk"},

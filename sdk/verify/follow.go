@@ -7,6 +7,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/errandhq/errand/sdk/internal/sse"
 	"github.com/errandhq/errand/sdk/wire"
 )
 
@@ -32,7 +33,7 @@ func (v *Verifier) follow(ctx context.Context) {
 			v.lost.Store(true)
 			v.keys.ask()
 		}
-		resync = errors.Is(err, errResync) || errors.Is(err, errEventTooLong)
+		resync = errors.Is(err, errResync) || errors.Is(err, sse.ErrTooLong)
 		if !errors.Is(err, errReset) && !errors.Is(err, io.EOF) {
 			v.failed(err)
 		}
@@ -66,9 +67,9 @@ func (v *Verifier) followOnce(ctx context.Context, resync bool) (heard bool, err
 	defer v.connected.Store(false)
 	begun := time.Now()
 	checked := begun
-	stream := newEvents(body)
+	stream := sse.New(body)
 	for {
-		e, err := stream.next()
+		e, err := stream.Next()
 		if err == nil && time.Since(checked) > v.config.MaxStale/proofsPerS {
 			err = body.trusted()
 			checked = time.Now()
@@ -118,9 +119,9 @@ func (v *Verifier) takeSnapshot(ctx context.Context) error {
 	return err
 }
 
-// takeEvent takes in one event of the stream.
-func (v *Verifier) takeEvent(e event) error {
-	switch e.name {
+// takeEvent takes in one sse.Event of the stream.
+func (v *Verifier) takeEvent(e sse.Event) error {
+	switch e.Name {
 	case wire.EventReset:
 		return errReset
 	case wire.EventDenials, wire.EventBeat:
@@ -128,12 +129,12 @@ func (v *Verifier) takeEvent(e event) error {
 		v.ignored.Add(1)
 		return nil
 	}
-	body, err := parseFeedEvent(e.data)
+	body, err := parseFeedEvent(e.Data)
 	if err != nil {
 		return fmt.Errorf("%w: an event: %w", errResync, err)
 	}
 	before, _ := v.view.at()
-	err = v.look(e.id, body)
+	err = v.look(e.ID, body)
 	after, _ := v.view.at()
 	if !errors.Is(err, errBackwards) {
 		v.applied(body.Entries, after.Epoch != before.Epoch)
@@ -142,7 +143,7 @@ func (v *Verifier) takeEvent(e event) error {
 	return err
 }
 
-// look shows the view one event. Without an id it says what is denied, and not how far that is.
+// look shows the view one sse.Event. Without an id it says what is denied, and not how far that is.
 func (v *Verifier) look(id string, body wire.FeedEvent) error {
 	now := v.config.Now()
 	if id == "" {

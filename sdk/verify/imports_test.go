@@ -15,9 +15,10 @@ import (
 // standard library, go-jose and the wire contract, which imports nothing but the standard library.
 func TestImports(t *testing.T) {
 	for dir, allowed := range map[string][]string{
-		".":       {"github.com/errandhq/errand/sdk/wire", "github.com/errandhq/errand/sdk/internal/steer", "github.com/go-jose/go-jose/v4", "github.com/go-jose/go-jose/v4/json"},
+		".":       {"github.com/errandhq/errand/sdk/wire", "github.com/errandhq/errand/sdk/internal/sse", "github.com/errandhq/errand/sdk/internal/steer", "github.com/go-jose/go-jose/v4", "github.com/go-jose/go-jose/v4/json"},
 		"../wire": nil,
 
+		"../internal/sse":   nil,
 		"../internal/steer": nil,
 		"verifyspiffe":      {"github.com/errandhq/errand/sdk/verify", "github.com/spiffe/go-spiffe/v2/..."},
 	} {
