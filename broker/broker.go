@@ -31,6 +31,10 @@ type Config struct {
 	// nobody else. nil makes one for this process: the keys of others, and those of before, then
 	// count for nothing.
 	EndKeySecret []byte
+
+	// MaxFollowers and MaxFollowersPerWorkload bound who follows their tasks at once: DefaultFollowers and
+	// DefaultFollowersPerWorkload when zero.
+	MaxFollowers, MaxFollowersPerWorkload int
 }
 
 // DefaultSweep announces a lapse well within a second.
@@ -59,6 +63,8 @@ type Broker struct {
 	pending  pending
 	lost     lostEnds
 	endKeys  endKeys
+
+	followers followers
 }
 
 // New checks the configuration. The broker issues nothing before Run has read the store's feed.
@@ -80,12 +86,21 @@ func New(c Config) (*Broker, error) {
 	if c.SweepInterval == 0 {
 		c.SweepInterval = DefaultSweep
 	}
+	if c.MaxFollowers == 0 {
+		c.MaxFollowers = DefaultFollowers
+	}
+	if c.MaxFollowersPerWorkload == 0 {
+		c.MaxFollowersPerWorkload = DefaultFollowersPerWorkload
+	}
 	keys, err := newEndKeys(c.EndKeySecret)
 	if err != nil {
 		return nil, err
 	}
 	c.EndKeySecret = nil // it is in keys, which does not print it
-	return &Broker{Config: c, view: newView(), pending: newPending(), lost: newLostEnds(), endKeys: keys, backlog: backlog{max: maxBacklog, wake: make(chan struct{})}}, nil
+	return &Broker{
+		Config: c, view: newView(), pending: newPending(), lost: newLostEnds(), followers: newFollowers(), endKeys: keys,
+		backlog: backlog{max: maxBacklog, wake: make(chan struct{})},
+	}, nil
 }
 
 // Run follows the store's feed, sweeps, and writes and records what has happened, until ctx ends. It

@@ -77,7 +77,7 @@ func (b *Broker) endHere(p *pendingEnd, unsure bool, away error) (Receipt, error
 			Event: p.Event, Task: p.Task, Grant: p.Grant, State: p.State, Cause: p.Cause, Reason: p.Reason, Ended: now, First: true,
 		}
 		b.Logger.Warn("the store is away; an end is in force on this replica, and not durable yet", "task", string(p.Task), "grant", string(p.Grant), "event", string(p.Event), "error", away)
-		return b.pending.add(p, b.Announcer.Early)
+		return b.pending.add(p, b.early)
 	}
 	if unsure {
 		b.finish(p.actor, p.address, p.Ending)

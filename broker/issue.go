@@ -331,7 +331,7 @@ func (b *Broker) takeBack(ctx context.Context, w Workload, registration Workload
 		return
 	}
 	for _, end := range ends {
-		if _, full := b.pending.add(&pendingEnd{Ending: end, actor: w.ID.String(), address: w.Address}, b.Announcer.Early); full != nil {
+		if _, full := b.pending.add(&pendingEnd{Ending: end, actor: w.ID.String(), address: w.Address}, b.early); full != nil {
 			b.Logger.Error("what was never handed out could not be taken back; it expires unused", "error", err, "task", string(end.Task), "grant", string(end.Grant))
 		}
 	}

@@ -265,7 +265,7 @@ func (b *Broker) writePending(ctx context.Context) error {
 // last, and to be recorded.
 func (b *Broker) finish(actor, address string, ends ...Ending) {
 	for _, end := range ends {
-		if _, err := b.pending.add(&pendingEnd{Ending: end, actor: actor, address: address}, b.Announcer.Early); err != nil {
+		if _, err := b.pending.add(&pendingEnd{Ending: end, actor: actor, address: address}, b.early); err != nil {
 			b.Logger.Error("an end may have happened that is not recorded", "task", string(end.Task), "grant", string(end.Grant), "event", string(end.Event))
 		}
 	}
@@ -407,6 +407,7 @@ func (b *Broker) tryEnd(ctx context.Context, limit time.Duration, ends ...Ending
 	}
 	if err == nil {
 		b.lost.count(ends, replies)
+		b.followers.ended(replies)
 	}
 	return replies, err
 }

@@ -34,6 +34,7 @@ func (b *Broker) Sweep(ctx context.Context) error {
 			}
 			return err
 		}
+		b.followers.ended(replies)
 		b.handOver(b.endEvents(replies, sweeper, ""))
 		if !page.More {
 			return nil

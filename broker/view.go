@@ -35,6 +35,7 @@ func (b *Broker) watch(ctx context.Context) error {
 			b.denyKeys(u.Entries)
 			b.Announcer.Announce(u)
 			b.view.apply(u, at)
+			b.followers.entries(u.Entries...)
 			away.ended(b.Now())
 			return nil
 		})
@@ -45,6 +46,7 @@ func (b *Broker) watch(ctx context.Context) error {
 			b.Logger.Error("the store has another data set; every token of the one before is dead", "error", err)
 			from = Position{}
 			b.view.forget()
+			b.followers.reset(false) // their tasks are unknown now
 		} else {
 			away.met(b.Now(), err)
 		}

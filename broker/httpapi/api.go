@@ -111,6 +111,7 @@ func (a *API) Workload() http.Handler {
 	get(r, wire.PathFeedPosition, a.position)
 	post(r.reporting(), wire.PathFeedUsage, http.StatusNoContent, a.usage)
 	r.stream(wire.PathFeed, a.follow)
+	r.stream(wire.PathEvents, a.events)
 	return r
 }
 

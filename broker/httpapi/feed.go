@@ -62,31 +62,40 @@ func (a *API) follow(w http.ResponseWriter, r *http.Request, workload broker.Wor
 	if err != nil {
 		return &malformed{wire.HeaderLastEventID + " must have the position of a snapshot, or of the last event"}
 	}
+	return a.stream(w, r, func(ctx context.Context, s *stream) error {
+		return a.Feed.Follow(ctx, workload.ID.String(), audience, from, func(d feed.Delivery) error {
+			return s.send(d.Event, d.ID, d.Data)
+		})
+	})
+}
+
+// stream answers with the events that follow sends, until that returns, or the connection has reached its
+// age. Then, and when this replica is going away, the last event is a reset.
+func (a *API) stream(w http.ResponseWriter, r *http.Request, follow func(context.Context, *stream) error) error {
 	if r.ContentLength != 0 {
 		return &malformed{"a body does not belong here"} // it would have to be waited for
 	}
-	s := &stream{w: w, control: http.NewResponseController(w)}
+	s := &stream{w: w, control: http.NewResponseController(w), verdict: func() error {
+		if _, err := a.Identify(r); err != nil {
+			return &unauthenticated{err}
+		}
+		return nil
+	}}
 	if r.ProtoMajor == 1 {
 		w.Header().Set("Connection", "close") // the stream ends with its connection's age
 	}
 	ctx, cancel := whileYoung(r.Context())
 	defer cancel()
-	err = a.Feed.Follow(ctx, workload.ID.String(), audience, from, func(d feed.Delivery) error {
-		// The verdict on the peer is looked at for every delivery: a stream outlives an SVID.
-		if _, err := a.Identify(r); err != nil {
-			return &unauthenticated{err}
-		}
-		return s.send(d)
-	})
-	if ctx.Err() != nil && r.Context().Err() == nil {
-		err = feed.ErrReset
+	err := follow(ctx, s)
+	if context.Cause(ctx) == broker.ErrLeaving && r.Context().Err() == nil {
+		err = broker.ErrLeaving
 	}
 	if !s.begun {
 		return err
 	}
-	if errors.Is(err, feed.ErrReset) {
+	if errors.Is(err, feed.ErrReset) || errors.Is(err, broker.ErrLeaving) {
 		// Nobody may be there any more to be told.
-		_ = s.send(feed.Delivery{Event: wire.EventReset, Data: []byte("{}")})
+		_ = s.send(wire.EventReset, "", []byte("{}"))
 	}
 	return nil
 }
@@ -94,7 +103,7 @@ func (a *API) follow(w http.ResponseWriter, r *http.Request, workload broker.Wor
 // leastStream is how long a stream lives at least, also on a connection that has reached its age.
 const leastStream = 3 * time.Second
 
-// whileYoung ends with the age of the connection.
+// whileYoung ends with the age of the connection; the cause is then broker.ErrLeaving.
 func whileYoung(ctx context.Context) (context.Context, context.CancelFunc) {
 	until, ok := connectionEnd(ctx)
 	if !ok {
@@ -103,7 +112,7 @@ func whileYoung(ctx context.Context) (context.Context, context.CancelFunc) {
 	if least := time.Now().Add(leastStream); until.Before(least) {
 		until = least
 	}
-	return context.WithDeadline(ctx, until)
+	return context.WithDeadlineCause(ctx, until, broker.ErrLeaving)
 }
 
 // mayRead lets only the registered servers of an audience read its part of the feed, and report the
@@ -126,10 +135,16 @@ func (a *API) mayRead(w broker.Workload, audience string) error {
 type stream struct {
 	w       http.ResponseWriter
 	control *http.ResponseController
+	verdict func() error // on the peer
 	begun   bool
 }
 
-func (s *stream) send(d feed.Delivery) error {
+// send writes one event; id may be empty. data is one line.
+func (s *stream) send(event, id string, data []byte) error {
+	// Looked at each time: a stream outlives an SVID.
+	if err := s.verdict(); err != nil {
+		return err
+	}
 	if !s.begun {
 		// The listener's deadlines are for requests that end; this one has its own for each write.
 		if err := s.control.SetReadDeadline(time.Time{}); err != nil {
@@ -143,12 +158,12 @@ func (s *stream) send(d feed.Delivery) error {
 		return err
 	}
 	var b bytes.Buffer
-	b.WriteString("event: " + d.Event + "\n")
-	if d.ID != "" {
-		b.WriteString("id: " + d.ID + "\n")
+	b.WriteString("event: " + event + "\n")
+	if id != "" {
+		b.WriteString("id: " + id + "\n")
 	}
 	b.WriteString("data: ")
-	b.Write(d.Data)
+	b.Write(data)
 	b.WriteString("\n\n")
 	if _, err := s.w.Write(b.Bytes()); err != nil {
 		return err

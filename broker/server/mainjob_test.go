@@ -264,14 +264,22 @@ type events struct {
 
 func (c *caller) follow(from string) *events {
 	c.r.t.Helper()
-	req, err := http.NewRequest("GET", c.r.BrokerURL()+wire.PathFeed+"?aud=orders", nil)
+	return c.stream(wire.PathFeed+"?aud=orders", from)
+}
+
+// stream opens a stream, after an event if that is not "".
+func (c *caller) stream(path, after string) *events {
+	c.r.t.Helper()
+	req, err := http.NewRequest("GET", c.base+path, nil)
 	if err != nil {
 		c.r.t.Fatal(err)
 	}
-	req.Header.Set(wire.HeaderLastEventID, from)
+	if after != "" {
+		req.Header.Set(wire.HeaderLastEventID, after)
+	}
 	resp, err := c.http.Do(req)
 	if err != nil || resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != wire.TypeEvents {
-		c.r.t.Fatalf("follow: %v %v", resp, err)
+		c.r.t.Fatalf("%s: %v %v", path, resp, err)
 	}
 	c.r.t.Cleanup(func() { resp.Body.Close() })
 	return &events{bufio.NewScanner(resp.Body), resp.Body}
@@ -280,21 +288,27 @@ func (c *caller) follow(from string) *events {
 // next returns the next event of a name.
 func (e *events) next(t *testing.T, name string) wire.FeedEvent {
 	t.Helper()
+	var out wire.FeedEvent
+	e.into(t, name, &out)
+	return out
+}
+
+// into reads the next event of a name.
+func (e *events) into(t *testing.T, name string, out any) {
+	t.Helper()
 	got := ""
 	for e.Scan() {
 		if event, ok := strings.CutPrefix(e.Text(), "event: "); ok {
 			got = event
 		}
 		if data, ok := strings.CutPrefix(e.Text(), "data: "); ok && got == name {
-			var out wire.FeedEvent
-			if err := json.Unmarshal([]byte(data), &out); err != nil {
+			if err := json.Unmarshal([]byte(data), out); err != nil {
 				t.Fatal(err)
 			}
-			return out
+			return
 		}
 	}
 	t.Fatalf("the stream ended before a %s: %v", name, e.Err())
-	return wire.FeedEvent{}
 }
 
 func TestTheStreamResumesWithoutAGap(t *testing.T) {

@@ -56,6 +56,7 @@ func newMetrics(s *Server) *metrics {
 		gauge("errand_feed_subscribers", "Verifiers that follow the feed.", func() float64 { return float64(s.feed.Readers()) }),
 		gauge("errand_feed_entries", "Denials held for the feed.", func() float64 { return float64(s.feed.Entries()) }),
 		gauge("errand_ends_pending", "Ends in force on this replica that its store does not have yet.", func() float64 { return float64(s.broker.PendingEnds()) }),
+		gauge("errand_task_followers", "Streams of workloads that follow their tasks.", func() float64 { return float64(s.broker.Followers()) }),
 		gauge("errand_ready", "1 while the replica should get traffic.", func() float64 {
 			if s.Ready() != nil {
 				return 0

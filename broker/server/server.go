@@ -374,6 +374,7 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-failed.Done():
 	}
 	s.feed.Close()
+	s.broker.Dismiss()
 	s.shutdown(ctx)
 	stop()
 	err := work.Wait()

@@ -9,6 +9,7 @@ const (
 	PathTaskTokens   = "/v1/tasks/{id}/tokens"   // POST: issue
 	PathTaskEnd      = "/v1/tasks/{id}/end"      // POST
 	PathHeartbeats   = "/v1/heartbeats"          // POST
+	PathEvents       = "/v1/events"              // GET: server-sent events; ?task=, up to MaxFollowed times
 	PathGrant        = "/v1/grants/{id}"         // GET
 	PathFeed         = "/v1/feed"                // GET: server-sent events; ?aud=
 	PathFeedSnapshot = "/v1/feed/snapshot"       // GET; ?aud=
@@ -40,11 +41,13 @@ const (
 	TypeEvents  = "text/event-stream"
 )
 
-// Events of the feed's stream. Each carries a FeedEvent, and the position as the event's id.
+// Events of the streams. Those of the feed carry a FeedEvent, and the position as the event's id; those of
+// PathEvents a TaskEnded, or an empty object.
 const (
-	EventDenials = "denials" // something new
-	EventBeat    = "beat"    // nothing new; at least every second
-	EventReset   = "reset"   // this stream is over: connect again, elsewhere if you can
+	EventDenials   = "denials"    // the feed has something new
+	EventTaskEnded = "task.ended" // a task of the caller's is over
+	EventBeat      = "beat"       // nothing new; at least every second
+	EventReset     = "reset"      // this stream is over: connect again, elsewhere if you can
 )
 
 // TokenType is the typ header of an access token (RFC 9068 §2.1).

@@ -142,6 +142,17 @@ type Pulse struct {
 	LeaseExpiresIn int64  `json:"lease_expires_in,omitempty"` // whole seconds, rounded down
 }
 
+// MaxFollowed is how many tasks one stream of PathEvents follows at most.
+const MaxFollowed = 256
+
+// TaskEnded says that a task is over, whoever has ended it. State is StateUnknown for one that is not there
+// (any more), or not the caller's.
+type TaskEnded struct {
+	ID    string `json:"id"`
+	State string `json:"state"`
+	Cause string `json:"cause,omitempty"`
+}
+
 // States of a task, as in Task.State and Pulse.State. All but StateActive are final.
 const (
 	StateActive    = "active"
