@@ -284,6 +284,9 @@ func (c *Client) adopt(t *task) bool {
 	if len(c.tasks) == 0 || at.Before(c.beatAt) {
 		c.beatAt = at
 	}
+	if len(c.tasks) == 0 {
+		nudge(c.news)
+	}
 	c.tasks[t] = struct{}{}
 	nudge(c.wake)
 	return true

@@ -30,6 +30,7 @@ type Client struct {
 	stop context.CancelFunc
 	wake chan struct{} // the heartbeats are to look at the tasks
 	late chan struct{} // there is a new unconfirmed end
+	news chan struct{} // there is a task to follow, where there was none
 
 	closing sync.Once
 	closed  chan struct{} // Close has done its work
@@ -76,7 +77,7 @@ func New(ctx context.Context, opts ...Option) (*Client, error) {
 		return nil, errors.Join(err, from.release())
 	}
 	client := &Client{
-		config: c, links: links, wake: make(chan struct{}, 1), late: make(chan struct{}, 1),
+		config: c, links: links, wake: make(chan struct{}, 1), late: make(chan struct{}, 1), news: make(chan struct{}, 1),
 		closed: make(chan struct{}), tasks: map[*task]struct{}{}, leaks: map[*task]struct{}{}, ends: map[*task]*ending{},
 	}
 	client.life, client.stop = context.WithCancel(context.Background())
@@ -86,6 +87,7 @@ func New(ctx context.Context, opts ...Option) (*Client, error) {
 	}
 	client.work.Go(client.heartbeats)
 	client.work.Go(client.confirmations)
+	client.work.Go(client.follow)
 	return client, nil
 }
 

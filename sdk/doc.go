@@ -24,8 +24,10 @@
 // end.
 //
 // What it promises: a task that Do began has ended at the broker when Do returns, or the error says
-// that this is not confirmed and by when its tokens are dead all the same. Heartbeats need no code, and
-// bring the news when somebody else has ended the task: its Context ends after about a third of the lease at the latest.
+// that this is not confirmed and by when its tokens are dead all the same. When
+// somebody else ends a task that has lived for a second, its Context ends at once: the client listens for
+// that. Heartbeats need no code, and bring the same news where that does not, after about a third of the
+// lease at the latest.
 // When the broker can't be reached for two thirds of the lease, the task's Context ends and no more
 // tokens are handed out, also not those in memory; nothing here goes by the wall clock alone. A token
 // is presented with the certificate that it is bound to, only to hosts that the broker names, and
@@ -33,6 +35,6 @@
 // certificate is still in use. What is not confirmed at the broker, such as an end, is repeated until
 // Close; a task that was dropped without an end is reported, and lapses.
 //
-// Until Close the client keeps two goroutines, whatever the number of tasks, besides those of its
-// identity source.
+// Until Close the client keeps three goroutines, and one more while it listens, whatever the number of
+// tasks, besides those of its identity source.
 package sdk

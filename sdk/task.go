@@ -52,6 +52,7 @@ type task struct {
 	id, root string
 	lease    time.Duration
 	deadline time.Time   // by the steady clock
+	began    time.Time   // as timers go
 	dropped  atomic.Bool // nobody has the Task any more
 
 	// A func, as of a Token, since a text could be printed by reflection.
@@ -86,7 +87,7 @@ func newTask(c *Client, answer wire.BeginResponse, sent instant, parent context.
 		endKey: func() string { return key },
 		client: c, id: w.ID, root: w.Root, lease: time.Duration(w.LeaseSeconds) * time.Second,
 		deadline: sent.steady.Add(w.Deadline.Sub(w.BegunAt)),
-		state:    Active, renewed: sent, touched: c.clock().steady,
+		state:    Active, renewed: sent, touched: c.clock().steady, began: time.Now(),
 	}
 	var cancel, endLife context.CancelCauseFunc
 	t.ctx, cancel = context.WithCancelCause(parent)

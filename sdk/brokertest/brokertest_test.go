@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -489,4 +490,30 @@ func TestClosedByItsUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.Advance(time.Hour)
+}
+
+// TestARevokedTaskLearnsAtOnce: time stands still, so that no heartbeat can have brought the news.
+func TestARevokedTaskLearnsAtOnce(t *testing.T) {
+	t.Parallel()
+	b := brokertest.New(t)
+	var beats atomic.Int32
+	client := b.Client("export", sdk.WithHooks(sdk.Hooks{
+		OnHeartbeat: func(context.Context, int, time.Duration, error) { beats.Add(1) },
+	}))
+	for range 2 { // the stream is opened for the first one, and is there for the second
+		task, other := begin(t, client), begin(t, client)
+		b.Revoke(task.ID())
+		select {
+		case <-task.Context().Done():
+		case <-time.After(20 * time.Second):
+			t.Fatal("it goes on")
+		}
+		if cause := context.Cause(task.Context()); cause != sdk.ErrRevoked || beats.Load() != 0 {
+			t.Errorf("the cause is %v, after %d heartbeats", cause, beats.Load())
+		}
+		if other.State() != sdk.Active {
+			t.Errorf("the other task is %s", other.State())
+		}
+		complete(t, other)
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -49,6 +50,8 @@ func (f *front) around(_ string, next http.Handler) http.Handler {
 			w = &line{w, f, r.Context()}
 		case f.isAway():
 			panic(http.ErrAbortHandler) // closes the connection
+		case r.URL.Path == wire.PathEvents:
+			w = &call{w, f}
 		case r.URL.Path == wire.PathHeartbeats:
 			f.dropFrom(r)
 		}
@@ -70,6 +73,21 @@ func (l *line) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	return l.ResponseWriter.Write(p)
+}
+
+// call is an answer that breaks off while the broker is away.
+type call struct {
+	http.ResponseWriter
+	front *front
+}
+
+func (c *call) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+
+func (c *call) Write(p []byte) (int, error) {
+	if c.front.isAway() {
+		return 0, net.ErrClosed
+	}
+	return c.ResponseWriter.Write(p)
 }
 
 // wait returns when the feed flows.

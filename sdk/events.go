@@ -1,0 +1,266 @@
+package sdk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"mime"
+	"net/http"
+	"net/url"
+	"slices"
+	"time"
+
+	"github.com/errandhq/errand/sdk/internal/sse"
+	"github.com/errandhq/errand/sdk/wire"
+)
+
+const (
+	// followAfter is how long a task lives before the client listens for its end: most tasks are over
+	// before, and cost the broker nothing.
+	followAfter = time.Second
+	// followMore is how often the stream is changed for one that names more tasks. Until then their
+	// heartbeats have to do.
+	followMore = 5 * time.Second
+	// followSilence is how long a stream may be silent, which has a beat every second.
+	followSilence = 4 * time.Second
+	// followPause is the longest pause between tries.
+	followPause = 30 * time.Second
+)
+
+// Reasons for which a stream ends.
+const (
+	errReset  = sentinel("the replica asked to connect again")
+	errSilent = sentinel("the stream was silent")
+)
+
+// stream is the events of one replica, until it ends.
+type stream struct {
+	tasks map[string]bool // that it follows
+	over  *generation     // its connection's
+	base  int             // the replica
+	close context.CancelCauseFunc
+	done  chan struct{} // closed when it has ended; err says why
+	err   error
+}
+
+// ended returns whether it has.
+func (s *stream) ended() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// follower keeps a stream.
+type follower struct {
+	*Client
+	stream  *stream   // nil without
+	first   int       // the replica to ask first
+	opened  time.Time // when the stream was
+	notYet  time.Time // after a failure: when to try again
+	failure int       // so many in a row
+}
+
+// follow listens for the ends of the client's tasks until the client is closed. It goes by timers alone:
+// what it brings is news, and the clocks decide without it.
+func (c *Client) follow() {
+	f := &follower{Client: c}
+	defer func() { f.change(nil) }()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		var due <-chan time.Time
+		if wait, ok := f.keep(); ok {
+			timer.Reset(wait)
+			due = timer.C
+		}
+		var ended <-chan struct{}
+		if f.stream != nil {
+			ended = f.stream.done
+		}
+		select {
+		case <-c.life.Done():
+			return
+		case <-c.news:
+		case <-ended:
+		case <-due:
+		}
+	}
+}
+
+// keep has the stream that there should be, and returns when to look again; false when a task must come
+// first.
+func (f *follower) keep() (wait time.Duration, ok bool) {
+	names, any := f.toFollow()
+	if s := f.stream; s != nil && s.ended() {
+		f.lost(s)
+	}
+	switch {
+	case len(names) == 0:
+		f.change(nil)
+	case time.Now().Before(f.notYet):
+		return time.Until(f.notYet), true
+	case f.wants(names):
+		f.open(names)
+		if f.stream == nil {
+			return time.Until(f.notYet), true
+		}
+	}
+	return followAfter, any
+}
+
+// lost is told of the end of a stream. The next one is to come soon, but not from all clients at once.
+func (f *follower) lost(s *stream) {
+	f.log.Debug("errand: the stream of events has ended", "broker", f.bases[s.base].Host, "error", s.err)
+	if f.first = s.base; errors.Is(s.err, errReset) {
+		f.first = (s.base + 1) % len(f.bases)
+	}
+	f.stream, f.notYet = nil, time.Now().Add(rand.N(firstPause))
+}
+
+// wants reports whether another stream is needed.
+func (f *follower) wants(names []string) bool {
+	if f.stream == nil {
+		return true
+	}
+	if now, err := f.links.use(); err == nil && now != f.stream.over {
+		return true
+	}
+	more := slices.ContainsFunc(names, func(name string) bool { return !f.stream.tasks[name] })
+	return more && time.Since(f.opened) >= followMore
+}
+
+// open tries all replicas, and keeps what there was if none answers.
+func (f *follower) open(names []string) {
+	var failed line
+	for i := range f.bases {
+		n := (f.first + i) % len(f.bases)
+		s, err := f.openOne(n, names)
+		if err == nil {
+			f.failure = 0
+			f.opened = time.Now()
+			f.change(s)
+			return
+		}
+		failed = append(failed, err)
+	}
+	f.failure++
+	wait := min(followPause, firstPause<<min(f.failure-1, 10))
+	f.notYet = time.Now().Add(wait/2 + rand.N(wait/2))
+	f.log.Debug("errand: ends of tasks are heard of by heartbeats alone", "error", failed)
+}
+
+// change goes over to another stream, or to none. The one before ends after the other has begun.
+func (f *follower) change(to *stream) {
+	if f.stream != nil {
+		f.stream.close(nil)
+		<-f.stream.done
+	}
+	f.stream = to
+}
+
+// toFollow returns which tasks are to be followed, the oldest first, and whether there is any task.
+func (c *Client) toFollow() (names []string, any bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var tasks []*task
+	for t := range c.tasks {
+		if time.Since(t.began) >= followAfter {
+			tasks = append(tasks, t)
+		}
+	}
+	slices.SortFunc(tasks, func(a, b *task) int { return a.began.Compare(b.began) })
+	for _, t := range tasks[:min(len(tasks), wire.MaxFollowed)] {
+		names = append(names, t.id)
+	}
+	return names, len(c.tasks) > 0
+}
+
+// openOne asks one replica. It has answered when it has begun to follow.
+func (c *Client) openOne(n int, names []string) (*stream, error) {
+	g, err := c.links.use()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancelCause(c.life)
+	silence := time.AfterFunc(patience, func() { cancel(errSilent) })
+	give := func(err error) (*stream, error) {
+		silence.Stop()
+		cancel(nil)
+		return nil, fmt.Errorf("%s: %w", c.bases[n].Host, err)
+	}
+	target := c.bases[n].JoinPath(wire.PathEvents)
+	target.RawQuery = url.Values{"task": names}.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target.String(), http.NoBody)
+	if err != nil {
+		return give(err)
+	}
+	req.Header.Set("Accept", wire.TypeEvents+", "+wire.TypeProblem)
+	resp, err := g.broker.RoundTrip(req)
+	if err != nil {
+		return give(err)
+	}
+	if kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); resp.StatusCode != http.StatusOK || kind != wire.TypeEvents {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, MaxAnswer)) // the status is enough
+		resp.Body.Close()
+		return give(problem(resp, text))
+	}
+	s := &stream{tasks: map[string]bool{}, over: g, base: n, close: cancel, done: make(chan struct{})}
+	for _, name := range names {
+		s.tasks[name] = true
+	}
+	if !c.start(func() {
+		defer close(s.done)
+		defer cancel(nil)
+		defer silence.Stop()
+		defer resp.Body.Close()
+		s.err = c.hear(sse.New(resp.Body), silence)
+		if cause := context.Cause(ctx); cause != nil {
+			s.err = cause
+		}
+	}) {
+		resp.Body.Close()
+		return give(ErrClosed)
+	}
+	return s, nil
+}
+
+// hear takes in events until the stream ends.
+func (c *Client) hear(events *sse.Reader, silence *time.Timer) error {
+	for {
+		silence.Reset(followSilence)
+		e, err := events.Next()
+		if err != nil {
+			return err
+		}
+		switch e.Name {
+		case wire.EventReset:
+			return errReset
+		case wire.EventTaskEnded:
+			var ended wire.TaskEnded
+			if err := json.Unmarshal(e.Data, &ended); err != nil {
+				return fmt.Errorf("an event that cannot be read: %w", err)
+			}
+			if t := c.find(ended.ID); t != nil && ended.State != wire.StateActive && ended.State != "" {
+				t.overBy(State(ended.State), ended.Cause)
+			}
+		}
+	}
+}
+
+// find returns the task with an ID that has not ended, or nil.
+func (c *Client) find(id string) *task {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for t := range c.tasks {
+		if t.id == id {
+			return t
+		}
+	}
+	return nil
+}
