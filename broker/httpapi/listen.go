@@ -42,7 +42,7 @@ func NewServer(h http.Handler, config *tls.Config, connContext func(context.Cont
 		},
 		ConnState: func(c net.Conn, s http.ConnState) {
 			if k := bounded(c); k != nil && s != http.StateNew {
-				k.listener.known(k)
+				k.listener.moved(k, s == http.StateIdle)
 			}
 		},
 		ReadHeaderTimeout: HeaderTimeout,
@@ -87,10 +87,11 @@ const (
 	refusedNew     = "handshakes"
 )
 
-// Listener bounds the connections that another listener accepts. One too many is closed at once. Those
-// that have not brought a request yet are few, and one more closes the oldest of them: a good client
-// needs some milliseconds to get there, and one that is slow on purpose seconds, so that those who come
-// to hold places lose them to those who come to work.
+// Listener bounds the connections that another listener accepts. One too many is closed at once, or takes
+// the place of an idle one of the address that has most, if that has more than its own. Those
+// that have not brought a request yet are few, and one more closes the oldest of the address that has
+// most of them: a good client needs some milliseconds to get there, and one that is slow on purpose
+// seconds, so that those who come to hold places lose them to those who come to work.
 type Listener struct {
 	net.Listener
 	limits  Limits
@@ -98,13 +99,24 @@ type Listener struct {
 
 	mu        sync.Mutex // guards what follows
 	total     int
-	byAddress map[netip.Prefix]int
-	fresh     list.List // of *conn without a request, the oldest first
+	fresh     int // of these, without a request
+	byAddress map[netip.Prefix]*peers
+	freshest  *peers    // has, or had a moment ago, the most fresh ones
+	most      *peers    // likewise, the most of all, and idle ones among them
+	looked    time.Time // for most
+}
+
+// peers are the connections of one address.
+type peers struct {
+	from  netip.Prefix
+	all   int
+	fresh list.List // of *conn without a request, the oldest first
+	idle  list.List // of *conn between two requests, the one that is longest so first
 }
 
 // Bound makes a Listener with complete limits. refused is told of every connection that is not kept.
 func Bound(l net.Listener, limits Limits, refused func(reason string)) *Listener {
-	return &Listener{Listener: l, limits: limits, refused: refused, byAddress: map[netip.Prefix]int{}}
+	return &Listener{Listener: l, limits: limits, refused: refused, byAddress: map[netip.Prefix]*peers{}}
 }
 
 // conn is a connection that is counted.
@@ -114,8 +126,10 @@ type conn struct {
 	from     netip.Prefix
 	until    time.Time // when it has reached its age
 
-	place  *list.Element // among the fresh; guarded by the listener's mu, as is closed
-	closed bool
+	// Guarded by the listener's mu.
+	peers *peers        // nil until it is counted, and when it is closed
+	among *list.List    // the fresh or the idle ones; nil while a request is worked on
+	place *list.Element // there
 }
 
 // bounded is the connection below TLS, or nil when it is no Listener's.
@@ -154,56 +168,116 @@ func (l *Listener) Accept() (net.Conn, error) {
 func (l *Listener) take(c *conn) (reason string, drop *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	p := l.byAddress[c.from]
+	if p == nil {
+		p = &peers{from: c.from}
+	}
 	switch {
-	case l.total >= l.limits.Connections:
-		c.closed = true // it was not counted
-		return refusedTotal, c
-	case l.byAddress[c.from] >= l.limits.PerAddress:
-		c.closed = true
+	case p.all >= l.limits.PerAddress:
 		return refusedAddress, c
+	case l.fresh >= l.limits.Handshakes:
+		reason, drop = refusedNew, l.oldestFresh()
+	case l.total >= l.limits.Connections:
+		if reason, drop = refusedTotal, l.idleFor(p); drop == nil {
+			return reason, c
+		}
+	}
+	if drop != nil {
+		l.forget(drop)
 	}
 	l.total++
-	l.byAddress[c.from]++
-	c.place = l.fresh.PushBack(c)
-	if l.fresh.Len() <= l.limits.Handshakes {
-		return "", nil
+	l.fresh++
+	p.all++
+	l.byAddress[c.from], c.peers = p, p
+	l.put(c, &p.fresh)
+	if l.freshest == nil || p.fresh.Len() >= l.freshest.fresh.Len() {
+		l.freshest = p
 	}
-	oldest, _ := l.fresh.Front().Value.(*conn)
-	return refusedNew, oldest
+	return reason, drop
 }
 
-// known takes a connection out of the fresh ones.
-func (l *Listener) known(c *conn) {
+// oldestFresh is that of the address that has most of them. There is one. It is called with mu held.
+func (l *Listener) oldestFresh() *conn {
+	if l.freshest.fresh.Len() == 0 {
+		for _, q := range l.byAddress {
+			if q.fresh.Len() > l.freshest.fresh.Len() {
+				l.freshest = q
+			}
+		}
+	}
+	oldest, _ := l.freshest.fresh.Front().Value.(*conn)
+	return oldest
+}
+
+// lookAgain is how often all addresses are looked at for the one that has most.
+const lookAgain = time.Second
+
+// idleFor returns an idle connection that is to make room for one of p, or nil. It is called with mu held.
+func (l *Listener) idleFor(p *peers) *conn {
+	fits := func() bool { return l.most != nil && l.most.all > p.all+1 && l.most.idle.Len() > 0 }
+	if now := time.Now(); !fits() && now.Sub(l.looked) >= lookAgain {
+		l.looked, l.most = now, nil
+		for _, q := range l.byAddress { // whoever asks: the next one may have less
+			if q.idle.Len() > 0 && (l.most == nil || q.all > l.most.all) {
+				l.most = q
+			}
+		}
+	}
+	if !fits() {
+		return nil
+	}
+	longest, _ := l.most.idle.Front().Value.(*conn)
+	return longest
+}
+
+// put is called with mu held.
+func (l *Listener) put(c *conn, among *list.List) {
+	c.among, c.place = among, among.PushBack(c)
+}
+
+// pick takes a connection from where it is. It is called with mu held.
+func (l *Listener) pick(c *conn) {
+	if c.among == nil {
+		return
+	}
+	if c.among == &c.peers.fresh {
+		l.fresh--
+	}
+	c.among.Remove(c.place)
+	c.among, c.place = nil, nil
+}
+
+// moved notes that a connection has brought a request, or that this is over.
+func (l *Listener) moved(c *conn, idle bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.settle(c)
-}
-
-// settle is called with mu held.
-func (l *Listener) settle(c *conn) {
-	if c.place != nil {
-		l.fresh.Remove(c.place)
-		c.place = nil
+	if c.peers == nil {
+		return
+	}
+	if l.pick(c); idle {
+		l.put(c, &c.peers.idle)
 	}
 }
 
 // Close gives the connection's place back.
 func (c *conn) Close() error {
-	c.listener.leave(c)
+	c.listener.mu.Lock()
+	c.listener.forget(c)
+	c.listener.mu.Unlock()
 	return c.Conn.Close()
 }
 
-func (l *Listener) leave(c *conn) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if c.closed {
+// forget is called with mu held, and does nothing the second time.
+func (l *Listener) forget(c *conn) {
+	p := c.peers
+	if p == nil {
 		return
 	}
-	c.closed = true
-	l.settle(c)
+	l.pick(c)
+	c.peers = nil
 	l.total--
-	if l.byAddress[c.from]--; l.byAddress[c.from] == 0 {
-		delete(l.byAddress, c.from)
+	if p.all--; p.all == 0 {
+		delete(l.byAddress, p.from)
 	}
 }
 

@@ -81,7 +81,8 @@ func closedWithin(t *testing.T, what string, c net.Conn, d time.Duration) {
 }
 
 // TestConnectionsAreBounded: as many as allowed work, one more is closed, those that were there go on,
-// and when one has left there is room again; in all, and for one address.
+// and when one has left there is room again; in all, and for one address. Who has one connection takes the
+// place of an idle one of who has all.
 func TestConnectionsAreBounded(t *testing.T) {
 	for name, limits := range map[string]httpapi.Limits{
 		"connections": {Connections: 3, PerAddress: 100, Handshakes: 1},
@@ -103,15 +104,26 @@ func TestConnectionsAreBounded(t *testing.T) {
 			if got := r.metric(fmt.Sprintf(`errand_refused_connections_total{limit=%q,listener="workload"}`, name)); got != "1" {
 				t.Errorf("%q refusals were counted", got)
 			}
-			if elsewhere := r.open("127.0.0.2"); (elsewhere != nil) != (name == "address") {
-				t.Errorf("from another address: %v", elsewhere)
+			if r.open("127.0.0.2") == nil {
+				t.Error("another address was kept out")
 			}
-			for _, c := range all {
+			left := all
+			if name == "connections" {
+				if r.open("127.0.0.3") == nil {
+					t.Error("a third address was kept out")
+				}
+				if left = all[2:]; r.open("127.0.0.4") != nil {
+					t.Error("one was closed for who has as many")
+				}
+				closedWithin(t, "the one that was idle for longest", all[0], 5*time.Second)
+				closedWithin(t, "the next", all[1], 5*time.Second)
+			}
+			for _, c := range left {
 				if resp, err := ask(c, wire.PathWhoami); err != nil || resp.StatusCode != http.StatusOK {
 					t.Errorf("one that was there: %v", err)
 				}
 			}
-			all[0].Close()
+			left[0].Close()
 			r.eventually("there is room again", func() bool { return r.open("127.0.0.1") != nil })
 		})
 	}
@@ -150,6 +162,20 @@ func TestSilentPeersKeepNobodyOut(t *testing.T) {
 	}
 	if resp, err := ask(old, wire.PathWhoami); err != nil || resp.StatusCode != http.StatusOK {
 		t.Errorf("a connection of before: %v", err)
+	}
+}
+
+// TestSilentPeersOfAnotherAddress: a good client that takes its time is not the one that is closed for a
+// flood from elsewhere.
+func TestSilentPeersOfAnotherAddress(t *testing.T) {
+	r := within(t, httpapi.Limits{Handshakes: 4})
+	slow := r.dial("127.0.0.2")
+	for range 50 {
+		r.dial("127.0.0.1")
+	}
+	c := tls.Client(slow, r.clientTLS(reportID))
+	if resp, err := ask(c, wire.PathWhoami); err != nil || resp.StatusCode != http.StatusOK {
+		t.Errorf("it was kept out: %v", err)
 	}
 }
 
