@@ -21,6 +21,7 @@ const (
 	issueTries   = 3
 	issueBudget  = 10 * time.Second
 	refreshAgain = time.Second // after a renewal that failed while the old token was still good
+	rejectAgain  = time.Second // between tokens that are asked for since a server has refused the one before
 )
 
 // TokenRequest narrows the task's ceiling to what one call needs.
@@ -51,6 +52,7 @@ type slot struct {
 	token  *Token
 	flight *flight
 	hold   time.Time // no renewal before, by the steady clock
+	bear   time.Time // likewise, no replacement of a token that a server has refused
 }
 
 // flight is one request that all callers wait for.
@@ -252,13 +254,20 @@ func (c *cache) land(t *task, key slotKey, s *slot, f *flight) (behind bool) {
 }
 
 // reject forgets a token that a server has refused, and no other: of a hundred callers that were
-// refused with the same one, the first makes room for the next.
-func (c *cache) reject(key slotKey, grant string) {
+// refused with the same one, the first makes room for the next. It reports whether there is another to be
+// had: a server that refuses everything must not use up what the broker has for this workload.
+func (c *cache) reject(key slotKey, grant string, now instant) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s := c.slots[key]; s != nil && s.token != nil && s.token.GrantID == grant {
-		s.token = nil
+	s := c.slots[key]
+	if s == nil || s.token == nil || s.token.GrantID != grant {
+		return true
 	}
+	if now.steady.Before(s.bear) {
+		return false
+	}
+	s.token, s.bear = nil, now.steady.Add(rejectAgain)
+	return true
 }
 
 // clear forgets all tokens.

@@ -32,7 +32,7 @@ func (t *Task) HTTPClient(audience string, scopes ...string) *http.Client {
 // sent. A redirect to another host is followed without the token, also if it leads back. When a server
 // answers 401 with error="invalid_token", the request is sent once more with a new token, if its
 // body can be had again (http.Request.GetBody); callers that were refused the same token share one
-// request for the next. Any other answer is handed on as it is: see CheckScope for a 403. After the
+// request for the next, of which there is one a second. Any other answer is handed on as it is: see CheckScope for a 403. After the
 // task has ended, requests that have not been sent fail with ErrTaskEnded.
 func (t *Task) Transport(base http.RoundTripper, req TokenRequest, opts ...TransportOption) http.RoundTripper {
 	c := &carrier{task: t, base: base, ask: req}
@@ -77,13 +77,14 @@ func (c *carrier) RoundTrip(req *http.Request) (*http.Response, error) {
 	if !ok {
 		return resp, nil
 	}
+	if key, err := c.ask.key(); err != nil || !c.task.tokens.reject(key, token.GrantID, c.task.client.clock()) {
+		if body != nil {
+			body.Close()
+		}
+		return resp, nil
+	}
 	_, _ = io.CopyN(io.Discard, resp.Body, maxDrain)
 	resp.Body.Close()
-	key, err := c.ask.key()
-	if err != nil {
-		return nil, err
-	}
-	c.task.tokens.reject(key, token.GrantID)
 	if token, err = c.token(req); err != nil {
 		if body != nil {
 			body.Close()

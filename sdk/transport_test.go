@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -360,6 +361,28 @@ func TestRejectionOfOneGrantCausesOneRefresh(t *testing.T) {
 	all.Wait()
 	if n := len(s.fake.got(tokens)); n != 2 {
 		t.Errorf("%d tokens were asked for; want 2", n)
+	}
+}
+
+// TestServerThatRefusesEverything: it does not have the client use up the tokens that the broker has for
+// this workload, which needs them elsewhere.
+func TestServerThatRefusesEverything(t *testing.T) {
+	s := newShop(t)
+	s.orders.answer = func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("WWW-Authenticate", invalidToken)
+		w.WriteHeader(http.StatusUnauthorized)
+	}
+	began := time.Now()
+	client := s.task.HTTPClient("orders")
+	for range 100 {
+		resp := must(client.Get(s.at.String()))(t)
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != http.StatusUnauthorized {
+			t.Fatalf("%d, %v", resp.StatusCode, err)
+		}
+		resp.Body.Close()
+	}
+	if n, most := len(s.fake.got(tokens)), 2+int(time.Since(began)/time.Second); n > most {
+		t.Errorf("%d tokens were asked for; at most %d were to be", n, most)
 	}
 }
 
