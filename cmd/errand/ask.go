@@ -59,7 +59,7 @@ func (a *asking) send(cmd *cobra.Command, request api.Request, into any) ([]byte
 	text, err := c.Send(cmd.Context(), request, into)
 	var refused *api.Refusal
 	if errors.As(err, &refused) && a.output == "json" {
-		_, _ = cmd.OutOrStdout().Write(refused.JSON)
+		_, _ = cmd.OutOrStdout().Write(escaped(refused.JSON))
 	}
 	return text, errors.Join(err, c.Close())
 }

@@ -10,6 +10,9 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
@@ -52,35 +55,40 @@ type column[Row any] struct {
 	wide   bool             // left out of -o table
 }
 
-// show writes an answer in a format. JSON is the API's, unchanged; times are relative in tables, and
-// RFC 3339 elsewhere.
+// show writes an answer in a format. JSON is the API's; times are relative in tables, and RFC 3339
+// elsewhere. In none is there a character that does something to a terminal: JSON has it escaped, and
+// elsewhere it is a space.
 func (t table[Row]) show(out io.Writer, format string, answer []byte, rows ...Row) error {
 	switch format {
 	case "json":
-		_, err := out.Write(append(bytes.TrimSpace(answer), '\n'))
+		_, err := out.Write(append(escaped(bytes.TrimSpace(answer)), '\n'))
 		return err
 	case "yaml":
 		text, err := yaml.JSONToYAML(answer)
 		if err == nil {
-			_, err = out.Write(text)
+			_, err = plain{out}.Write(text)
 		}
 		return err
 	case "ndjson":
-		encoder := json.NewEncoder(out)
-		encoder.SetEscapeHTML(false)
 		for _, row := range rows {
+			var line bytes.Buffer
+			encoder := json.NewEncoder(&line)
+			encoder.SetEscapeHTML(false)
 			if err := encoder.Encode(row); err != nil {
+				return err
+			}
+			if _, err := out.Write(escaped(line.Bytes())); err != nil {
 				return err
 			}
 		}
 		return nil
 	case "csv":
-		w := csv.NewWriter(out)
+		w := csv.NewWriter(plain{out})
 		_ = w.WriteAll(t.cells(rows, true, false)) // Error has the same
 		return w.Error()
 	case "name":
 		for _, row := range rows {
-			if _, err := fmt.Fprintln(out, t.name(row)); err != nil {
+			if _, err := fmt.Fprintln(plain{out}, t.name(row)); err != nil {
 				return err
 			}
 		}
@@ -121,7 +129,7 @@ func (t table[Row]) cells(rows []Row, wide, people bool) [][]string {
 // oneCell keeps a text that came from elsewhere within its cell, and off the terminal's controls.
 func oneCell(text string) string {
 	text = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+		if !unicode.IsPrint(r) {
 			return ' '
 		}
 		return r
@@ -130,6 +138,42 @@ func oneCell(text string) string {
 		return "-"
 	}
 	return text
+}
+
+// plain writes lines of text for people. What else is in them that does not print itself came from
+// elsewhere, and could move the cursor or turn around what follows: it is written as a space.
+type plain struct{ io.Writer }
+
+func (p plain) Write(text []byte) (int, error) {
+	_, err := p.Writer.Write(bytes.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) && !isLayout(r) {
+			return ' '
+		}
+		return r
+	}, text))
+	return len(text), err
+}
+
+func isLayout(r rune) bool { return r == '\n' || r == '\t' }
+
+// escaped is JSON in which each character is escaped that does not print itself: those are in strings
+// alone, but for the white space between values.
+func escaped(text []byte) []byte {
+	hidden := func(r rune) bool { return !unicode.IsPrint(r) && !isLayout(r) && r != '\r' }
+	if !bytes.ContainsFunc(text, hidden) {
+		return text
+	}
+	var out []byte
+	for _, r := range string(text) {
+		if !hidden(r) {
+			out = utf8.AppendRune(out, r)
+			continue
+		}
+		for _, unit := range utf16.AppendRune(nil, r) {
+			out = fmt.Appendf(out, `\u%04x`, unit)
+		}
+	}
+	return out
 }
 
 // rfc3339 is a time for programs; none is nothing.

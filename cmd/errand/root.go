@@ -54,6 +54,7 @@ func (e usageError) Unwrap() error { return e.err }
 
 // run is the program, but for the exit.
 func run(args []string, stdout, stderr io.Writer) (code int) {
+	stderr = plain{stderr} // what the broker and the environment say is in it
 	defer func() {
 		if p := recover(); p != nil {
 			fmt.Fprintf(stderr, "errand: this is a mistake in errand itself; please report it: %v\n%s", p, debug.Stack())

@@ -145,7 +145,7 @@ func (t *tokenCommand) hand(cmd *cobra.Command, text []byte, token wire.TokenRes
 		bound = "good together with this workload's " + token.Binding + " alone"
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "errand: %s for %s, %s, for %ds, %s\n", token.GrantID, token.Audience, orDash(token.Scope), token.ExpiresIn, bound)
-	out := string(text)
+	out := string(escaped(text))
 	if t.output == "text" {
 		out = token.AccessToken
 	}
