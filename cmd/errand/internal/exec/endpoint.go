@@ -13,6 +13,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -50,11 +51,12 @@ func newEndpoint(task *sdk.Task, asks []Ask, ttl time.Duration) (*endpoint, erro
 	}
 	e := &endpoint{
 		task: task, asks: asks, ttl: ttl, secret: rand.Text() + rand.Text(), served: make(chan struct{}),
-		listener: &limited{listener, make(chan struct{}, maxConnections)},
+		listener: &limited{Listener: listener},
 	}
 	e.server = &http.Server{
 		Handler: e, ReadHeaderTimeout: readTimeout, ReadTimeout: readTimeout, WriteTimeout: endpointTimeout, IdleTimeout: endpointTimeout,
 		MaxHeaderBytes: maxHeaderBytes, ErrorLog: log.New(io.Discard, "", 0),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, placedKey{}, c) },
 	}
 	go func() {
 		defer close(e.served)
@@ -79,7 +81,8 @@ func (e *endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.Host != e.listener.Addr().String():
 		refuse(w, http.StatusMisdirectedRequest, "Another host", "ask "+e.url()+" by that name")
-	case !e.admits(r.Header.Get("Authorization")):
+	case !e.admits(r):
+		w.Header().Set("Connection", "close")
 		w.Header().Set("WWW-Authenticate", "Bearer")
 		refuse(w, http.StatusUnauthorized, "Not authorized", "send  Authorization: Bearer  and the value of "+EnvTokenAuth)
 	case r.URL.Path != tokenPath:
@@ -93,9 +96,15 @@ func (e *endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // admits compares in a time that says nothing about the secret, its length included.
-func (e *endpoint) admits(header string) bool {
-	got, want := sha256.Sum256([]byte(header)), sha256.Sum256([]byte("Bearer "+e.secret))
-	return subtle.ConstantTimeCompare(got[:], want[:]) == 1
+func (e *endpoint) admits(r *http.Request) bool {
+	got, want := sha256.Sum256([]byte(r.Header.Get("Authorization"))), sha256.Sum256([]byte("Bearer "+e.secret))
+	if subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
+		return false
+	}
+	if conn, ok := r.Context().Value(placedKey{}).(*placed); ok {
+		conn.settle()
+	}
+	return true
 }
 
 // tokenAnswer is RFC 6749's, as the broker answers.
@@ -156,36 +165,77 @@ func refuse(w http.ResponseWriter, status int, title, detail string) {
 	_ = json.NewEncoder(w).Encode(wire.Problem{Type: "about:blank", Title: title, Status: status, Detail: detail})
 }
 
-// limited is a listener with so many connections at once.
+// limited is a listener with so many connections at once. Any user of this machine can connect, so one
+// more closes the oldest of those that have not shown the secret.
 type limited struct {
 	net.Listener
-	places chan struct{}
+
+	mu  sync.Mutex
+	all []*placed // the oldest first
+}
+
+type placedKey struct{}
+
+// placed is a connection that is counted.
+type placed struct {
+	net.Conn
+	of      *limited
+	settled bool // it has shown the secret; guarded by mu
 }
 
 // Accept closes a connection that finds no place, rather than keep it waiting.
 func (l *limited) Accept() (net.Conn, error) {
 	for {
-		conn, err := l.Listener.Accept()
+		raw, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err
 		}
-		select {
-		case l.places <- struct{}{}:
-			return &placed{Conn: conn, leave: sync.OnceFunc(func() { <-l.places })}, nil
-		default:
-			_ = conn.Close()
+		conn := &placed{Conn: raw, of: l}
+		drop := l.take(conn)
+		if drop != nil {
+			_ = drop.Conn.Close()
+		}
+		if drop != conn {
+			return conn, nil
 		}
 	}
 }
 
-// placed is a connection that gives its place back.
-type placed struct {
-	net.Conn
-	leave func()
+// take counts a connection, and returns the one to close, if there is one.
+func (l *limited) take(conn *placed) (drop *placed) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.all) >= maxConnections {
+		i := slices.IndexFunc(l.all, func(p *placed) bool { return !p.settled })
+		if i < 0 {
+			return conn
+		}
+		drop = l.all[i]
+		l.all = slices.Delete(l.all, i, i+1)
+	}
+	l.all = append(l.all, conn)
+	return drop
 }
 
-// Close may be called again.
+func (l *limited) len() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.all)
+}
+
+// settle notes that a connection has shown the secret.
+func (p *placed) settle() {
+	p.of.mu.Lock()
+	defer p.of.mu.Unlock()
+	p.settled = true
+}
+
+// Close gives the place back. It may be called again.
 func (p *placed) Close() error {
-	p.leave()
+	p.of.mu.Lock()
+	if i := slices.Index(p.of.all, p); i >= 0 {
+		p.of.all = slices.Delete(p.of.all, i, i+1)
+	}
+	p.of.mu.Unlock()
 	return p.Conn.Close()
 }
