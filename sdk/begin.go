@@ -95,12 +95,11 @@ const maxBegin = 30 * time.Second
 // often it is tried, one task begins. Errors: *Error, ErrUnavailable, ErrRateLimited, ErrNoIdentity,
 // ErrQuota, ErrInvalid, ErrBrokerID, ErrClosed.
 func (c *Client) Begin(ctx context.Context, spec TaskSpec) (*Task, error) {
-	return c.begin(ctx, context.WithoutCancel(ctx), spec)
+	return c.begin(ctx, context.WithoutCancel(ctx), nil, spec.or(c.defaults))
 }
 
-// begin makes a task whose Context is a child of parent.
-func (c *Client) begin(ctx, parent context.Context, spec TaskSpec) (*Task, error) {
-	spec = spec.or(c.defaults)
+// begin makes a task whose Context is a child of base, below another task or, for nil, a root.
+func (c *Client) begin(ctx, base context.Context, above *Task, spec TaskSpec) (*Task, error) {
 	keys, err := spec.firstTokens()
 	if err != nil {
 		return nil, err
@@ -112,22 +111,28 @@ func (c *Client) begin(ctx, parent context.Context, spec TaskSpec) (*Task, error
 	if err := c.reserve(); err != nil {
 		return nil, err
 	}
-	key := rand.Text()
-	begun, err := c.askBegin(ctx, key, body)
+	q := question{method: http.MethodPost, path: beginPath(above), key: rand.Text(), body: body}
+	begun, err := c.askBegin(ctx, q)
 	if err != nil {
 		c.unreserve()
 		c.denied(ctx, err)
 		if ctx.Err() != nil && begun.tries > 0 {
-			c.abandon(key, body)
+			c.abandon(q)
 		}
 		return nil, err
 	}
-	t := newTask(c, begun.answer, begun.first, parent)
+	var up *task
+	if above != nil {
+		up = above.task
+	}
+	t := newTask(c, begun.answer, begun.first, base, up)
+	t.purpose = spec.Purpose
 	if !c.adopt(t) {
 		// Close came in between.
 		_, err := t.end(context.WithoutCancel(ctx), Canceled, "the client was closed")
 		return nil, errors.Join(fmt.Errorf("sdk: %w", ErrClosed), err)
 	}
+	t.join()
 	t.keep(keys, begun)
 	if begun.tries > 1 {
 		// The lease may have begun with the first try, and have little left.
@@ -137,10 +142,18 @@ func (c *Client) begin(ctx, parent context.Context, spec TaskSpec) (*Task, error
 	if err := t.ended(); err != nil {
 		return nil, errors.Join(err, t.close())
 	}
-	held := &Task{t}
+	held := &Task{task: t, parent: above}
 	// The runtime's goroutine only leaves a mark, which the next heartbeat finds.
 	runtime.AddCleanup(held, func(t *task) { t.dropped.Store(true) }, t)
 	return held, nil
+}
+
+// beginPath is where to ask for a task below another one, or for a root.
+func beginPath(above *Task) string {
+	if above == nil {
+		return wire.PathTasks
+	}
+	return pathOf(wire.PathTaskChildren, above.id)
 }
 
 // request is the spec as the broker wants it.
@@ -197,11 +210,11 @@ func (t *task) keep(keys []slotKey, begun begun) {
 
 // abandon ends a task that may have begun although its caller has left: the same begin once more
 // finds it, and if there is none its own is the one to end.
-func (c *Client) abandon(key string, body wire.BeginRequest) {
+func (c *Client) abandon(q question) {
 	c.start(func() {
-		begun, err := c.askBegin(c.life, key, body)
+		begun, err := c.askBegin(c.life, q)
 		if err == nil {
-			_ = newTask(c, begun.answer, begun.first, c.life).close()
+			_ = newTask(c, begun.answer, begun.first, c.life, nil).close()
 		}
 	})
 }
@@ -217,10 +230,9 @@ type begun struct {
 	tries       int
 }
 
-func (c *Client) askBegin(ctx context.Context, key string, body wire.BeginRequest) (b begun, err error) {
+func (c *Client) askBegin(ctx context.Context, q question) (b begun, err error) {
 	ctx, cancel := context.WithTimeout(ctx, maxBegin)
 	defer cancel()
-	q := question{method: http.MethodPost, path: wire.PathTasks, key: key, body: body}
 	err = again(ctx, 0, func() (err error) {
 		b.last, b.answer = c.clock(), wire.BeginResponse{}
 		if b.tries == 0 {

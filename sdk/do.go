@@ -24,10 +24,15 @@ const (
 // confirmed the end (the *EndError says by when the tokens are dead all the same), and with
 // ErrTaskEnded when somebody else had ended the task first.
 func (c *Client) Do(ctx context.Context, spec TaskSpec, fn func(context.Context, *Task) error) error {
-	task, err := c.begin(ctx, ctx, spec)
+	task, err := c.begin(ctx, ctx, nil, spec.or(c.defaults))
 	if err != nil {
 		return err
 	}
+	return task.do(ctx, fn)
+}
+
+// do runs fn in a task that has just begun, and ends it.
+func (task *Task) do(ctx context.Context, fn func(context.Context, *Task) error) error {
 	returned := false
 	defer func() {
 		if returned {
@@ -44,7 +49,7 @@ func (c *Client) Do(ctx context.Context, spec TaskSpec, fn func(context.Context,
 			panic(p) // from below the frames of the first one, so that its trace is whole
 		}
 	}()
-	err = fn(NewContext(task.Context(), task), task)
+	err := fn(NewContext(task.Context(), task), task)
 	returned = true
 	return task.finish(ctx, err)
 }
@@ -71,15 +76,15 @@ func (t *task) finish(ctx context.Context, err error) error {
 		state, reason = Failed, class(err)
 	}
 	t.mu.Lock()
-	own, known := t.ending != nil, t.known
+	own := t.ending != nil
 	t.mu.Unlock()
 	var endErr error
-	if own || !known {
+	if own || !t.covered() {
 		_, endErr = t.end(context.WithoutCancel(ctx), state, reason)
 	}
 	// A receipt with another state: somebody else was first.
-	if actual := t.current(); !own && endErr == nil && actual != state {
-		endErr = &endedError{t.id, actual, causeOf(actual), t.reason()}
+	if actual := t.current(); !own && endErr == nil && (actual != state || t.reason() == causeParent) {
+		endErr = &endedError{t.id, actual, causeOf(actual, t.reason()), t.reason()}
 	}
 	switch {
 	case endErr == nil:

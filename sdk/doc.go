@@ -23,6 +23,9 @@
 // those of TaskSpec.Tokens; so the common task is two requests to the broker, one to begin and one to
 // end.
 //
+// A part of a task that needs less, or ends earlier, is a task below it (Child, DoChild): it can have no
+// more than its parent, and the end of the parent takes everything below along, in one request.
+//
 // What it promises: a task that Do began has ended at the broker when Do returns, or the error says
 // that this is not confirmed and by when its tokens are dead all the same. When
 // somebody else ends a task that has lived for a second, its Context ends at once: the client listens for

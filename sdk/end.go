@@ -99,9 +99,9 @@ func (t *Task) Close() error { return t.close() }
 
 func (t *task) close() error {
 	t.mu.Lock()
-	done := t.ending != nil || t.known
+	own := t.ending != nil
 	t.mu.Unlock()
-	if done {
+	if own || t.covered() {
 		return nil
 	}
 	_, err := t.end(context.Background(), Canceled, closeReason)
@@ -301,11 +301,17 @@ func (c *Client) endAll(ctx context.Context) error {
 	return errors.Join(failed...)
 }
 
-// unended returns all tasks that are open, also those that nobody has any more.
+// unended returns the tasks that are open, also those that nobody has any more, less those that end
+// with another one of them.
 func (c *Client) unended() []*task {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.Concat(slices.Collect(maps.Keys(c.tasks)), slices.Collect(maps.Keys(c.leaks)))
+	open := maps.Clone(c.tasks)
+	maps.Copy(open, c.leaks)
+	return slices.DeleteFunc(slices.Collect(maps.Keys(open)), func(t *task) bool {
+		_, goes := open[t.above]
+		return goes
+	})
 }
 
 // class is what may be told of an error: the kind that it says it is, or its type below wrappers

@@ -19,8 +19,8 @@ type sentinel string
 // Error returns what has happened in a few words.
 func (s sentinel) Error() string { return string(s) }
 
-// The kinds of failure. Compare with errors.Is. ErrRevoked, ErrLeaseLost, ErrDeadline and
-// ErrTaskEnded are also the causes of a task's Context (context.Cause).
+// The kinds of failure. Compare with errors.Is. ErrRevoked, ErrLeaseLost, ErrDeadline, ErrParentEnded
+// and ErrTaskEnded are also the causes of a task's Context (context.Cause).
 const (
 	ErrInvalid         = sentinel("invalid request")
 	ErrUnauthenticated = sentinel("the broker does not accept this SVID")
@@ -35,6 +35,7 @@ const (
 	ErrRevoked         = sentinel("task revoked") // by an operator, or with the identity of its workload
 	ErrLeaseLost       = sentinel("lease lost: the broker was not reached in time")
 	ErrDeadline        = sentinel("task deadline passed")
+	ErrParentEnded     = sentinel("the task that it is part of has ended")
 	ErrEndUnconfirmed  = sentinel("end of task not confirmed by the broker")
 	ErrUnavailable     = sentinel("broker unavailable")
 	ErrBrokerID        = sentinel("this is not the broker")
@@ -123,7 +124,7 @@ func (e *Error) Is(target error) bool {
 		return e.Status >= http.StatusInternalServerError
 	}
 	name := e.name()
-	return target == problems(name) || name == wire.ProblemTaskEnded && target == causeOf(e.State)
+	return target == problems(name) || name == wire.ProblemTaskEnded && target == causeOf(e.State, e.Cause)
 }
 
 // name is the last segment of Type.
@@ -175,8 +176,6 @@ func (e *endedError) Error() string {
 		text += " by an operator"
 	case "identity":
 		text += ": its identity was withdrawn"
-	case "parent":
-		text += ": the task that it is part of has ended"
 	}
 	return text + "; begin a new one"
 }

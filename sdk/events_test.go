@@ -64,7 +64,7 @@ func TestAnEndedTaskLearnsFromTheStream(t *testing.T) {
 		want         error
 	}{
 		{wire.StateRevoked, "operator", sdk.ErrRevoked}, {wire.StateLapsed, "lease", sdk.ErrLeaseLost},
-		{wire.StateExpired, "deadline", sdk.ErrDeadline}, {wire.StateCanceled, "parent", sdk.ErrTaskEnded},
+		{wire.StateExpired, "deadline", sdk.ErrDeadline}, {wire.StateCanceled, "parent", sdk.ErrParentEnded},
 		{wire.StateUnknown, "", sdk.ErrTaskEnded},
 	} {
 		task, other := begin(t, client, spec), begin(t, client, spec)

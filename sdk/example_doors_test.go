@@ -251,3 +251,50 @@ func ExampleWithHooks() {
 	_ = client.Do(ctx, export, func(context.Context, *sdk.Task) error { return nil })
 	// Output: completed 1 <nil>
 }
+
+// A part of the work that needs less than the whole is a task of its own below it.
+func ExampleTask_DoChild() {
+	b := startReal()
+	defer b.close()
+
+	err := b.client.Do(context.Background(), sdk.TaskSpec{Name: "monthly-export", Purpose: "FIN-212"}, func(ctx context.Context, export *sdk.Task) error {
+		return export.DoChild(ctx, sdk.TaskSpec{Name: "read", Audiences: []string{"orders"}, Scopes: []string{"orders:read"}}, func(ctx context.Context, read *sdk.Task) error {
+			resp, err := read.HTTPClient("orders").Get(b.orders)
+			if err == nil {
+				fmt.Println(resp.Status, read.Root() == export.ID())
+				err = resp.Body.Close()
+			}
+			return err
+		})
+	})
+	fmt.Println(err)
+	// Output:
+	// 200 OK true
+	// <nil>
+}
+
+// A child ends with its parent: its context says so, and its tokens are dead everywhere.
+func ExampleTask_Child() {
+	b := startReal()
+	defer b.close()
+
+	ctx := context.Background()
+	parent, err := b.client.Begin(ctx, export)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer parent.Close()
+	child, err := parent.Child(ctx, sdk.TaskSpec{Name: "one-page"}) // all that its parent has
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer child.Close()
+	receipt, err := parent.Complete(ctx)
+	fmt.Println(receipt.SubTasks, err)
+	fmt.Println(child.State(), context.Cause(child.Context()))
+	// Output:
+	// 1 <nil>
+	// canceled the task that it is part of has ended
+}

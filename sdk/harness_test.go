@@ -121,6 +121,7 @@ type fake struct {
 	calls  []call
 	script map[string]http.HandlerFunc // by route
 	states map[string]string           // by task
+	above  map[string]string           // parents by task
 	keys   map[string]string           // tasks by idempotency key
 	lease  int64
 	grants int
@@ -131,7 +132,7 @@ type fake struct {
 func newFake(tb testing.TB) *fake {
 	return &fake{
 		tb: tb, hosts: []string{"orders.internal"}, binding: "certificate", life: time.Minute, lease: 30,
-		script: map[string]http.HandlerFunc{}, states: map[string]string{}, keys: map[string]string{},
+		script: map[string]http.HandlerFunc{}, states: map[string]string{}, keys: map[string]string{}, above: map[string]string{},
 	}
 }
 
@@ -174,7 +175,13 @@ func (f *fake) answer(w http.ResponseWriter, r *http.Request) {
 	case "whoami":
 		reply(w, http.StatusOK, wire.Whoami{Workload: reportID.String()})
 	case "tasks":
-		f.begin(w, r, body)
+		f.begin(w, r, body, "")
+	case "children":
+		if state, cause := f.fate(id); state != wire.StateActive {
+			refuse(w, http.StatusGone, wire.Problem{Type: "https://broker/problems/task-ended", Title: "Task has ended", State: state, Cause: cause})
+			return
+		}
+		f.begin(w, r, body, id)
 	case "tokens":
 		f.issue(w, id, body)
 	case "heartbeats":
@@ -182,11 +189,8 @@ func (f *fake) answer(w http.ResponseWriter, r *http.Request) {
 		f.read(body, &req)
 		var answer wire.HeartbeatResponse
 		for _, t := range req.Tasks {
-			state := f.states[t.ID]
-			if state == "" {
-				state = wire.StateUnknown
-			}
-			answer.Tasks = append(answer.Tasks, wire.Pulse{ID: t.ID, State: state})
+			state, cause := f.fate(t.ID)
+			answer.Tasks = append(answer.Tasks, wire.Pulse{ID: t.ID, State: state, Cause: cause})
 		}
 		reply(w, http.StatusOK, answer)
 	case "end":
@@ -208,7 +212,20 @@ func (f *fake) answer(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (f *fake) begin(w http.ResponseWriter, r *http.Request, body []byte) {
+// fate is the state of a task, and the cause if that is its parent.
+func (f *fake) fate(id string) (state, cause string) {
+	if state = f.states[id]; state == "" {
+		return wire.StateUnknown, ""
+	}
+	if parent := f.above[id]; state == wire.StateActive && parent != "" {
+		if up, _ := f.fate(parent); up != wire.StateActive {
+			return wire.StateCanceled, "parent"
+		}
+	}
+	return state, ""
+}
+
+func (f *fake) begin(w http.ResponseWriter, r *http.Request, body []byte, parent string) {
 	var req wire.BeginRequest
 	f.read(body, &req)
 	key := r.Header.Get(wire.HeaderIdempotencyKey)
@@ -216,7 +233,7 @@ func (f *fake) begin(w http.ResponseWriter, r *http.Request, body []byte) {
 	if id == "" {
 		f.tasks++
 		id = fmt.Sprintf("tsk_00%026d", f.tasks)
-		f.keys[key], f.states[id] = id, wire.StateActive
+		f.keys[key], f.states[id], f.above[id] = id, wire.StateActive, parent
 	}
 	lease, deadline := f.lease, int64(3600)
 	if req.LeaseSeconds != nil {
@@ -232,16 +249,23 @@ func (f *fake) begin(w http.ResponseWriter, r *http.Request, body []byte) {
 		issued = append(issued, f.mint(ask))
 	}
 	reply(w, http.StatusCreated, wire.BeginResponse{Tokens: issued, EndKey: endKeyOf(id), Task: wire.Task{
-		ID: id, Root: id, Audiences: req.Audiences, Scopes: req.Scopes, State: wire.StateActive, BegunAt: now, LeaseSeconds: lease,
+		ID: id, Root: f.root(id), Audiences: req.Audiences, Scopes: req.Scopes, State: wire.StateActive, BegunAt: now, LeaseSeconds: lease,
 		LeaseExpiresAt: now.Add(time.Duration(lease) * time.Second), Deadline: now.Add(time.Duration(deadline) * time.Second),
 	}})
+}
+
+func (f *fake) root(id string) string {
+	for f.above[id] != "" {
+		id = f.above[id]
+	}
+	return id
 }
 
 func (f *fake) issue(w http.ResponseWriter, id string, body []byte) {
 	var req wire.TokenRequest
 	f.read(body, &req)
-	if state := f.states[id]; state != wire.StateActive {
-		refuse(w, http.StatusGone, wire.Problem{Type: "https://broker/problems/task-ended", Title: "Task has ended", State: state})
+	if state, cause := f.fate(id); state != wire.StateActive {
+		refuse(w, http.StatusGone, wire.Problem{Type: "https://broker/problems/task-ended", Title: "Task has ended", State: state, Cause: cause})
 		return
 	}
 	reply(w, http.StatusOK, f.mint(req))
@@ -320,6 +344,7 @@ func (f *fake) got(route string) []call {
 const (
 	whoami     = "GET whoami"
 	tasks      = "POST tasks"
+	children   = "POST children"
 	tokens     = "POST tokens"
 	heartbeats = "POST heartbeats"
 	end        = "POST end"

@@ -51,12 +51,16 @@ func TestEndedErrorSaysWhy(t *testing.T) {
 				f := newFake(t)
 				client, _ := inBubble(t, f)
 				task := begin(t, client, spec)
+				state, is := wire.StateRevoked, error(sdk.ErrRevoked)
+				if cause == "parent" {
+					state, is = wire.StateCanceled, sdk.ErrParentEnded
+				}
 				f.on(heartbeats, func(w http.ResponseWriter, _ *http.Request) {
-					reply(w, 200, wire.HeartbeatResponse{Tasks: []wire.Pulse{{ID: task.ID(), State: wire.StateRevoked, Cause: cause}}})
+					reply(w, 200, wire.HeartbeatResponse{Tasks: []wire.Pulse{{ID: task.ID(), State: state, Cause: cause}}})
 				})
 				time.Sleep(15 * time.Second)
 				_, err := task.Token(t.Context(), ordersRead)
-				if !errors.Is(err, sdk.ErrRevoked) || !strings.Contains(err.Error(), want) {
+				if !errors.Is(err, is) || !strings.Contains(err.Error(), want) {
 					t.Errorf("got %v; want %q", err, want)
 				}
 			})

@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,14 +26,19 @@ const (
 	Unknown   State = wire.StateUnknown
 )
 
-// causeOf is the cause that goes with a final state.
-func causeOf(s State) error {
-	switch s {
-	case Revoked:
+// causeParent is the broker's cause of the end of a task whose parent has ended.
+const causeParent = "parent"
+
+// causeOf is the cause that goes with a final state and what the broker says of it.
+func causeOf(s State, why string) error {
+	switch {
+	case why == causeParent:
+		return ErrParentEnded
+	case s == Revoked:
 		return ErrRevoked
-	case Lapsed:
+	case s == Lapsed:
 		return ErrLeaseLost
-	case Expired:
+	case s == Expired:
 		return ErrDeadline
 	}
 	return ErrTaskEnded
@@ -44,12 +50,15 @@ func causeOf(s State) error {
 type Task struct {
 	// The client itself keeps only what is below, so that it can notice that.
 	*task
+	parent *Task // who has a child has not dropped what it is part of
 }
 
 // task is what there is to a Task.
 type task struct {
 	client   *Client
+	above    *task // nil for a root
 	id, root string
+	purpose  string
 	lease    time.Duration
 	deadline time.Time   // by the steady clock
 	began    time.Time   // as timers go
@@ -75,26 +84,39 @@ type task struct {
 	told    bool   // the hook has been told of the end
 	why     string // the broker's cause of the end
 	ending  *ending
+
+	children map[*task]struct{} // that are not over
 }
 
 // Format prints the task's ID, whatever the verb: the rest changes all the time, and is nobody's to
 // read.
 func (t *Task) Format(f fmt.State, _ rune) { fmt.Fprint(f, "task ", t.id) }
 
-func newTask(c *Client, answer wire.BeginResponse, sent instant, parent context.Context) *task {
+func newTask(c *Client, answer wire.BeginResponse, sent instant, base context.Context, above *task) *task {
 	w, key := answer.Task, answer.EndKey
 	t := &task{
 		endKey: func() string { return key },
-		client: c, id: w.ID, root: w.Root, lease: time.Duration(w.LeaseSeconds) * time.Second,
+		client: c, above: above, id: w.ID, root: w.Root, lease: time.Duration(w.LeaseSeconds) * time.Second,
 		deadline: sent.steady.Add(w.Deadline.Sub(w.BegunAt)),
 		state:    Active, renewed: sent, touched: c.clock().steady, began: time.Now(),
 	}
-	var cancel, endLife context.CancelCauseFunc
-	t.ctx, cancel = context.WithCancelCause(parent)
-	t.life, endLife = context.WithCancelCause(context.WithoutCancel(parent))
+	var endWork, endLife context.CancelCauseFunc
+	t.ctx, endWork = context.WithCancelCause(base)
+	t.life, endLife = context.WithCancelCause(context.WithoutCancel(base))
+	alone := func() bool { return true }
+	if above != nil {
+		alone = context.AfterFunc(above.ctx, func() {
+			cause := context.Cause(above.ctx)
+			if above.ended() != nil {
+				cause = ErrParentEnded
+			}
+			endWork(cause)
+		})
+	}
 	t.cancel = func(cause error) {
+		alone()
 		endLife(cause)
-		cancel(cause)
+		endWork(cause)
 	}
 	t.tokens.slots = map[slotKey]*slot{}
 	return t
@@ -103,11 +125,20 @@ func newTask(c *Client, answer wire.BeginResponse, sent instant, parent context.
 // ID is the task's ID, tsk_…; put it into your own logs.
 func (t *Task) ID() string { return t.id }
 
+// Parent is the ID of the task that this one is a child of, and "" for a root.
+func (t *Task) Parent() string {
+	if t.parent == nil {
+		return ""
+	}
+	return t.parent.id
+}
+
 // Root is the ID of the outermost task that this one is part of.
 func (t *Task) Root() string { return t.root }
 
 // Context ends as soon as the task is over, however that came. Its cause (context.Cause) is then
-// ErrTaskEnded, ErrRevoked, ErrLeaseLost or ErrDeadline.
+// ErrTaskEnded, ErrRevoked, ErrLeaseLost or ErrDeadline, and of a child ErrParentEnded when it has ended
+// with its parent.
 func (t *Task) Context() context.Context { return t.ctx }
 
 // State is what this client knows. It is final as soon as Complete, Fail or Cancel is called.
@@ -193,22 +224,31 @@ func (t *task) over(s State, cause error, known bool) {
 		return
 	}
 	t.client.forget(t)
+	t.leave()
 	t.tokens.clear()
+	t.endChildren() // before its own context, of which theirs may be children
 	t.cancel(cause)
 	if tell {
-		t.client.log.Warn("errand: task is over", "task", t.id, "state", s, "cause", cause)
+		level := slog.LevelWarn
+		if cause == ErrParentEnded {
+			level = slog.LevelInfo // that one has been told of
+		}
+		t.client.log.Log(context.WithoutCancel(t.life), level, "errand: task is over", "task", t.id, "state", s, "cause", cause)
 		t.tell(s, Receipt{}, cause)
 	}
 }
 
 // overBy is over with what the broker has said.
-func (t *task) overBy(s State, why string) {
+func (t *task) overBy(s State, why string) { t.overFor(s, why, true) }
+
+// overFor is over with the broker's cause.
+func (t *task) overFor(s State, why string, known bool) {
 	t.mu.Lock()
 	if t.cause == nil {
 		t.why = why
 	}
 	t.mu.Unlock()
-	t.over(s, causeOf(s), true)
+	t.over(s, causeOf(s, why), known)
 }
 
 // tell calls the hook, once.
