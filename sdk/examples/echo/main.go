@@ -6,8 +6,10 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"flag"
 	"fmt"
 	"log"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -22,7 +24,10 @@ import (
 	"github.com/errandhq/errand/sdk/verify/verifyspiffe"
 )
 
+var listen = flag.String("listen", "127.0.0.1:8082", "the address to serve on; errand dev lets tokens be sent to the default")
+
 func main() {
+	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if err := run(ctx); err != nil {
@@ -56,13 +61,17 @@ func run(ctx context.Context) error {
 	config := tlsconfig.MTLSServerConfig(source, source, tlsconfig.AuthorizeAny())
 	config.MinVersion = tls.VersionTLS13
 	config.SessionTicketsDisabled = true
-	server := &http.Server{Addr: "127.0.0.1:8082", Handler: routes(v), TLSConfig: config, ReadHeaderTimeout: 5 * time.Second}
+	l, err := net.Listen("tcp", *listen)
+	if err != nil {
+		return fmt.Errorf("%w; choose another address with -listen", err)
+	}
+	server := &http.Server{Handler: routes(v), TLSConfig: config, ReadHeaderTimeout: 5 * time.Second}
 	go func() {
 		<-ctx.Done()
 		server.Close()
 	}()
-	log.Printf("orders is at https://%s/orders", server.Addr)
-	if err := server.ListenAndServeTLS("", ""); !errors.Is(err, http.ErrServerClosed) {
+	log.Printf("orders is at https://%s/orders", l.Addr())
+	if err := server.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil

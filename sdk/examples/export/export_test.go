@@ -35,7 +35,7 @@ func TestExport(t *testing.T) {
 	b.AssertLeastPrivilege(t) // every scope that was got was looked for
 } // fails if a task was left open
 
-// What the work writes, and that nothing can be got after it.
+// What the work writes, that nothing can be got after it, and that what was got before is refused.
 func TestExportWrites(t *testing.T) {
 	b := brokertest.New(t)
 	orders := b.Serve("orders", handler(b.Verifier("orders")))
@@ -43,7 +43,7 @@ func TestExportWrites(t *testing.T) {
 	if err := export(t.Context(), b.Client("report"), orders, &out); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"inside the task:  200 OK\ntwo anvils\n", "after the task:   task has ended"} {
+	for _, want := range []string{"inside the task:  200 OK\ntwo anvils\n", "after the task:   task has ended", `the same token:   401 Unauthorized, Bearer realm="orders", error="invalid_token", error_description="revoked"`} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("it has written %q, without %q", out.String(), want)
 		}

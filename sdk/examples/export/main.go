@@ -33,6 +33,7 @@ func run(ctx context.Context, out io.Writer) error {
 // export is the work. It is given its client, so that a test can give it another one.
 func export(ctx context.Context, client *sdk.Client, orders string, out io.Writer) error {
 	var task *sdk.Task
+	var kept *sdk.Token
 	err := client.Do(ctx, sdk.TaskSpec{
 		Name:      "monthly-export",
 		Purpose:   "try errand",
@@ -46,6 +47,9 @@ func export(ctx context.Context, client *sdk.Client, orders string, out io.Write
 		}
 		defer resp.Body.Close()
 		fmt.Fprintln(out, "inside the task: ", resp.Status)
+		if kept, err = t.Token(ctx, sdk.TokenRequest{Audience: "orders", Scopes: []string{"orders:read"}}); err != nil {
+			return err
+		}
 		_, err = io.Copy(out, resp.Body)
 		return err
 	})
@@ -54,5 +58,7 @@ func export(ctx context.Context, client *sdk.Client, orders string, out io.Write
 	}
 	_, err = task.Token(ctx, sdk.TokenRequest{Audience: "orders"})
 	fmt.Fprintln(out, "after the task:  ", err)
-	return nil
+	answer, err := replay(ctx, client, kept, orders)
+	fmt.Fprintln(out, "the same token:  ", answer)
+	return err
 }

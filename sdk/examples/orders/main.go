@@ -5,8 +5,10 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"flag"
 	"fmt"
 	"log"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -18,7 +20,10 @@ import (
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 )
 
+var listen = flag.String("listen", "127.0.0.1:8082", "the address to serve on; errand dev lets tokens be sent to the default")
+
 func main() {
+	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if err := run(ctx); err != nil {
@@ -49,13 +54,17 @@ func run(ctx context.Context) error {
 	config := tlsconfig.MTLSServerConfig(source, source, tlsconfig.AuthorizeAny())
 	config.MinVersion = tls.VersionTLS13
 	config.SessionTicketsDisabled = true
-	server := &http.Server{Addr: "127.0.0.1:8082", Handler: handler, TLSConfig: config, ReadHeaderTimeout: 5 * time.Second}
+	l, err := net.Listen("tcp", *listen)
+	if err != nil {
+		return fmt.Errorf("%w; choose another address with -listen", err)
+	}
+	server := &http.Server{Handler: handler, TLSConfig: config, ReadHeaderTimeout: 5 * time.Second}
 	go func() {
 		<-ctx.Done()
 		server.Close()
 	}()
-	log.Printf("orders is at https://%s/orders", server.Addr)
-	if err := server.ListenAndServeTLS("", ""); err != http.ErrServerClosed {
+	log.Printf("orders is at https://%s/orders", l.Addr())
+	if err := server.ServeTLS(l, "", ""); err != http.ErrServerClosed {
 		return err
 	}
 	return nil

@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"flag"
 	"fmt"
 	"log"
 	"net"
@@ -25,7 +26,10 @@ import (
 	"github.com/errandhq/errand/sdk/verify/verifyspiffe"
 )
 
+var listen = flag.String("listen", "127.0.0.1:8082", "the address to serve on; errand dev lets tokens be sent to the default")
+
 func main() {
+	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if err := run(ctx); err != nil {
@@ -55,9 +59,9 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer v.Close()
-	l, err := net.Listen("tcp", "127.0.0.1:8082")
+	l, err := net.Listen("tcp", *listen)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w; choose another address with -listen", err)
 	}
 	config := tlsconfig.MTLSServerConfig(source, source, tlsconfig.AuthorizeAny())
 	config.MinVersion = tls.VersionTLS13
