@@ -37,5 +37,6 @@ deps:
 	@command -v redis-sentinel >/dev/null 2>&1 || .ci/install redis-sentinel
 	@command -v haproxy >/dev/null 2>&1 || .ci/install haproxy
 	@command -v curl >/dev/null 2>&1 || .ci/install curl
+	@command -v bash >/dev/null 2>&1 || .ci/install bash
 	@command -v npm >/dev/null 2>&1 || .ci/install nodejs npm
 	@npm ci --prefix $(OUTSIDE)/jose --ignore-scripts --no-audit --no-fund --silent

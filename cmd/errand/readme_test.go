@@ -9,15 +9,11 @@ import (
 	"testing"
 )
 
-// TestReadmeCode wants every line of Go in the README to stand, in that order, in one program of
-// sdk/examples: what is shown is what compiles.
+// TestReadmeCode wants every line of Go in the README, and in that of the SDK, to stand, in that
+// order, in one program of sdk/examples: what is shown is what compiles.
 func TestReadmeCode(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join(root, "README.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	var programs []string
-	err = filepath.WalkDir(filepath.Join(root, "sdk", "examples"), func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(filepath.Join(root, "sdk", "examples"), func(path string, d fs.DirEntry, err error) error {
 		if err == nil && filepath.Ext(path) == ".go" {
 			program, err := os.ReadFile(path)
 			programs = append(programs, string(program))
@@ -28,19 +24,25 @@ func TestReadmeCode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	blocks := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(text), -1)
-	if len(blocks) < 2 {
-		t.Fatalf("%d blocks of Go in the README", len(blocks))
-	}
-	for _, block := range blocks {
-		missing := ""
-		for _, program := range programs {
-			if missing = firstMissing(block[1], program); missing == "" {
-				break
-			}
+	for _, name := range []string{"README.md", "sdk/README.md"} {
+		text, err := os.ReadFile(filepath.Join(root, name))
+		if err != nil {
+			t.Fatal(err)
 		}
-		if missing != "" {
-			t.Errorf("no program of sdk/examples has this line of the README where it should be: %s", missing)
+		blocks := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(text), -1)
+		if len(blocks) < 2 {
+			t.Fatalf("%d blocks of Go in %s", len(blocks), name)
+		}
+		for _, block := range blocks {
+			missing := ""
+			for _, program := range programs {
+				if missing = firstMissing(block[1], program); missing == "" {
+					break
+				}
+			}
+			if missing != "" {
+				t.Errorf("%s: no program of sdk/examples has this line where it should be: %s", name, missing)
+			}
 		}
 	}
 }
