@@ -36,6 +36,10 @@ type TaskSpec struct {
 	// a tool. It is in the audit log with the decision, so it must have no secrets.
 	Context map[string]any
 
+	// Parent is a task of this workload that another process has begun, by its ID: this one is then a child
+	// of it, as of Task.Child, and ends with it. Child and DoChild have a parent already.
+	Parent string
+
 	Lease    time.Duration // the task ends when heartbeats are missing for so long; 30 s when zero, 5 s to 10 min
 	Deadline time.Duration // from Begin, the task ends then whatever happens; 1 h when zero, 5 s to 24 h
 
@@ -111,7 +115,7 @@ func (c *Client) begin(ctx, base context.Context, above *Task, spec TaskSpec) (*
 	if err := c.reserve(); err != nil {
 		return nil, err
 	}
-	q := question{method: http.MethodPost, path: beginPath(above), key: rand.Text(), body: body}
+	q := question{method: http.MethodPost, path: spec.path(), key: rand.Text(), body: body}
 	begun, err := c.askBegin(ctx, q)
 	if err != nil {
 		c.unreserve()
@@ -126,7 +130,7 @@ func (c *Client) begin(ctx, base context.Context, above *Task, spec TaskSpec) (*
 		up = above.task
 	}
 	t := newTask(c, begun.answer, begun.first, base, up)
-	t.purpose = spec.Purpose
+	t.purpose, t.parent = spec.Purpose, spec.Parent
 	if !c.adopt(t) {
 		// Close came in between.
 		_, err := t.end(context.WithoutCancel(ctx), Canceled, "the client was closed")
@@ -142,18 +146,18 @@ func (c *Client) begin(ctx, base context.Context, above *Task, spec TaskSpec) (*
 	if err := t.ended(); err != nil {
 		return nil, errors.Join(err, t.close())
 	}
-	held := &Task{task: t, parent: above}
+	held := &Task{task: t, up: above}
 	// The runtime's goroutine only leaves a mark, which the next heartbeat finds.
 	runtime.AddCleanup(held, func(t *task) { t.dropped.Store(true) }, t)
 	return held, nil
 }
 
-// beginPath is where to ask for a task below another one, or for a root.
-func beginPath(above *Task) string {
-	if above == nil {
+// path is where to ask for the task.
+func (s TaskSpec) path() string {
+	if s.Parent == "" {
 		return wire.PathTasks
 	}
-	return pathOf(wire.PathTaskChildren, above.id)
+	return pathOf(wire.PathTaskChildren, s.Parent)
 }
 
 // request is the spec as the broker wants it.

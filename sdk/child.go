@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 )
@@ -32,9 +33,13 @@ func (t *Task) DoChild(ctx context.Context, spec TaskSpec, fn func(context.Conte
 }
 
 func (t *Task) beginChild(ctx, base context.Context, spec TaskSpec) (*Task, error) {
+	if spec.Parent != "" {
+		return nil, fmt.Errorf("sdk: %w: TaskSpec.Parent is %q; a child of a Task has that one as its parent", ErrInvalid, spec.Parent)
+	}
 	if err := t.alive(ctx); err != nil {
 		return nil, err
 	}
+	spec.Parent = t.id
 	defaults := t.client.defaults
 	// The parent's is what it leaves open.
 	defaults.Audiences, defaults.Scopes, defaults.Details, defaults.Tokens, defaults.Purpose = nil, nil, nil, nil, t.purpose

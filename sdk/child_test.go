@@ -445,3 +445,28 @@ func TestAbandonedChild(t *testing.T) {
 		}
 	})
 }
+
+// TestParentOfAnotherProcess is named by its ID, and its end is heard of as any other.
+func TestParentOfAnotherProcess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		elsewhere, _ := inBubble(t, f)
+		client, _ := inBubble(t, f)
+		root := begin(t, elsewhere, spec)
+		inside := spec
+		inside.Parent = root.ID()
+		child := begin(t, client, inside)
+		if child.Parent() != root.ID() || child.Root() != root.ID() || f.above[child.ID()] != root.ID() {
+			t.Errorf("its parent is %q, and its root %q", child.Parent(), child.Root())
+		}
+		if _, err := child.Child(t.Context(), inside); !errors.Is(err, sdk.ErrInvalid) {
+			t.Errorf("a child with another parent: %v", err)
+		}
+		must(root.Complete(t.Context()))(t)
+		time.Sleep(11 * time.Second)
+		wentAlong(t, child)
+		if _, err := client.Begin(t.Context(), inside); !errors.Is(err, sdk.ErrTaskEnded) {
+			t.Errorf("below a task that is over: %v", err)
+		}
+	})
+}

@@ -50,14 +50,15 @@ func causeOf(s State, why string) error {
 type Task struct {
 	// The client itself keeps only what is below, so that it can notice that.
 	*task
-	parent *Task // who has a child has not dropped what it is part of
+	up *Task // who has a child has not dropped what it is part of
 }
 
 // task is what there is to a Task.
 type task struct {
 	client   *Client
-	above    *task // nil for a root
+	above    *task // the parent, if this client has it
 	id, root string
+	parent   string // its ID; "" for a root
 	purpose  string
 	lease    time.Duration
 	deadline time.Time   // by the steady clock
@@ -126,12 +127,7 @@ func newTask(c *Client, answer wire.BeginResponse, sent instant, base context.Co
 func (t *Task) ID() string { return t.id }
 
 // Parent is the ID of the task that this one is a child of, and "" for a root.
-func (t *Task) Parent() string {
-	if t.parent == nil {
-		return ""
-	}
-	return t.parent.id
-}
+func (t *Task) Parent() string { return t.parent }
 
 // Root is the ID of the outermost task that this one is part of.
 func (t *Task) Root() string { return t.root }

@@ -35,6 +35,10 @@ Only this user can read them; they are in memory if the system has a place for t
 /dev/shm). They are replaced ahead of their end, all at once: the folder is a link to a new one. What is
 read through one  dir=$(readlink -f "$ERRAND_TOKEN_DIR")  belongs together. No token is in the environment.
 
+Inside another errand exec, whose ERRAND_TASK_ID is in the environment, the task is a part of that one: it may
+have no more, and ends with it. --no-parent begins one that has nothing to do with it, as it must be for
+another workload, another broker, or for what the task outside may not have.
+
 Other ways to give it, besides or with --no-files instead:
 
   --curl-config   ERRAND_CURL_CONFIG, for  curl --config "$ERRAND_CURL_CONFIG" URL
@@ -86,6 +90,7 @@ func newExec() *cobra.Command {
 	var named asks
 	var url, onRevoke string
 	var startup time.Duration
+	var noParent bool
 	cmd := &cobra.Command{
 		Use:   "exec --task NAME --purpose TEXT --audience A --scope S -- CMD...",
 		Short: "Run a command inside a task",
@@ -95,6 +100,9 @@ func newExec() *cobra.Command {
 				return ownFailure(usage(cmd, "put -- between errand's flags and the command, as in  errand exec --task export ... -- ./export.sh --its-own-flag"))
 			}
 			config.Command, config.Asks, config.OnEnd = args, named.list, exec.OnEnd(onRevoke)
+			if !noParent {
+				config.Task.Parent = os.Getenv(exec.EnvTaskID)
+			}
 			return runExec(cmd, config, url, startup)
 		},
 	}
@@ -108,6 +116,7 @@ func newExec() *cobra.Command {
 	flags.DurationVar(&config.Task.Lease, "lease", 0, "the task ends when errand is silent for so long, 5s to 10m (default 30s)")
 	flags.DurationVar(&config.Task.Deadline, "deadline", 0, "the task ends after so long, whatever happens, 5s to 24h (default 1h)")
 	flags.DurationVar(&config.TTL, "ttl", 0, "the most that a token lives (default what the audience has)")
+	flags.BoolVar(&noParent, "no-parent", false, "do not make the task a part of that in ERRAND_TASK_ID")
 	flags.BoolVar(&config.NoFiles, "no-files", false, "make no folder")
 	flags.BoolVar(&config.NoKey, "no-key", false, "leave certificate and private key out of the folder")
 	flags.BoolVar(&config.Curl, "curl-config", false, "put a file for curl --config into the folder")

@@ -44,7 +44,7 @@ broker, and 1 for all else.`,
 func newTaskBegin() *cobra.Command {
 	var body wire.BeginRequest
 	var lease, deadline time.Duration
-	var file string
+	var file, parent string
 	var print bool
 	a := &asking{at: api.Workload}
 	cmd := &cobra.Command{
@@ -52,7 +52,10 @@ func newTaskBegin() *cobra.Command {
 		Short: "Begin a task that another command ends",
 		Long: `begin begins a task and prints it. Its end key can end the task, for this workload, and do nothing else,
 also while the broker cannot reach its store; --end-key-file writes it into a new file for its owner
-alone, and with --print -o json it is in the answer.`,
+alone, and with --print -o json it is in the answer.
+
+With --parent it is a part of another task of this workload: it may have no more than that one, has what that
+one has if no audience and scope is named, and ends with it at the latest.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if strings.TrimSpace(body.Name) == "" || strings.TrimSpace(body.Purpose) == "" {
@@ -65,8 +68,15 @@ alone, and with --print -o json it is in the answer.`,
 			if body.DeadlineSeconds, err = seconds(cmd, "deadline", deadline); err != nil {
 				return err
 			}
+			path := wire.PathTasks
+			if parent != "" {
+				if err := oneTask(cmd, []string{parent}); err != nil {
+					return err
+				}
+				path = pathOf(wire.PathTaskChildren, parent)
+			}
 			var begun wire.BeginResponse
-			text, err := withEndKey(cmd, a, file, body, &begun)
+			text, err := withEndKey(cmd, a, file, path, body, &begun)
 			if err != nil {
 				return err
 			}
@@ -85,6 +95,7 @@ alone, and with --print -o json it is in the answer.`,
 	taskFlags(cmd, &body.Name, &body.Purpose)
 	f.StringArrayVar(&body.Audiences, "audience", nil, "an audience that its tokens may be for; repeat for more (default what policy allows)")
 	f.StringArrayVar(&body.Scopes, "scope", nil, "a scope that they may have; repeat for more (default what policy allows)")
+	f.StringVar(&parent, "parent", "", "the task that it is a part of, by its ID")
 	f.DurationVar(&lease, "lease", maxLease, "how long it lives without a heartbeat, 5s to 10m")
 	f.DurationVar(&deadline, "deadline", 0, "when it ends whatever happens, 5s to 24h (default 1h)")
 	f.BoolVar(&print, "print", false, "have the end key in -o json and -o yaml, too")

@@ -32,6 +32,9 @@ const (
 	MaxFD = 255
 )
 
+// EnvTaskID has the ID of the task that the command runs in.
+const EnvTaskID = "ERRAND_TASK_ID"
+
 // OnEnd is what becomes of the command when its task ends first.
 type OnEnd string
 

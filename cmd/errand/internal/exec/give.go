@@ -21,7 +21,6 @@ import (
 // The variables that the command gets. Those of files are there with a folder, those of the endpoint
 // with Serve.
 const (
-	EnvTaskID     = "ERRAND_TASK_ID"
 	EnvTokenDirs  = "ERRAND_TOKEN_DIRS" // has a folder for each audience
 	EnvTokenDir   = "ERRAND_TOKEN_DIR"  // of the first audience, as the files are
 	EnvTokenFile  = "ERRAND_TOKEN_FILE"

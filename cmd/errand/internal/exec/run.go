@@ -107,7 +107,7 @@ func (r *run) inTask(ctx context.Context, path string) (code int, err error) {
 		r.Task.Tokens = append(r.Task.Tokens, r.request(ask))
 	}
 	if r.task, err = r.client.Begin(starting, r.Task); err != nil {
-		return r.interrupted(starting, err)
+		return r.interrupted(starting, r.aboutParent(err))
 	}
 	code, err = r.start(starting, path)
 	stop()
@@ -123,6 +123,19 @@ func (r *run) inTask(ctx context.Context, path string) (code int, err error) {
 		code = CodeEnded
 	}
 	return code, err
+}
+
+// aboutParent says what to do about a refusal that may be for the task outside.
+func (r *run) aboutParent(err error) error {
+	if r.Task.Parent == "" {
+		return err
+	}
+	for _, its := range []error{sdk.ErrNotFound, sdk.ErrTaskEnded, sdk.ErrScopeExceeded} {
+		if errors.Is(err, its) {
+			return fmt.Errorf("%w. The task was to be a part of %s, which is in %s; --no-parent begins one of its own", err, r.Task.Parent, EnvTaskID)
+		}
+	}
+	return err
 }
 
 // interrupted is how a start ends: by a signal, or with an error.
