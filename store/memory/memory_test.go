@@ -35,3 +35,22 @@ func TestStore(t *testing.T) { storetest.Run(t, backend()) }
 func TestStoreAging(t *testing.T) { storetest.Aging(t, backend()) }
 
 func TestStoreMachine(t *testing.T) { storetest.Machine(t, backend()) }
+
+// TestP7_OneWriteEndsALargeTree: 100 000 tasks.
+func TestP7_OneWriteEndsALargeTree(t *testing.T) { storetest.Tree(t, backend(), 100_000) }
+
+// TestNothingLengthensALife, nor does a clock that is set.
+func TestNothingLengthensALife(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	move := func(d time.Duration) { now = now.Add(d) }
+	b := backend()
+	b.In, b.Advance = func(t *testing.T, f func(t *testing.T)) { f(t) }, move
+	b.New = func(t testing.TB, shards int) broker.Store {
+		store, err := memory.New(memory.Config{Shards: shards, Now: func() time.Time { return now }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return store
+	}
+	storetest.Lives(t, b, move)
+}

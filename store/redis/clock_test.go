@@ -147,3 +147,17 @@ func TestStoreMachine(t *testing.T) {
 		})
 	}
 }
+
+// TestP7_OneWriteEndsALargeTree: 20 000 tasks, since building it is what takes long, a round trip for each.
+// The bench has one of 100 000.
+func TestP7_OneWriteEndsALargeTree(t *testing.T) {
+	t.Parallel()
+	storetest.Tree(t, backend(start(t).URL(), 1), 20_000)
+}
+
+// TestNothingLengthensALife: the server's clock is not a test's to set back; TestTimeThatEndedSomethingIsKept has what
+// becomes of that.
+func TestNothingLengthensALife(t *testing.T) {
+	t.Parallel()
+	storetest.Lives(t, backend(start(t).URL(), 1), nil)
+}
