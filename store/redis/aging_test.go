@@ -132,7 +132,7 @@ func TestQuotaAfterARush(t *testing.T) {
 // What nothing depends on writes nothing.
 func TestTimeThatEndedSomethingIsKept(t *testing.T) {
 	s := start(t)
-	store := s.open(t, redis.Config{})
+	store := s.open(t, redis.Config{}.Patient())
 	last := func() int64 {
 		n, err := s.client.HGet(t.Context(), "errand:{p00}:meta", "last").Int64()
 		if err != nil {

@@ -145,7 +145,7 @@ func Benchmark(b *testing.B) {
 // TestSize holds the figures of the README: what the server keeps for a grant and for a task.
 func TestSize(t *testing.T) {
 	s := start(t)
-	store := s.open(t, redis.Config{})
+	store := s.open(t, redis.Config{}.Patient())
 	server := s.client
 	const n = 2048 // a full table, and no more than a lane lets wait
 	used := func() float64 { return number(t, server, "memory", "used_memory") }

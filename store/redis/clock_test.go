@@ -106,7 +106,7 @@ func backendFor(c redis.Config, admin, prefix string, shards ...int) storetest.B
 			mu.Lock()
 			defer mu.Unlock()
 			made++
-			c := c
+			c := c.Patient()
 			c.Prefix, c.Shards = fmt.Sprintf("%s%d:", prefix, made), shards
 			current = freeze(t, open(t, c), admin, c.Prefix, shards)
 			return current

@@ -17,7 +17,7 @@ func TestCluster(t *testing.T) {
 	url := redistest.ClusterURL(nodes)
 	storetest.Run(t, backend(url, redis.ClusterShards))
 	t.Run("default number of shards", func(t *testing.T) {
-		store := open(t, redis.Config{URL: url})
+		store := open(t, redis.Config{URL: url}.Patient())
 		if _, err := store.Lookup(t.Context(), broker.Ref{Task: broker.NewTaskID(redis.ClusterShards - 1)}); !errors.Is(err, broker.ErrNotFound) {
 			t.Errorf("Lookup in the last shard: %v; want ErrNotFound", err)
 		}
@@ -27,7 +27,7 @@ func TestCluster(t *testing.T) {
 		}
 	})
 	t.Run("a node forgets the scripts", func(t *testing.T) {
-		store := open(t, redis.Config{URL: url, Prefix: "forgets:"})
+		store := open(t, redis.Config{URL: url, Prefix: "forgets:"}.Patient())
 		var ends []broker.Ending
 		for shard := range redis.ClusterShards {
 			reply, err := store.Grant(t.Context(), in(shard))

@@ -42,7 +42,7 @@ const crowd = 64
 func TestOneRoundTrip(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	store := s.open(t, redis.Config{})
+	store := s.open(t, redis.Config{}.Patient())
 	end(t, store, completing(begin(t, store).Task.ID)) // so that the server knows the scripts
 	scripts := func() int {
 		t.Helper()

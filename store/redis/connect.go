@@ -16,13 +16,19 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-// How long Redis may take. An issue must be refused within a second when there is no answer.
-const (
-	dialTimeout = 300 * time.Millisecond // with the TLS handshake
-	poolTimeout = 300 * time.Millisecond // for a connection when all are in use
-	callTimeout = 500 * time.Millisecond
-	sendTimeout = 900 * time.Millisecond // for all of these together
-)
+// limits are how long Redis may take.
+type limits struct {
+	dial time.Duration // with the TLS handshake
+	pool time.Duration // for a connection when all are in use
+	call time.Duration
+	send time.Duration // for all of these together
+}
+
+// usual are the limits outside of tests. An issue must be refused within a second when there is no
+// answer.
+var usual = limits{
+	dial: 300 * time.Millisecond, pool: 300 * time.Millisecond, call: 500 * time.Millisecond, send: 900 * time.Millisecond,
+}
 
 // poolSize bounds the connections to a server. Lanes use few of them; each Watch uses one, or on a
 // cluster one for each shard.
@@ -89,7 +95,7 @@ func connectOne(c Config, address string) (redis.UniversalClient, error) {
 	o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled, o.DisableIdentity = -1, 1, true, true
 	o.Protocol = protocol
 	o.MaintNotificationsConfig, o.PoolSize, o.PipelinePoolSize = quiet(), poolSize, -1
-	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, callTimeout, callTimeout, poolTimeout
+	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = c.limits.dial, c.limits.call, c.limits.call, c.limits.pool
 	return redis.NewClient(o), nil
 }
 
@@ -115,7 +121,7 @@ func connectSentinel(c Config, address string) (redis.UniversalClient, error) {
 	o.MaxRetries, o.DialerRetries, o.ContextTimeoutEnabled, o.DisableIdentity = -1, 1, true, true
 	o.Protocol = protocol
 	o.PoolSize, o.PipelinePoolSize = poolSize, -1
-	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, callTimeout, callTimeout, poolTimeout
+	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = c.limits.dial, c.limits.call, c.limits.call, c.limits.pool
 	return redis.NewFailoverClient(o), nil
 }
 
@@ -134,7 +140,7 @@ func connectCluster(c Config, address string) (redis.UniversalClient, error) {
 	o.Protocol = protocol
 	o.DisableRoutingPolicies = true // all that is sent names its slot by its keys
 	o.MaintNotificationsConfig, o.PoolSize, o.PipelinePoolSize = quiet(), poolSize, -1
-	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, callTimeout, callTimeout, poolTimeout
+	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = c.limits.dial, c.limits.call, c.limits.call, c.limits.pool
 	return redis.NewClusterClient(o), nil
 }
 

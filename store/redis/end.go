@@ -15,7 +15,7 @@ import (
 func (s *Store) End(ctx context.Context, ends []broker.Ending) ([]broker.EndReply, error) {
 	if len(ends) > 1 { // in several round trips, perhaps
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, sendTimeout)
+		ctx, cancel = context.WithTimeout(ctx, s.limits.send)
 		defer cancel()
 	}
 	replies := make([]broker.EndReply, len(ends))

@@ -86,7 +86,7 @@ func operations(ctx context.Context, store broker.Store, task broker.Task) map[s
 
 func TestScriptsAreForgotten(t *testing.T) {
 	s := start(t)
-	store := s.open(t, redis.Config{Shards: 4})
+	store := s.open(t, redis.Config{Shards: 4}.Patient())
 	for range 3 {
 		if err := s.client.ScriptFlush(t.Context()).Err(); err != nil {
 			t.Fatal(err)
@@ -128,7 +128,7 @@ func TestScriptsAreForgotten(t *testing.T) {
 // TestMemoryIsFull fills the server up: nothing new begins, and everything can be ended.
 func TestMemoryIsFull(t *testing.T) {
 	s := start(t)
-	store := s.open(t, redis.Config{})
+	store := s.open(t, redis.Config{}.Patient())
 	reply := begin(t, store)
 	other := begin(t, store)
 	if err := s.client.ConfigSet(t.Context(), "maxmemory", "1").Err(); err != nil {
@@ -182,7 +182,7 @@ func TestDataAreLost(t *testing.T) {
 	for _, lost := range []string{"errand:*", "errand:{p00}:*", "errand:{p03}:*", "errand:{p03}:meta"} {
 		t.Run(lost, func(t *testing.T) {
 			s := start(t)
-			store, peer := s.open(t, redis.Config{Shards: 4}), s.open(t, redis.Config{Shards: 4})
+			store, peer := s.open(t, redis.Config{Shards: 4}.Patient()), s.open(t, redis.Config{Shards: 4}.Patient())
 			req := beginning()
 			req.Task, req.Grants[0].ID = broker.NewTaskID(2), broker.NewGrantID(2)
 			reply, err := store.Grant(t.Context(), req)
@@ -235,7 +235,7 @@ func TestWrongType(t *testing.T) {
 	for _, name := range []string{"meta", "tasks", "g:", "usage"} {
 		t.Run(name, func(t *testing.T) {
 			s := start(t)
-			store := s.open(t, redis.Config{})
+			store := s.open(t, redis.Config{}.Patient())
 			reply := begin(t, store)
 			key := "errand:{p00}:" + name
 			if name == "g:" {
@@ -263,7 +263,7 @@ func bare[ID ~string](id ID) string { return string(id[6:]) }
 func TestUnreadableRecords(t *testing.T) {
 	s := start(t)
 	var log lines
-	store := s.open(t, redis.Config{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	store := s.open(t, redis.Config{Logger: slog.New(slog.NewTextHandler(&log, nil))}.Patient())
 	junk := []string{
 		"", "junk", "\x92", "\x80", "\xc0", "\x91\x01", "\x91\x02", "\x01", "\x81\xa1v\x01", strings.Repeat("\x91", 500),
 		"\x9f" + strings.Repeat("\x01", 15), "\xdc\x00\x11" + strings.Repeat("\x01", 17), "\x99\x02" + strings.Repeat("\xa1x", 8),

@@ -20,7 +20,7 @@ func (s *Store) Grant(ctx context.Context, req broker.GrantRequest) (broker.Gran
 	// Once more for a replay, whose grants it takes an answer to know, and while a quota cannot be told
 	// before more that is due has been done.
 	began, declared := time.Now(), false
-	for r.err == nil && (r.status == "declare" && !declared || r.status == "again" && time.Since(began) < sendTimeout) {
+	for r.err == nil && (r.status == "declare" && !declared || r.status == "again" && time.Since(began) < s.limits.send) {
 		if r.status == "declare" {
 			declared = true
 			ids := r.text()

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/errandhq/errand/broker"
 )
@@ -24,8 +25,9 @@ const (
 // along: that costs nothing where nobody waits for a processor, and saves round trips where many do.
 // Lanes have nothing to do with each other, so ends go on while issuing is stuck.
 type lane struct {
-	send    func(context.Context, []call) []reply
-	runners *sync.WaitGroup // has one more while the lane is flying
+	send     func(context.Context, []call) []reply
+	patience time.Duration   // of who waits
+	runners  *sync.WaitGroup // has one more while the lane is flying
 
 	mu      sync.Mutex // guards all below; held for memory work only
 	flying  bool
@@ -53,7 +55,7 @@ func (l *lane) run(ctx context.Context, calls []call) []reply {
 			return l.send(ctx, calls)
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+	ctx, cancel := context.WithTimeout(ctx, l.patience)
 	defer cancel()
 	select {
 	case <-j.done:
@@ -193,7 +195,7 @@ func (s *Store) newLanes(shards int) lanes {
 	}
 	var list lanes
 	for range n {
-		list = append(list, &lane{send: s.send, runners: &s.runners})
+		list = append(list, &lane{send: s.send, patience: s.limits.send, runners: &s.runners})
 	}
 	return list
 }

@@ -85,7 +85,7 @@ type party struct {
 
 func newParty(t *testing.T) *party {
 	p := &party{t: t, told: map[string]error{}}
-	p.lane = &lane{send: p.flights.send, runners: &p.runners}
+	p.lane = &lane{send: p.flights.send, patience: usual.send, runners: &p.runners}
 	return p
 }
 
@@ -202,7 +202,7 @@ func TestLane(t *testing.T) {
 			p.call(p.t.Context(), "a")
 			p.call(p.t.Context(), "waits")
 			began := time.Now()
-			time.Sleep(sendTimeout)
+			time.Sleep(usual.send)
 			synctest.Wait()
 			p.wants("waits", broker.ErrUnavailable)
 			if waited := time.Since(began); waited > time.Second {
@@ -268,7 +268,7 @@ func TestLaneTellsTheTruth(t *testing.T) {
 		var mu sync.Mutex
 		done := map[string]int{} // how often the server has done a call
 		var runners, callers sync.WaitGroup
-		l := &lane{runners: &runners, send: func(_ context.Context, calls []call) []reply {
+		l := &lane{runners: &runners, patience: usual.send, send: func(_ context.Context, calls []call) []reply {
 			replies := make([]reply, len(calls))
 			time.Sleep(rand.N(300 * time.Millisecond))
 			for i, c := range calls {

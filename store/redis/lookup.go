@@ -80,7 +80,7 @@ func (s *Store) listShard(ctx context.Context, shard int, q broker.Query, after 
 	if q.Due {
 		due = "1"
 	}
-	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.limits.send)
 	defer cancel()
 	for more := true; more; {
 		want := q.Limit + 1 - len(page.Tasks)

@@ -21,7 +21,7 @@ var _ interface {
 
 func TestRecord(t *testing.T) {
 	s := start(t)
-	store, peer := s.open(t, redis.Config{Shards: 4}), s.open(t, redis.Config{Shards: 4})
+	store, peer := s.open(t, redis.Config{Shards: 4}.Patient()), s.open(t, redis.Config{Shards: 4}.Patient())
 	r := store.Record("keys")
 	before := time.Now()
 	if value, version, now, err := r.Read(t.Context()); err != nil || value != nil || version != 0 || now.Sub(before).Abs() > time.Minute {
@@ -71,7 +71,7 @@ func TestRecord(t *testing.T) {
 // TestRecordRace lets many write at once: exactly one does at each version.
 func TestRecordRace(t *testing.T) {
 	s := start(t)
-	store := s.open(t, redis.Config{})
+	store := s.open(t, redis.Config{}.Patient())
 	var swaps atomic.Int64
 	for i, err := range together(16, func(i int) error {
 		r := store.Record("keys")

@@ -47,7 +47,7 @@ func (s *server) restore(old image) {
 func TestOlderData(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	store, peer := s.open(t, redis.Config{Shards: 4}), s.open(t, redis.Config{Shards: 4})
+	store, peer := s.open(t, redis.Config{Shards: 4}.Patient()), s.open(t, redis.Config{Shards: 4}.Patient())
 	reply, err := store.Grant(t.Context(), in(2))
 	if err != nil {
 		t.Fatal(err)
@@ -91,7 +91,7 @@ func TestOlderData(t *testing.T) {
 func TestOlderDataThatHaveGrown(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	store, peer := s.open(t, redis.Config{}), s.open(t, redis.Config{})
+	store, peer := s.open(t, redis.Config{}.Patient()), s.open(t, redis.Config{}.Patient())
 	var tasks []broker.TaskID
 	for range 8 {
 		tasks = append(tasks, begin(t, store).Task.ID)
@@ -149,7 +149,7 @@ func TestEpochNeverGoesBack(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := start(t)
-			store := s.open(t, redis.Config{Shards: 2})
+			store := s.open(t, redis.Config{Shards: 2}.Patient())
 			old := s.image()
 			reply := begin(t, store)
 			ahead := time.Now().Add(time.Hour).UnixMilli()
@@ -185,7 +185,7 @@ func TestNumbersGoOn(t *testing.T) {
 	for _, lost := range []string{"errand:{p00}:meta", "errand:{p01}:meta"} {
 		t.Run(lost, func(t *testing.T) {
 			s := start(t)
-			store := s.open(t, redis.Config{Shards: 2})
+			store := s.open(t, redis.Config{Shards: 2}.Patient())
 			for shard := range 2 {
 				for range 3 {
 					end(t, store, broker.Ending{Kind: broker.TargetKey, Key: "kid"})

@@ -26,7 +26,7 @@ var (
 // onServer is a store with a data set of its own on a server that tests share.
 func onServer(t testing.TB, s *redistest.Server, prefix string, log slog.Handler) *Store {
 	t.Helper()
-	store, err := New(t.Context(), Config{URL: s.URL(), Prefix: prefix, Logger: slog.New(log)})
+	store, err := New(t.Context(), Config{URL: s.URL(), Prefix: prefix, Logger: slog.New(log)}.Patient())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -96,7 +96,7 @@ func (s *Store) send(ctx context.Context, calls []call) []reply {
 		}
 		return replies
 	}
-	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.limits.send)
 	defer cancel()
 	todo := make([]int, len(calls))
 	for i := range todo {

@@ -72,6 +72,8 @@ type Config struct {
 
 	// Logger hears of data that was lost or cannot be read; slog.Default() when nil.
 	Logger *slog.Logger
+
+	limits limits // usual when zero
 }
 
 func (c *Config) setDefaults() error {
@@ -90,6 +92,9 @@ func (c *Config) setDefaults() error {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.limits == (limits{}) {
+		c.limits = usual
+	}
 	if c.Shards < 0 || c.Shards > broker.MaxShards {
 		return fmt.Errorf("redis: Config.Shards is %d; it must be 1 to %d, or 0 for the default", c.Shards, broker.MaxShards)
 	}
@@ -100,6 +105,7 @@ func (c *Config) setDefaults() error {
 type Store struct {
 	client     redis.UniversalClient
 	cluster    bool
+	limits     limits
 	clock      func() time.Time
 	logger     *slog.Logger
 	prefix     string
@@ -140,7 +146,7 @@ func New(ctx context.Context, c Config) (*Store, error) {
 		}
 	}
 	s := &Store{
-		client: client, cluster: cluster, clock: c.Now, logger: c.Logger, prefix: c.Prefix, deployment: c.Deployment,
+		client: client, cluster: cluster, limits: c.limits, clock: c.Now, logger: c.Logger, prefix: c.Prefix, deployment: c.Deployment,
 		scripts: newScripts(c.Prefix, c.Shards), shards: c.Shards,
 	}
 	for shard := range c.Shards {

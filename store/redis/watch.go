@@ -243,7 +243,7 @@ func (r *reader) wake(ctx context.Context, shards []int, awake chan<- struct{}) 
 	for _, shard := range shards {
 		args.Streams = append(args.Streams, fmt.Sprintf("%d-0", numbers[shard]))
 	}
-	bounded, cancel := context.WithTimeout(ctx, beat+callTimeout)
+	bounded, cancel := context.WithTimeout(ctx, beat+r.store.limits.call)
 	streams, err := r.store.client.XRead(bounded, &args).Result()
 	cancel()
 	switch {
