@@ -186,6 +186,7 @@ func TestExplainLeavesOpen(t *testing.T) {
 
 // TestExplainEveryMutation: a token with any one character changed is refused by both, with one reason.
 func TestExplainEveryMutation(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, 1)
 	v := b.verifier(nil)
 	token := b.token(nil)

@@ -28,6 +28,20 @@ func goesTo(tb testing.TB, v *verify.Verifier, b *broker, token string, want err
 	eventually(tb, fmt.Sprintf("%v", want), func() bool { return errors.Is(refused(tb, v, b, token), want) })
 }
 
+// denyMany denies so many grants, which are gnt_00 and a number from 1 on. An event has a thousand at
+// most, or it could be too long.
+func denyMany(tb testing.TB, v *verify.Verifier, b *broker, n int) {
+	tb.Helper()
+	for begin := 1; begin <= n; begin += 1000 {
+		b.change(func() {
+			for i := begin; i < min(begin+1000, n+1); i++ {
+				b.add(wire.FeedEntry{Kind: wire.KindGrant, ID: fmt.Sprintf("gnt_00%026d", i), Until: time.Now().Add(time.Hour)})
+			}
+		})
+		settled(tb, v, b)
+	}
+}
+
 // settled waits until the verifier is where the broker is.
 func settled(tb testing.TB, v *verify.Verifier, b *broker) {
 	tb.Helper()
@@ -167,6 +181,7 @@ func TestNewEpochByPositionAlone(t *testing.T) {
 // TestStreamGone asks for a position that the broker does not know (410), and for one that a reset
 // interrupts.
 func TestStreamGone(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, 1)
 	v := b.verifier(nil)
 	eventually(t, "the stream is open", func() bool { return v.Status().Connected })
@@ -350,6 +365,7 @@ func TestStaleAndBack(t *testing.T) {
 // TestP2_NothingIsAcceptedWithoutTheBroker is the promise that a revocation reaches verifiers that
 // hear nothing: after S + 1 s they accept nothing at all.
 func TestP2_NothingIsAcceptedWithoutTheBroker(t *testing.T) {
+	t.Parallel()
 	const bound = verify.MinMaxStale + time.Second
 	ways := map[string]func(*broker){
 		"connections break": (*broker).cut,

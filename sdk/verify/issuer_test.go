@@ -135,6 +135,7 @@ func (b *broker) start(path string, edits ...func(*verify.Config)) error {
 
 // TestBadKeySets are refused whole; the verifier does not start with one.
 func TestBadKeySets(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, 1)
 	good := string(marshal(t, b.key.jwk(t)))
 	with := func(members string) string { return `{"keys":[` + good + `,` + members + `]}` }
@@ -274,6 +275,7 @@ func retask(c map[string]any) {
 // TestConnectionsDoNotOutliveTheirTrust: a broker whose authority was removed is not believed any
 // more, on whatever connections it holds.
 func TestConnectionsDoNotOutliveTheirTrust(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, 1)
 	var removed atomic.Bool
 	v := b.verifier(func(c *verify.Config) {
@@ -304,6 +306,7 @@ func TestConnectionsDoNotOutliveTheirTrust(t *testing.T) {
 // TestMetadata that is not the issuer's, or leads astray, keeps the verifier from starting, and the
 // error says what was wrong.
 func TestMetadata(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, 1)
 	elsewhere := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed to elsewhere") }))
 	t.Cleanup(elsewhere.Close)
@@ -354,10 +357,12 @@ func TestIssuerOnLoopback(t *testing.T) {
 	if err := refused(t, v, b, b.token(func(c map[string]any) { c["iss"] = plain.URL })); err != nil {
 		t.Error(err)
 	}
+	ctx, asked := twice(t)
 	b.handle(wire.PathMetadata, func(w http.ResponseWriter, _ *http.Request) {
+		asked()
 		writeJSON(w, wire.Metadata{Issuer: plain.URL, JWKSURI: plain.URL + wire.PathJWKS, Feed: "http://127.0.0.1:1/v1/feed"})
 	})
-	_, err := verify.New(within(t, 300*time.Millisecond), func() verify.Config { c := b.config(); c.Issuer = plain.URL; return c }())
+	_, err := verify.New(ctx, func() verify.Config { c := b.config(); c.Issuer = plain.URL; return c }())
 	if err == nil || !strings.Contains(err.Error(), "errand_feed") {
 		t.Errorf("a feed without TLS: %v", err)
 	}

@@ -167,6 +167,7 @@ func TestAttackKeySets(t *testing.T) {
 // TestAttackKeySetsOfARunningVerifier: none of them takes the keys away that it has, or adds one. An empty
 // set is a set, though, and takes all away.
 func TestAttackKeySetsOfARunningVerifier(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, 1)
 	sets := keySets(t, b)
 	var body atomic.Value
@@ -378,6 +379,7 @@ func TestAttackKeySetRollback(t *testing.T) {
 
 // TestAttackKeySetServer is 260: a listener that is not the issuer's.
 func TestAttackKeySetServer(t *testing.T) {
+	t.Parallel()
 	for name, edit := range map[string]func(*testing.T, *broker){
 		"another CA":       func(t *testing.T, b *broker) { b.publicCert = newAuthority(t).svid(t, brokerID, nil) },
 		"another workload": func(t *testing.T, b *broker) { b.publicCert = b.ca.svid(t, agentID, nil) },

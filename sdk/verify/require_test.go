@@ -182,6 +182,7 @@ func TestWatch(t *testing.T) {
 // TestP2_WatchEndsWithTheToken: after exp and the leeway nobody is told of the task's end any more, so
 // that nothing may go on.
 func TestP2_WatchEndsWithTheToken(t *testing.T) {
+	t.Parallel()
 	b := newBroker(t, 1)
 	var ahead atomic.Int64
 	v := b.verifier(func(c *verify.Config) {

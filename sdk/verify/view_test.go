@@ -379,13 +379,13 @@ func TestSelectorsAreUnited(t *testing.T) {
 	}
 }
 
-// fullView is a fresh view with as many denials as may be held, of tasks, grants and selectors, and a
+// fullView is a fresh view with so many denials, of tasks, grants and selectors, and a
 // grant that is alive.
-func fullView(tb testing.TB, now time.Time) (*view, *Grant) {
+func fullView(tb testing.TB, now time.Time, size int) (*view, *Grant) {
 	tb.Helper()
 	v := testView(nil)
 	until := now.Add(time.Hour)
-	entries := make([]wire.FeedEntry, DefaultMaxEntries)
+	entries := make([]wire.FeedEntry, size)
 	for i := range entries {
 		e := wire.FeedEntry{Kind: wire.KindTask, ID: "tsk_00" + strconv.Itoa(i), Until: until, Number: uint64(i) + 1}
 		switch {
@@ -396,11 +396,11 @@ func fullView(tb testing.TB, now time.Time) (*view, *Grant) {
 		}
 		entries[i] = e
 	}
-	p := wire.Position{Epoch: 1, Numbers: []uint64{DefaultMaxEntries}}
+	p := wire.Position{Epoch: 1, Numbers: []uint64{uint64(size)}}
 	if err := errors.Join(v.snapshot(p, entries, now), v.prove(proof{asOf: now, position: p})); err != nil {
 		tb.Fatal(err)
 	}
-	if got := v.entries(); got != DefaultMaxEntries {
+	if got := v.entries(); got != size {
 		tb.Fatalf("%d entries", got)
 	}
 	return v, &Grant{
@@ -412,7 +412,7 @@ func fullView(tb testing.TB, now time.Time) (*view, *Grant) {
 // BenchmarkDenied looks a grant up among a million denials.
 func BenchmarkDenied(b *testing.B) {
 	now := time.Now()
-	v, g := fullView(b, now)
+	v, g := fullView(b, now, DefaultMaxEntries)
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := v.judge(g, now); err != nil {
@@ -424,7 +424,7 @@ func BenchmarkDenied(b *testing.B) {
 // TestDeniedDoesNotAllocate looks a live grant and a dead one up among a million denials.
 func TestDeniedDoesNotAllocate(t *testing.T) {
 	now := time.Now()
-	v, g := fullView(t, now)
+	v, g := fullView(t, now, 10_000) // their number is the benchmark's
 	dead := *g
 	dead.Task.Path = []string{"tsk_00root", "tsk_003"}
 	for name, c := range map[string]struct {
@@ -463,6 +463,7 @@ func TestAnEventIsNoSnapshot(t *testing.T) {
 
 // TestViewMillion fills a view of the default size in bursts, at the end with one entry too many.
 func TestViewMillion(t *testing.T) {
+	t.Parallel()
 	now := time.Now()
 	v := newView(Config{Audience: "orders", MaxEntries: DefaultMaxEntries, MaxStale: DefaultMaxStale, Leeway: DefaultLeeway})
 	if err := v.snapshot(wire.Position{Epoch: 1, Numbers: []uint64{0}}, nil, now); err != nil {

@@ -29,6 +29,7 @@ func (f *firstLine) Write(p []byte) (int, error) {
 
 // TestAStartThatWaitsSaysSo: who has given no deadline must not look at silence.
 func TestAStartThatWaitsSaysSo(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	log := &firstLine{stop: cancel}
