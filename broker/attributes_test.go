@@ -3,6 +3,7 @@ package broker_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"reflect"
 	"strings"
 	"sync"
@@ -145,6 +146,26 @@ func FuzzObject(f *testing.F) {
 			t.Fatalf("%q and %q are %q and %q", a, b, x, y)
 		}
 	})
+}
+
+// TestObjectIsTheSameToEveryReader: encoding/json, as many others, takes names for one that differ in letter
+// case alone, and the last of them counts: a resource server must not read another amount than the policy.
+func TestObjectIsTheSameToEveryReader(t *testing.T) {
+	for text, good := range map[string]bool{
+		`{"type":"payment","amount":5}`:                              true,
+		`{"type":"payment","amount":5,"Amount":9}`:                   false,
+		"{\"type\":\"payment\",\"sum\":5,\"\u017fum\":9}":            false, // the long s is a small s
+		`{"type":"payment","a":{"x":1},"b":{"X":1}}`:                 true,
+		`{"type":"payment","a":{"x":1,"X":1}}`:                       false,
+		`{"type":"payment","a":[{"x":1},{"X":1}]}`:                   true,
+		`{"type":"payment","a":[{"x":{"y":1}},{"x":{"y":1,"Y":2}}]}`: false,
+		`{"type":"payment","x":"X","X2":"x"}`:                        true,
+	} {
+		_, err := broker.ParseDetails([]json.RawMessage{json.RawMessage(text)})
+		if (err == nil) != good || err != nil && !errors.Is(err, broker.ErrInvalid) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
 }
 
 func TestDetailTypes(t *testing.T) {

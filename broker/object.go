@@ -8,6 +8,8 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
+	"unicode"
 
 	strict "github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -30,6 +32,8 @@ func parseObject(field string, text []byte, most int) (Object, error) {
 	if kind := d.PeekKind(); kind != '{' {
 		return "", invalid(field, "is not a JSON object")
 	}
+	type member struct{ of, folded string }
+	names := map[member]bool{}
 	for values := -1; ; { // less the object itself
 		token, err := d.ReadToken()
 		if errors.Is(err, io.EOF) {
@@ -42,6 +46,15 @@ func parseObject(field string, text []byte, most int) (Object, error) {
 		name := kind == '{' && index%2 == 1 // the index counts names and values
 		if end := token.Kind() == '}' || token.Kind() == ']'; !end && !name {
 			values++
+		}
+		if name {
+			// One reader of JSON takes such two for one member and another does not, so that what is allowed
+			// need not be what is done.
+			m := member{string(d.StackPointer().Parent()), fold(token.String())}
+			if names[m] {
+				return "", invalid(field, "has two members whose names differ in letter case alone, as %.40q", token.String())
+			}
+			names[m] = true
 		}
 		switch {
 		case d.StackDepth() > MaxObjectDepth:
@@ -60,6 +73,17 @@ func parseObject(field string, text []byte, most int) (Object, error) {
 		return "", invalid(field, "has %d bytes without white space; at most %d are allowed", len(canonical), most)
 	}
 	return Object(canonical), nil
+}
+
+// fold makes the same of names that differ in letter case alone.
+func fold(name string) string {
+	return strings.Map(func(r rune) rune {
+		least := r
+		for next := unicode.SimpleFold(r); next != r; next = unicode.SimpleFold(next) {
+			least = min(least, next)
+		}
+		return least
+	}, name)
 }
 
 func isExact(number string) bool {
