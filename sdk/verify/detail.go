@@ -41,7 +41,8 @@ func (d *detail) check(_ context.Context, g *Grant) error {
 		if err == nil {
 			return nil
 		}
-		refusal = fmt.Errorf("%w: the authorization detail of the type %q: %w", ErrForbidden, d.typ, err)
+		// Whatever f's error is or wraps, this is a 403.
+		refusal = fmt.Errorf("%w: the authorization detail of the type %q: %v", ErrForbidden, d.typ, err)
 	}
 	return refusal
 }

@@ -45,6 +45,10 @@ func TestDetail(t *testing.T) {
 			t.Errorf("%s: %v, %v; want %v", name, g, err, c.want)
 		}
 	}
+	other := verify.Detail("payment", func([]byte) error { return verify.ErrMissing }) // as of a call that it makes
+	if _, err := v.Verify(t.Context(), token, b.peer(), other); !errors.Is(err, verify.ErrForbidden) || errors.Is(err, verify.ErrMissing) {
+		t.Errorf("with an error that means something else: %v", err)
+	}
 	if g, err := v.Verify(t.Context(), token, b.peer()); err != nil || len(g.Details) != 3 {
 		t.Errorf("got %+v, %v", g, err)
 	}
