@@ -125,13 +125,26 @@ func (r *reading) leave(id spiffeid.ID) {
 func (r *router) admit(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		kind := cmp.Or(r.kinds[route{c.Request().Method, c.Path()}], kindOther)
-		if wait := r.admission.rates[kind].take(workloadOf(c.Request().Context()).ID, r.api.Now()); wait > 0 {
-			r.api.Limited(kind)
-			return &rateLimited{wait}
+		if err := r.api.withinRate(kind, workloadOf(c.Request().Context()).ID, 1); err != nil {
+			return err
 		}
 		return next(c)
 	}
 }
+
+// withinRate counts what is like so many requests.
+func (a *API) withinRate(kind string, id spiffeid.ID, n int) error {
+	wait := a.admission.rates[kind].take(id, a.Now(), n)
+	if wait == 0 {
+		return nil
+	}
+	a.Limited(kind)
+	return &rateLimited{wait}
+}
+
+// BeatsPerRequest is how many tasks of a heartbeat are like one request more: otherwise a thousand times as
+// much could be asked of the store by heartbeats as by all else.
+const BeatsPerRequest = 20
 
 // within has a handler wait for a place among those of its kind. The body has been read by then and
 // the answer is written after it, so that nobody keeps a place by being slow.
@@ -157,6 +170,9 @@ const (
 	maxOwnRates = 20_000
 	// sharedRates is how many buckets there are for all the others, who share them by chance.
 	sharedRates = 1024
+	// strangersAtOnce is how many times the rate of one all have together that the inventory does not know.
+	// They may come under any number of names.
+	strangersAtOnce = 2
 	// sweepRates is the least time between two looks for buckets that nobody needs.
 	sweepRates = time.Second
 )
@@ -171,14 +187,18 @@ type rates struct {
 	known func(spiffeid.ID) bool
 	seed  maphash.Seed
 
-	mu     sync.Mutex // guards what follows
-	own    map[spiffeid.ID]*rate.Limiter
-	swept  time.Time
-	shared [sharedRates]*rate.Limiter
+	mu        sync.Mutex // guards what follows
+	own       map[spiffeid.ID]*rate.Limiter
+	swept     time.Time
+	shared    [sharedRates]*rate.Limiter
+	strangers *rate.Limiter
 }
 
 func newRates(perSecond, burst int, known func(spiffeid.ID) bool) *rates {
-	r := &rates{limit: rate.Limit(perSecond), burst: burst, known: known, seed: maphash.MakeSeed(), own: map[spiffeid.ID]*rate.Limiter{}}
+	r := &rates{
+		limit: rate.Limit(perSecond), burst: burst, known: known, seed: maphash.MakeSeed(), own: map[spiffeid.ID]*rate.Limiter{},
+		strangers: rate.NewLimiter(rate.Limit(perSecond)*strangersAtOnce, burst*strangersAtOnce),
+	}
 	for i := range r.shared {
 		r.shared[i] = r.bucket()
 	}
@@ -187,32 +207,46 @@ func newRates(perSecond, burst int, known func(spiffeid.ID) bool) *rates {
 
 func (r *rates) bucket() *rate.Limiter { return rate.NewLimiter(r.limit, r.burst) }
 
-// take returns zero for a request that is within the rate, and otherwise when the next one is.
-func (r *rates) take(id spiffeid.ID, now time.Time) time.Duration {
+// more is how many requests a request counts as beside itself, if it is like n more: not so many that it
+// could never be taken.
+func (r *rates) more(n int) int { return min(n, r.burst-1) }
+
+// take returns zero for what is like n requests, which is at most the burst, and within the rate; and
+// otherwise when as much is.
+func (r *rates) take(id spiffeid.ID, now time.Time, n int) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	bucket := r.of(id, now)
-	if bucket.AllowN(now, 1) {
+	bucket, stranger := r.of(id, now)
+	wait := takeFrom(bucket, now, n)
+	if wait == 0 && stranger {
+		wait = takeFrom(r.strangers, now, n)
+	}
+	return wait
+}
+
+func takeFrom(bucket *rate.Limiter, now time.Time, n int) time.Duration {
+	if bucket.AllowN(now, n) {
 		return 0
 	}
-	missing := 1 - bucket.TokensAt(now)
-	return max(time.Nanosecond, time.Duration(missing/float64(r.limit)*float64(time.Second)))
+	missing := float64(n) - bucket.TokensAt(now)
+	return max(time.Nanosecond, time.Duration(missing/float64(bucket.Limit())*float64(time.Second)))
 }
 
 // of is called with mu held.
-func (r *rates) of(id spiffeid.ID, now time.Time) *rate.Limiter {
+func (r *rates) of(id spiffeid.ID, now time.Time) (bucket *rate.Limiter, stranger bool) {
 	if bucket := r.own[id]; bucket != nil {
-		return bucket
+		return bucket, false
 	}
 	if len(r.own) >= maxOwnRates && now.Sub(r.swept) >= sweepRates {
 		r.sweep(now)
 	}
-	if len(r.own) >= maxOwnRates || !r.known(id) {
-		return r.shared[maphash.String(r.seed, id.String())%sharedRates]
+	stranger = !r.known(id)
+	if stranger || len(r.own) >= maxOwnRates {
+		return r.shared[maphash.String(r.seed, id.String())%sharedRates], stranger
 	}
-	bucket := r.bucket()
+	bucket = r.bucket()
 	r.own[id] = bucket
-	return bucket
+	return bucket, false
 }
 
 // sweep forgets the buckets that are full, which are as new ones. It is called with mu held.

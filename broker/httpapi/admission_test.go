@@ -26,7 +26,7 @@ func TestRates(t *testing.T) {
 		now, taken := start, 0
 		for range rapid.IntRange(1, 300).Draw(t, "requests") {
 			now = now.Add(time.Duration(rapid.IntRange(0, 300).Draw(t, "pause")) * time.Millisecond)
-			wait := r.take(peer(1), now)
+			wait := r.take(peer(1), now, 1)
 			if wait == 0 {
 				taken++
 				if most := float64(burst) + now.Sub(start).Seconds()*float64(perSecond); float64(taken) > most+1e-6 {
@@ -41,7 +41,7 @@ func TestRates(t *testing.T) {
 				t.Fatalf("the next one is said to be taken in %s, at %d a second", wait, perSecond)
 			}
 			now = now.Add(wait + time.Microsecond)
-			if r.take(peer(1), now) != 0 {
+			if r.take(peer(1), now, 1) != 0 {
 				t.Fatalf("refused after the %s that it was told to wait", wait)
 			}
 			taken++
@@ -56,7 +56,7 @@ func TestRatesOfManyPeers(t *testing.T) {
 	r := newRates(1, 2, func(id spiffeid.ID) bool { return id.TrustDomain().Name() == "prod" })
 	now := time.Unix(1_800_000_000, 0)
 	spend := func(id spiffeid.ID) (n int) {
-		for r.take(id, now) == 0 {
+		for r.take(id, now, 1) == 0 {
 			n++
 		}
 		return n
@@ -68,19 +68,19 @@ func TestRatesOfManyPeers(t *testing.T) {
 	for i := range 5000 {
 		strangers += spend(spiffeid.RequireFromString(fmt.Sprintf("spiffe://elsewhere/w%d", i)))
 	}
-	if strangers > 2*sharedRates {
-		t.Errorf("%d requests of strangers; they share %d buckets of 2", strangers, sharedRates)
+	if strangers > 2*strangersAtOnce {
+		t.Errorf("%d requests of strangers, who have a burst of %d together", strangers, 2*strangersAtOnce)
 	}
 	if n := spend(peer(1)); n != 2 || len(r.own) != 2 {
 		t.Errorf("a known peer got %d of 2 after the strangers, and there are %d buckets", n, len(r.own))
 	}
 	for i := range known {
-		r.take(peer(i), now)
+		r.take(peer(i), now, 1)
 	}
 	if len(r.own) != maxOwnRates {
 		t.Errorf("%d buckets; at most %d are kept", len(r.own), maxOwnRates)
 	}
-	if r.take(peer(0), now) == 0 {
+	if r.take(peer(0), now, 1) == 0 {
 		t.Error("a bucket that was empty was given up for others")
 	}
 	// Everybody has rested but one; there is room again, and that one's bucket is what it was.
@@ -89,7 +89,7 @@ func TestRatesOfManyPeers(t *testing.T) {
 	if n := spend(peer(known)); n != 2 || len(r.own) > 3 {
 		t.Errorf("a new peer got %d of 2, and there are %d buckets", n, len(r.own))
 	}
-	if r.take(peer(7), now) == 0 {
+	if r.take(peer(7), now, 1) == 0 {
 		t.Error("a bucket that was empty was swept away")
 	}
 }

@@ -113,6 +113,10 @@ func (a *API) end(ctx context.Context, r request[wire.EndRequest]) (ended, error
 }
 
 func (a *API) heartbeat(ctx context.Context, r request[wire.HeartbeatRequest]) (wire.HeartbeatResponse, error) {
+	more := a.admission.rates[kindOther].more(len(r.Body.Tasks) / BeatsPerRequest)
+	if err := a.withinRate(kindOther, r.Workload.ID, more); err != nil {
+		return wire.HeartbeatResponse{}, err
+	}
 	beats := make([]broker.Beat, len(r.Body.Tasks))
 	for i, task := range r.Body.Tasks {
 		// What is not an ID cannot be found, and is answered so in its place.

@@ -122,6 +122,40 @@ func TestRateOfOthers(t *testing.T) {
 	c.begin() // this has a rate of its own
 }
 
+// TestRateOfHeartbeats: one for many tasks counts as many requests, so that nobody keeps the store busy for
+// all others with what looks like few.
+func TestRateOfHeartbeats(t *testing.T) {
+	at := time.Now()
+	const n = 1000 // tasks, like 50 requests more
+	r := within(t, httpapi.Limits{Rate: 10, Burst: 2*n/httpapi.BeatsPerRequest + 10}, func(c *server.Config) { c.Now = func() time.Time { return at } })
+	c := r.client(reportID)
+	begun := c.begin()
+	ids := make([]string, n)
+	for i := range ids {
+		ids[i] = fmt.Sprintf(`{"id":"tsk_00%026d"}`, i)
+	}
+	many, one := `{"tasks":[`+strings.Join(ids, ",")+`]}`, fmt.Sprintf(`{"tasks":[{"id":%q}]}`, begun.Task.ID)
+	for range 2 {
+		if a := c.post(wire.PathHeartbeats, many); a.status != http.StatusOK {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+	}
+	a := c.post(wire.PathHeartbeats, many)
+	c.refused(a, http.StatusTooManyRequests, wire.ProblemRateLimited)
+	if wait := retryAfter(t, a); wait < 4*time.Second || wait > 5*time.Second {
+		t.Errorf("to wait %s for 50 at 10 a second, with some left", wait)
+	}
+	if a := c.post(wire.PathHeartbeats, one); a.status != http.StatusOK {
+		t.Errorf("a small one: %d %s", a.status, a.body)
+	}
+	for _, burst := range []int{1, 3} {
+		r := within(t, httpapi.Limits{Rate: 1, Burst: burst})
+		if a := r.client(reportID).post(wire.PathHeartbeats, many); a.status != http.StatusOK {
+			t.Errorf("with a burst of %d it is never taken: %d %s", burst, a.status, a.body)
+		}
+	}
+}
+
 // TestQuotas: as many tasks and grants as a registration says may be live, one more is refused with
 // what to do about it, and when one has ended there is room again.
 func TestQuotas(t *testing.T) {
