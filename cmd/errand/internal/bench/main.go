@@ -24,6 +24,7 @@ type options struct {
 	clients   []int
 	verifiers []int
 	grants    int
+	tree      int
 	length    time.Duration
 	ends      int
 	profile   string
@@ -56,6 +57,7 @@ func parse(args []string) (o options, err error) {
 	clients := flags.String("clients", "1,16,64", "callers at once, one connection each")
 	verifiers := flags.String("verifiers", "1,50,200", "connected verifiers")
 	flags.IntVar(&o.grants, "grants", 1_000_000, "live grants whose memory is measured; 0 for none")
+	flags.IntVar(&o.tree, "tree", 100_000, "tasks below one that is ended; 0 for none")
 	flags.DurationVar(&o.length, "length", 3*time.Second, "how long each load lasts")
 	flags.IntVar(&o.ends, "ends", 100, "ends that the verifiers are timed on")
 	flags.StringVar(&o.profile, "profile", "", "write a CPU profile of the broker to this file")
@@ -116,6 +118,13 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 		asked, answered := times.fromRequest, times.fromAnswer
 		fmt.Fprintf(out, "| at %d verifiers | %s ms | %s ms | %s ms | %s ms | %s ms |\n", n,
 			milli(asked.at(50)), milli(asked.at(99)), milli(answered.at(50)), milli(answered.at(99)), milli(answered.at(100)))
+	}
+	if o.tree > 0 {
+		t, err := p.fell(ctx, o.tree)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "\n%s\n", t)
 	}
 	if o.grants == 0 {
 		return nil
