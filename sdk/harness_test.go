@@ -59,7 +59,7 @@ func must[T any](value T, err error) func(testing.TB) T {
 // eventually polls until the condition holds.
 func eventually(tb testing.TB, what string, condition func() bool) {
 	tb.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !condition() {
 		if time.Now().After(deadline) {
 			tb.Fatalf("it did not come to pass in time: %s", what)

@@ -188,7 +188,7 @@ func (r *replica) checkSecrets() {
 
 func (r *replica) eventually(what string, f func() bool) {
 	r.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !f(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !f(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			r.t.Fatalf("%s: not within 30 seconds", what)
 		}

@@ -124,6 +124,7 @@ func TestHTTP2Floods(t *testing.T) {
 
 // TestZeroWindow: an HTTP/2 client that takes no answer is given up, and holds nobody up.
 func TestZeroWindow(t *testing.T) {
+	t.Parallel()
 	r := start(t)
 	f := r.frames()
 	if err := f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}); err != nil {

@@ -101,12 +101,12 @@ func appears(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func eventually(ts *testscript.TestScript, ok func() bool) {
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if ok() {
 			return
 		}
 	}
-	ts.Fatalf("not within 20 seconds")
+	ts.Fatalf("not within a minute")
 }
 
 func isReady(ops string) bool {
