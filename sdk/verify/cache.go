@@ -143,7 +143,9 @@ func (v *Verifier) tryRestore() error {
 		return err
 	}
 	v.view = view
-	v.keys.done(keys, c.Keys, now.Add(-keysAge))
+	if v.keys.age(now) > keysAge {
+		v.keys.done(keys, c.Keys, now.Add(-keysAge))
+	}
 	v.keys.ask()
 	v.noteFresh()
 	return nil

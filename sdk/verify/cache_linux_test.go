@@ -79,6 +79,22 @@ func TestP2_StartFromTheCacheFile(t *testing.T) {
 	goesTo(t, v, b, denied, verify.ErrRevoked)
 }
 
+// TestP1_BrokerKnowsBetterThanTheCacheFile: a verifier that starts anew accepts nothing that has ended
+// since the file was written, if the broker is there to say so.
+func TestP1_BrokerKnowsBetterThanTheCacheFile(t *testing.T) {
+	t.Parallel()
+	b := newBroker(t, 1)
+	c := b.cached(t, func(c *verify.Config) { c.MaxStale = verify.MaxMaxStale })
+	const ended = "gnt_00eeeeeeeeeeeeeeeeeeeeeeeeee"
+	token := b.token(func(c map[string]any) { c["jti"] = ended })
+	b.deny(wire.FeedEntry{Kind: wire.KindGrant, ID: ended, Until: time.Now().Add(time.Hour)})
+	v := must(verify.New(within(t, 20*time.Second), c))(t)
+	defer v.Close()
+	if err := refused(t, v, b, token); !errors.Is(err, verify.ErrRevoked) {
+		t.Errorf("a token that ended before the start: %v; want ErrRevoked", err)
+	}
+}
+
 // TestCacheFileThatIsNotUsed: the verifier starts as if there were none.
 func TestCacheFileThatIsNotUsed(t *testing.T) {
 	ahead := func(d time.Duration) func(*testing.T, *verify.Config) {

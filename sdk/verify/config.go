@@ -117,11 +117,12 @@ type Config struct {
 	// is down; optional, and on Linux alone. Give each verifier one of its own, in a folder that only its
 	// user can write: it decides which keys are believed.
 	//
-	// New uses it only if the view in it is not older than MaxStale by the clock that says more, the wall
-	// clock or the one since the machine was started, so that nothing can have been missed; with
-	// OnStale: Accept, if its keys are not older than 10 minutes. A file that is damaged, of another
-	// issuer or audience, of an earlier life of the machine, from the future, or that others can write,
-	// is ignored with a line in the log. More than 10 000 denials are not written.
+	// New asks the broker first, for a second. It uses the file only if the view in it is not older than
+	// MaxStale by the clock that says more, the wall clock or the one since the machine was started, so
+	// that nothing can have been missed; with OnStale: Accept, if its keys are not older than 10 minutes.
+	// A file that is damaged, of another issuer or audience, of an earlier life of the machine, from the
+	// future, or that others can write, is ignored with a line in the log. More than 10 000 denials are
+	// not written.
 	CacheFile string
 
 	// NoUsage turns off the summaries that go to the broker every 30 s: of each grant, when its token

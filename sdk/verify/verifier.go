@@ -87,8 +87,9 @@ func New(ctx context.Context, c Config) (*Verifier, error) {
 	if !c.NoUsage {
 		v.usage = newUsage(c.MaxUsage)
 	}
-	restored := v.restore()
-	if !restored {
+	heard := c.CacheFile != "" && v.hear(ctx)
+	restored := !heard && v.restore()
+	if !heard && !restored {
 		if err := v.start(ctx); err != nil {
 			v.issuer.close()
 			return nil, err
@@ -116,6 +117,21 @@ func New(ctx context.Context, c Config) (*Verifier, error) {
 		_ = v.Close()
 		return nil, v.notReady(ctx)
 	}
+}
+
+// hearFirst is how long the broker is asked before the CacheFile is: what has ended since that was
+// written, a broker that answers knows.
+const hearFirst = time.Second
+
+// hear tries to start once.
+func (v *Verifier) hear(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, hearFirst)
+	defer cancel()
+	err := v.tryStart(ctx)
+	if err != nil {
+		v.failed(err)
+	}
+	return err == nil
 }
 
 // sayWhy is after how many tries of the start the log says what it is waiting for: some seconds.
