@@ -59,7 +59,7 @@ const (
 )
 
 // New returns once there is an SVID and the broker has accepted it, or fails within the startup
-// timeout. The error says which sources and replicas were tried, what each has answered, and what to
+// timeout. What it waits for is in the log after two seconds. The error says which sources and replicas were tried, what each has answered, and what to
 // do. ctx bounds New alone. The caller closes the client.
 func New(ctx context.Context, opts ...Option) (*Client, error) {
 	c, err := newConfig(opts)
@@ -91,13 +91,20 @@ func New(ctx context.Context, opts ...Option) (*Client, error) {
 	return client, nil
 }
 
+// quietStart is how long New is silent while it waits; then the log says for what.
+const quietStart = 2 * time.Second
+
 // introduce waits until the broker knows the workload. A refusal is final, since waiting does not
 // mend it.
 func (c *Client) introduce(ctx context.Context) error {
 	start := time.Now()
 	var who wire.Whoami
+	var told sync.Once
 	err := again(ctx, 0, func() error {
 		_, err := c.ask(ctx, question{method: http.MethodGet, path: wire.PathWhoami}, &who)
+		if errors.Is(err, ErrUnavailable) && time.Since(start) > quietStart && ctx.Err() == nil {
+			told.Do(func() { c.log.Warn("errand: still waiting for the broker", "error", err) })
+		}
 		return err
 	})
 	switch {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -182,7 +183,7 @@ func openIdentity(ctx context.Context, c *config) (opened, error) {
 		}
 	}
 	for i, source := range sources {
-		got, err := openOne(ctx, source, len(sources)-i)
+		got, err := openOne(ctx, source, len(sources)-i, c.log)
 		if err == nil {
 			return got, nil
 		}
@@ -192,12 +193,16 @@ func openIdentity(ctx context.Context, c *config) (opened, error) {
 		ErrNoIdentity, time.Since(start).Round(100*time.Millisecond), tried, EnvWorkloadSocket, EnvIdentityDir)
 }
 
-func openOne(ctx context.Context, source IdentitySource, shares int) (opened, error) {
+func openOne(ctx context.Context, source IdentitySource, shares int, log *slog.Logger) (opened, error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(shares))
 		defer cancel()
 	}
+	waiting := time.AfterFunc(quietStart, func() {
+		log.Warn("errand: still waiting for an identity; is the agent running, and does it know this workload?", "source", source.String())
+	})
+	defer waiting.Stop()
 	svids, bundles, release, err := source.Open(ctx)
 	return opened{svids, bundles, release}, err
 }
