@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -121,14 +122,14 @@ func whileYoung(ctx context.Context) (context.Context, context.CancelFunc) {
 func (a *API) mayRead(w broker.Workload, audience string) error {
 	registration, err := a.Registry.Audience(audience)
 	if err != nil {
-		return errNotServer
+		return fmt.Errorf("%w; the caller is %s", errNotServer, w.ID)
 	}
 	for _, server := range registration.Servers {
 		if server == w.ID {
 			return nil
 		}
 	}
-	return errNotServer
+	return fmt.Errorf("%w; the caller is %s", errNotServer, w.ID)
 }
 
 // stream writes server-sent events.
