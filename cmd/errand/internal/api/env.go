@@ -35,7 +35,7 @@ const (
 
 var (
 	// ErrConfig: a variable of the environment, or the flag in its place, is missing or wrong.
-	ErrConfig = errors.New("the environment makes no sense")
+	ErrConfig = errors.New("the environment is not as it must be")
 	// ErrNoIdentity: there is no SVID to come with.
 	ErrNoIdentity = errors.New("no identity")
 )
@@ -58,7 +58,7 @@ func (e Environment) get(name string) string {
 func (e Environment) BrokerURLs() ([]string, error) {
 	urls := strings.FieldsFunc(e.get(sdk.EnvBrokerURL), func(r rune) bool { return r == ',' || r == ' ' })
 	if len(urls) == 0 {
-		return nil, fmt.Errorf("%w: the broker's URL is missing; set %s, as https://broker.example.org:8443", ErrConfig, sdk.EnvBrokerURL)
+		return nil, fmt.Errorf("%w: the broker's URL is missing; set %s, as https://broker.example.org:8443; with errand dev,  eval \"$(errand dev env report)\"  sets all that is needed", ErrConfig, sdk.EnvBrokerURL)
 	}
 	if len(urls) > sdk.MaxBrokers {
 		return nil, fmt.Errorf("%w: %s has %d URLs; at most %d are tried", ErrConfig, sdk.EnvBrokerURL, len(urls), sdk.MaxBrokers)

@@ -121,6 +121,9 @@ func (r *run) giveFiles(ctx context.Context, _ *sdk.Token) (err error) {
 			client: r.client, task: r.task, ask: r.request(ask), key: !r.NoKey, curl: r.Curl, say: r.say,
 			folder: folder{home: g.home.path, name: folderOf(ask.Audience)},
 		}
+		if r.Task.Deadline > 0 {
+			s.until = r.begun.Add(r.Task.Deadline)
+		}
 		if err := s.look(ctx); err != nil {
 			return fmt.Errorf("the folder for %s: %w", ask.Audience, err)
 		}

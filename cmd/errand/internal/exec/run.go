@@ -90,7 +90,9 @@ func heeded(list []os.Signal) []os.Signal {
 func (r *run) inTask(ctx context.Context, path string) (code int, err error) {
 	starting, stop := signal.NotifyContext(ctx, heeded(enders)...)
 	defer stop()
-	r.client, err = sdk.New(starting, append(r.Options, sdk.WithLogger(slog.New(slog.DiscardHandler)))...)
+	waiting := &waiting{say: r.say}
+	r.client, err = sdk.New(starting, append(r.Options, sdk.WithLogger(slog.New(waiting)))...)
+	waiting.over.Store(true)
 	if err != nil {
 		return r.interrupted(starting, err)
 	}

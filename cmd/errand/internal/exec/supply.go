@@ -25,6 +25,7 @@ const (
 const (
 	lookEvery  = time.Second            // how often it is seen whether there is a newer token
 	lookAtMost = 100 * time.Millisecond // and when its end is near
+	lastToken  = 4 * time.Second        // before the deadline: the broker gives none that lives for less than 2 s, in whole seconds
 )
 
 // supply keeps the folder of one audience filled.
@@ -36,6 +37,7 @@ type supply struct {
 	key    bool // with certificate and key
 	curl   bool
 	say    func(format string, args ...any)
+	until  time.Time // the task's deadline; zero if none was asked for
 
 	grant   string // what is in the folder
 	bundle  string
@@ -59,6 +61,8 @@ func (s *supply) keep(ctx context.Context) {
 			s.failing = false
 		case ctx.Err() != nil || errors.Is(err, sdk.ErrTaskEnded):
 			return
+		case !s.until.IsZero() && time.Until(s.until) < lastToken:
+			// None lives beyond the deadline, so that this is no news.
 		case !s.failing:
 			s.failing = true
 			s.say("the token for %s is not renewed: %v; the one that is there expires at %s", s.ask.Audience, err, s.expires.Format(time.TimeOnly))
