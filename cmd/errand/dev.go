@@ -106,9 +106,9 @@ func prepareDir(dir string) (string, error) {
 }
 
 func printDev(out io.Writer, config demo.Config, d demo.Description, dir string) {
-	flag, kept := "", "goes with it"
+	flag, kept := "", "removed at the end"
 	if dir != "" {
-		flag, kept = " --dir "+dir, "stays"
+		flag, kept = " --dir "+dir, "stays at the end"
 	}
 	first := "ID"
 	if len(config.Identities) > 0 {
@@ -125,9 +125,11 @@ func printDev(out io.Writer, config demo.Config, d demo.Description, dir string)
   workloads   %s
 
 In another shell:
-  eval "$(%s dev%s env %s)"     be that workload, for programs that use the SDK
+  eval "$(%s dev%s env %s)"     be that workload, for errand and for programs that use the SDK
   %s dev%s svid %s --out DIR    its certificate as files, for curl
   eval "$(%s dev%s env operator)"; %s keys list    be the operator, and look at the keys
+
+sdk/README.md has the first hour: a service, a script and a test, step by step.
 `, Version, d.BrokerURL, d.BrokerID, d.Issuer, d.OrdersURL, d.Operator, d.OpsURL, d.AuditLog, kept,
 		strings.Join(config.Identities, " "), program(), flag, first, program(), flag, first, program(), flag, program())
 }

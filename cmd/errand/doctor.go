@@ -193,7 +193,7 @@ func (d *doctor) identity(ctx context.Context) {
 	who, err := d.env.Identity(ctx)
 	if err != nil {
 		what := strings.TrimPrefix(err.Error(), api.ErrNoIdentity.Error()+": ")
-		d.fail(exitNoIdentity, "identity", what, "start the SPIFFE agent, register this workload with it, and set SPIFFE_ENDPOINT_SOCKET; or set ERRAND_IDENTITY_DIR to a folder with its files")
+		d.fail(exitNoIdentity, "identity", what, "start the SPIFFE agent, register this workload with it, and set SPIFFE_ENDPOINT_SOCKET; or set ERRAND_IDENTITY_DIR to a folder with its files. For a try without an agent,  errand dev  has one")
 		return
 	}
 	d.who = who
@@ -270,7 +270,7 @@ func (d *doctor) presented(ctx context.Context, at string, conn net.Conn) {
 		err = trust.VerifyConnection(state)
 	}
 	if err != nil {
-		d.fail(exitUnreachable, "broker", fmt.Sprintf("%s: it presents %s, which your trust bundle does not confirm: %v", at, presented, err), "see that your agent has the trust bundle of the broker's trust domain: if that is another one, federate with it")
+		d.fail(exitUnreachable, "broker", fmt.Sprintf("%s: it presents %s, which your trust bundle does not confirm: %v", at, presented, err), "see that your agent has the trust bundle of the broker's trust domain: if that is another one, federate with it. If these are files of an errand dev, they are of one before this: write them again with  errand dev svid")
 		return
 	}
 	d.ok("broker", "%s: TLS 1.3, %s", at, presented)
@@ -280,7 +280,7 @@ func (d *doctor) presented(ctx context.Context, at string, conn net.Conn) {
 func (d *doctor) answers(ctx context.Context) {
 	rest := []string{"clock", "store", "registration", "feed"}
 	if d.who == nil {
-		d.skip(rest, "the broker answers those alone who have an identity")
+		d.skip(rest, "it takes an identity to ask the broker")
 		return
 	}
 	c, err := api.Open(ctx, d.env, api.Workload)
