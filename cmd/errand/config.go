@@ -37,7 +37,7 @@ func configFlags(cmd *cobra.Command) func() (config.Sources, error) {
 	var file string
 	var set []string
 	cmd.Flags().StringVar(&file, "config", "", "the configuration file (default "+envConfig+")")
-	cmd.Flags().StringArrayVar(&set, "set", nil, "key=value, before the environment and the file; repeat for more")
+	cmd.Flags().StringArrayVar(&set, "set", nil, "key=value, which counts more than the environment and the file; repeat for more")
 	return func() (config.Sources, error) {
 		if file == "" {
 			file = os.Getenv(envConfig)

@@ -36,7 +36,12 @@ SPIFFE Workload API socket to each identity, the broker, and "orders", a sample 
 server. What errand dev env prints lets a program in another shell find all of it.
 
   errand dev                        in one shell
-  eval "$(errand dev env report)"   in another: you are now the workload "report"`,
+  eval "$(errand dev env report)"   in another: you are now the workload "report"
+  errand doctor                     can it get tokens?
+
+The workload "report" may ask for the scope orders:read at the audience "orders"; --inventory has others.
+Tokens may be sent to the sample server, and to a server of your own on 127.0.0.1:8082. Every errand dev
+has a CA of its own: after a restart, run dev env and dev svid again.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if verbose {
