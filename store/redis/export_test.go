@@ -8,3 +8,13 @@ func (c Config) Patient() Config {
 	c.limits = limits{dial: 20 * time.Second, pool: 20 * time.Second, call: 20 * time.Second, send: 30 * time.Second}
 	return c
 }
+
+// Waiting is how many calls that issue wait for another one to come back.
+func (s *Store) Waiting() (n int) {
+	for _, l := range s.issues {
+		l.mu.Lock()
+		n += len(l.waiting)
+		l.mu.Unlock()
+	}
+	return n
+}

@@ -237,7 +237,7 @@ func TestWhatWaitsIsForItsOwnDataSet(t *testing.T) {
 			t.Errorf("a begin that has waited for a new data set: %+v, error %v; want ErrUnavailable", reply, err)
 		}
 	})
-	time.Sleep(200 * time.Millisecond) // until it waits, which nobody can see
+	eventually(t, "another begin waits", func() bool { return store.Waiting() > 0 })
 	s.client.Del(t.Context(), "errand:{p00}:meta")
 	if _, err := first(t.Context(), store, broker.Position{}); !errors.Is(err, broker.ErrEpoch) {
 		t.Errorf("Watch: %v; want ErrEpoch", err)
