@@ -17,7 +17,8 @@
 //
 // Start with New and Do; use Begin where the work is not one function call, Transport to put a token
 // on the requests of a client that you have, and Token where the request is not HTTP. WithDefaults says
-// once what all tasks of a program have in common.
+// once what all tasks of a program have in common. README.md in this folder is the first hour: services, a
+// script and a unit test, each step with what it prints.
 //
 // A task that names one audience and one scope gets its token together with its begin, and others
 // those of TaskSpec.Tokens; so the common task is two requests to the broker, one to begin and one to
@@ -27,11 +28,10 @@
 // more than its parent, and the end of the parent takes everything below along, in one request.
 //
 // What it promises: a task that Do began has ended at the broker when Do returns, or the error says
-// that this is not confirmed and by when its tokens are dead all the same. When
-// somebody else ends a task that has lived for a second, its Context ends at once: the client listens for
-// that. Heartbeats need no code, and bring the same news where that does not, after about a third of the
-// lease at the latest.
-// When the broker can't be reached for two thirds of the lease, the task's Context ends and no more
+// that this is not confirmed and by when its tokens are dead all the same. When somebody else ends a
+// task that has lived for a second, its Context ends at once: the client listens for that. Heartbeats
+// need no code, and bring the same news where the listening fails, after about a third of the lease at
+// the latest. When the broker can't be reached for two thirds of the lease, the task's Context ends and no more
 // tokens are handed out, also not those in memory; nothing here goes by the wall clock alone. A token
 // is presented with the certificate that it is bound to, only to hosts that the broker names, and
 // formats as its grant's ID. A new SVID stops nothing: tokens are asked for anew while the old

@@ -185,7 +185,7 @@ workloads:
 		}
 	})
 	folder := filepath.Join(h.dir, filepath.Base(devDir()))
-	for deadline := time.Now().Add(startTimeout); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		if d, err := demo.Describe(folder); err == nil && isReady(strings.TrimPrefix(d.OpsURL, "http://")) {
 			return
 		}
