@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -21,6 +22,9 @@ const (
 
 	// FollowBeat is the longest that a follower hears nothing.
 	FollowBeat = time.Second
+
+	// losePause is the pause between tries to say that a stream is lost.
+	losePause = 250 * time.Millisecond
 
 	// followReads is how many tasks of one follower are looked up at once.
 	followReads = 16
@@ -48,6 +52,10 @@ type Fate struct {
 // from what is in force here alone; so another replica's end of a task that has no tokens is not: its
 // next heartbeat has that.
 //
+// A task with Presence is bound to the stream that named it last, and counts as beaten when it is named. When
+// Follow ends for another reason than ErrLeaving, those that are bound to it have PresenceGrace left to be
+// named by another one, wherever that is.
+//
 // Follow returns ctx's error, what emit has returned, ErrInvalid, ErrCrowded, ErrLeaving or those of the
 // store.
 func (b *Broker) Follow(ctx context.Context, w Workload, ids []TaskID, emit func([]Fate) error) error {
@@ -59,6 +67,7 @@ func (b *Broker) Follow(ctx context.Context, w Workload, ids []TaskID, emit func
 		return err
 	}
 	defer b.followers.leave(f)
+	defer b.lose(ctx, w, f)
 	fates, err := b.beginFollow(ctx, w, f, ids)
 	if err != nil {
 		return err
@@ -91,6 +100,9 @@ func (b *Broker) beginFollow(ctx context.Context, w Workload, f *follower, ids [
 	}
 	var fates []Fate
 	var below []TaskID
+	if err := b.bind(ctx, w, f, found); err != nil {
+		return nil, err
+	}
 	for i, task := range found {
 		if task.State.Final() {
 			fates = append(fates, Fate{ids[i], task.State, task.Cause})
@@ -104,6 +116,63 @@ func (b *Broker) beginFollow(ctx context.Context, w Workload, f *follower, ids [
 	}
 	b.followers.mark(f, below)
 	return append(fates, b.look(ctx, w, f)...), nil
+}
+
+// bind binds those of the tasks that have Presence to the stream, and brings them up to date.
+func (b *Broker) bind(ctx context.Context, w Workload, f *follower, found []Task) error {
+	var beats []Beat
+	var at []int
+	for i, task := range found {
+		if task.Presence && !task.State.Final() {
+			beats, at = append(beats, Beat{Task: task.ID, Stream: f.stream}), append(at, i)
+		}
+	}
+	if len(beats) == 0 {
+		return nil
+	}
+	f.bound = beats // also if it is not known whether it has happened
+	pulses, err := b.Heartbeat(ctx, w, beats)
+	if err != nil {
+		return err
+	}
+	for n, pulse := range pulses {
+		found[at[n]] = pulse.Task // none when it is not there any more
+	}
+	return nil
+}
+
+// lose cuts the leases of the tasks that are bound to a stream which is over, unless the replica has ended it
+// itself. While the store is away it tries for as long as they would have, or until the replica goes.
+func (b *Broker) lose(ctx context.Context, w Workload, f *follower) {
+	if len(f.bound) == 0 || context.Cause(ctx) == ErrLeaving {
+		return
+	}
+	longest := MinLease
+	for i := range f.bound {
+		f.bound[i].Lost = true
+		longest = max(longest, f.tasks[f.bound[i].Task].Lease)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), longest)
+	defer cancel()
+	pause := time.NewTicker(losePause)
+	defer pause.Stop()
+	for {
+		select {
+		case <-f.gone:
+			return
+		case <-ctx.Done():
+			return
+		default:
+		}
+		if _, err := b.Heartbeat(ctx, w, f.bound); err == nil {
+			return
+		}
+		select {
+		case <-f.gone:
+		case <-ctx.Done():
+		case <-pause.C:
+		}
+	}
 }
 
 // lookupAll returns the tasks in the order of their IDs; one that is not there has no state.
@@ -172,8 +241,10 @@ type followers struct {
 type follower struct {
 	workload spiffeid.ID
 	tasks    map[TaskID]Task // that have not ended, as they were
-	news     chan struct{}   // has an element when there is something in hit
-	gone     chan struct{}   // closed when the replica goes
+	stream   StreamID
+	bound    []Beat        // of the tasks that are bound to the stream
+	news     chan struct{} // has an element when there is something in hit
+	gone     chan struct{} // closed when the replica goes
 
 	hit    map[TaskID]bool // of the tasks that it listens to; guarded by the followers' mu, as is listens
 	listen map[TaskID]bool
@@ -185,7 +256,7 @@ func newFollowers() followers {
 
 func (q *followers) join(w spiffeid.ID, most, perWorkload int) (*follower, error) {
 	f := &follower{
-		workload: w, tasks: map[TaskID]Task{}, news: make(chan struct{}, 1), gone: make(chan struct{}),
+		workload: w, stream: StreamID(rand.Text()), tasks: map[TaskID]Task{}, news: make(chan struct{}, 1), gone: make(chan struct{}),
 		hit: map[TaskID]bool{}, listen: map[TaskID]bool{},
 	}
 	q.mu.Lock()

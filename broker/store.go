@@ -53,6 +53,13 @@ type Store interface {
 	// task has ended; a deadline is never moved. With it, and in the same step, the task gets the
 	// beat's note, if that has one, and the store's time as its moment. The replies are in the order of the beats. A
 	// task that is unknown or another workload's has ErrNotFound in its reply.
+	//
+	// A task with Presence begins without a stream, and with a lease of AttachTime if its own is longer. A
+	// beat with a Stream binds it to that one, instead of any other, and extends the lease. One that also
+	// says Lost, if that is the stream it is bound to, takes it away and shortens the lease to the store's
+	// time plus PresenceGrace; else it does nothing. While there is no stream, a beat without one extends
+	// nothing: it may be older than the loss. For other tasks a beat with Lost does nothing, and Stream is
+	// nothing.
 	Heartbeat(context.Context, []Beat) ([]Pulse, error)
 
 	// End puts each target into its final state and writes one feed entry for it, however large
@@ -125,8 +132,9 @@ type Beginning struct {
 	Attributes
 	Lease    time.Duration
 	Deadline time.Duration // from now
-	Key      string        // idempotency key; "" for none
-	Digest   [32]byte      // of the request that the key stands for
+	Presence bool
+	Key      string   // idempotency key; "" for none
+	Digest   [32]byte // of the request that the key stands for
 }
 
 // Asked is a grant that is to be issued.
@@ -164,6 +172,42 @@ type Beat struct {
 	Task     TaskID
 	Workload spiffeid.ID
 	Note     string // "" leaves the last one
+
+	Stream StreamID // the task's stream, "" for a beat that is none's
+	Lost   bool     // the stream is over, and its client is not known to live
+}
+
+// Apply returns the task that has not ended as it is after the beat. Both stores answer with it, or with a
+// script that says the same.
+func (b Beat) Apply(t Task, now time.Time) Task {
+	switch {
+	case b.Lost && t.Presence && b.Stream != "" && b.Stream == t.Stream:
+		t.Stream = ""
+		if cut := now.Add(PresenceGrace); cut.Before(t.LeaseEnd) {
+			t.LeaseEnd = cut
+		}
+		return t
+	case b.Lost:
+		return t
+	}
+	if t.Presence && b.Stream != "" {
+		t.Stream = b.Stream
+	}
+	if !t.Presence || t.Stream != "" {
+		t.LeaseEnd = now.Add(t.Lease)
+	}
+	if b.Note != "" {
+		t.Note, t.Noted = b.Note, now
+	}
+	return t
+}
+
+// FirstLease is how long a task has that begins, until its first heartbeat or stream.
+func (b Beginning) FirstLease() time.Duration {
+	if b.Presence {
+		return min(b.Lease, AttachTime)
+	}
+	return b.Lease
 }
 
 // Pulse is the answer to a Beat.

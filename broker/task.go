@@ -22,7 +22,12 @@ const (
 	MaxPurpose   = 1024 // bytes of a task's purpose
 	MaxKey       = 128  // bytes of an idempotency key
 	MaxHeartbeat = 1000 // tasks in one heartbeat
-	MaxTokens    = 16   // tokens begun with a task in one request
+
+	// AttachTime is how long a presence task that has begun may be without a stream, and PresenceGrace one
+	// whose stream was lost. Nothing of this is longer than its lease.
+	AttachTime    = 5 * time.Second
+	PresenceGrace = time.Second
+	MaxTokens     = 16 // tokens begun with a task in one request
 )
 
 // Task is one bounded piece of work of one workload. All its tokens die with it, and so do its
@@ -50,7 +55,15 @@ type Task struct {
 	// Note is what came with the last heartbeat that had one, and Noted when that was.
 	Note  string
 	Noted time.Time
+
+	// Presence binds the task to a stream of its client. Stream is the one, and "" while there is none: no
+	// heartbeat then extends the lease, which was cut short.
+	Presence bool
+	Stream   StreamID
 }
+
+// StreamID names one stream of one client.
+type StreamID string
 
 // Root is the outermost task of the tree: the txn claim of its tokens.
 func (t Task) Root() TaskID { return t.Path[0] }
@@ -108,6 +121,7 @@ const (
 	CauseCaller   Cause = "caller"
 	CauseLease    Cause = "lease"
 	CauseDeadline Cause = "deadline"
+	CausePresence Cause = "presence" // its client's connection was lost
 	CauseParent   Cause = "parent"
 	CauseOperator Cause = "operator"
 	CauseIdentity Cause = "identity" // its trust domain is not trusted any more
@@ -118,6 +132,9 @@ const (
 // Due returns the moment that the task ends by itself if nothing else happens, and how.
 func (t Task) Due() (at time.Time, state State, cause Cause) {
 	if t.Deadline.After(t.LeaseEnd) {
+		if t.Presence && t.Stream == "" {
+			return t.LeaseEnd, Lapsed, CausePresence
+		}
 		return t.LeaseEnd, Lapsed, CauseLease
 	}
 	return t.Deadline, Expired, CauseDeadline

@@ -177,8 +177,8 @@ func newTask(req broker.GrantRequest, above path, now time.Time) *task {
 	t := &task{digest: b.Digest, key: key{req.Workload, b.Key}}
 	t.Task = broker.Task{
 		ID: req.Task, Workload: req.Workload, Name: b.Name, Purpose: b.Purpose, Ceiling: b.Ceiling, Attributes: b.Attributes,
-		Begun: now, Lease: b.Lease, LeaseEnd: now.Add(b.Lease), Deadline: now.Add(b.Deadline),
-		State: broker.Active,
+		Begun: now, Lease: b.Lease, LeaseEnd: now.Add(b.FirstLease()), Deadline: now.Add(b.Deadline),
+		State: broker.Active, Presence: b.Presence,
 	}
 	if len(above) > 0 {
 		t.Path = above.task().Path

@@ -30,10 +30,7 @@ func (s *Store) extend(beat broker.Beat, now time.Time) (broker.Task, error) {
 	}
 	if p.asOf(now).State == broker.Active {
 		t := p.task()
-		t.LeaseEnd = now.Add(t.Lease)
-		if beat.Note != "" {
-			t.Note, t.Noted = beat.Note, now
-		}
+		t.Task = beat.Apply(t.Task, now)
 		due, _, _ := t.Due()
 		s.alarms.set(&t.alarm, due)
 	}

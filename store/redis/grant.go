@@ -71,7 +71,8 @@ func (r *reply) made(req broker.GrantRequest, out *broker.GrantReply) {
 	lease := b.Lease.Truncate(time.Millisecond)
 	out.Task = broker.Task{
 		ID: req.Task, Workload: req.Workload, Name: b.Name, Purpose: b.Purpose, Ceiling: b.Ceiling, Attributes: b.Attributes,
-		Begun: out.Now, Lease: lease, LeaseEnd: out.Now.Add(lease), Deadline: r.moment(), State: broker.Active,
+		Begun: out.Now, Lease: lease, LeaseEnd: out.Now.Add(b.FirstLease().Truncate(time.Millisecond)), Deadline: r.moment(), State: broker.Active,
+		Presence: b.Presence,
 	}
 	out.Task.Path = append(r.path(), req.Task)
 	out.Task = out.Task.Clone()
@@ -107,6 +108,9 @@ func (s *Store) grantCall(req broker.GrantRequest) (call, bool) {
 			parent = elsewhere
 		}
 		c.args = append(c.args, parent, b.Lease.Milliseconds(), b.Deadline.Milliseconds(), requestKey(req), string(b.Digest[:]), packTask(b))
+		if b.Presence {
+			c.args = append(c.args, b.FirstLease().Milliseconds())
+		}
 	}
 	return c, true
 }

@@ -3,6 +3,7 @@ package redis
 import (
 	"context"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/errandhq/errand/broker"
@@ -69,17 +70,28 @@ func (s *Store) Heartbeat(ctx context.Context, beats []broker.Beat) ([]broker.Pu
 	return pulses, nil
 }
 
-// heartbeatArgs are two for each beat, or three when one of them has a note.
+// heartbeatArgs are two for each beat, three when one of them has a note, and five when one of them is about
+// a stream.
 func heartbeatArgs(beats []broker.Beat, part []int) (echo string, args []any) {
 	echo = "heartbeat"
-	if slices.ContainsFunc(part, func(i int) bool { return beats[i].Note != "" }) {
+	switch {
+	case slices.ContainsFunc(part, func(i int) bool { return beats[i].Stream != "" || beats[i].Lost }):
+		echo = "streams"
+	case slices.ContainsFunc(part, func(i int) bool { return beats[i].Note != "" }):
 		echo = "notes"
 	}
 	for _, i := range part {
 		id, _ := bareTask(beats[i].Task)
 		args = append(args, id, beats[i].Workload.String())
-		if echo == "notes" {
+		if echo != "heartbeat" {
 			args = append(args, beats[i].Note)
+		}
+		if echo == "streams" {
+			grace := ""
+			if beats[i].Lost {
+				grace = strconv.FormatInt(broker.PresenceGrace.Milliseconds(), 10)
+			}
+			args = append(args, string(beats[i].Stream), grace)
 		}
 	}
 	return echo, args

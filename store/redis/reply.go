@@ -221,6 +221,9 @@ func (r *reply) taskFields(now time.Time) broker.Task {
 	if len(r.rest) > 0 {
 		t.Note, t.Noted = r.text(), r.moment()
 	}
+	if len(r.rest) > 0 {
+		t.Presence, t.Stream = true, broker.StreamID(r.text())
+	}
 	if id == "" {
 		r.fail("a task without an ID")
 	}

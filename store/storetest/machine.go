@@ -144,6 +144,8 @@ func (m *machine) repeat() {
 func (m *machine) heartbeat() {
 	for range rapid.IntRange(1, 3).Draw(m.T, "beats") {
 		beat := broker.Beat{Task: m.drawTask(), Workload: m.drawWorkload(), Note: rapid.SampledFrom([]string{"", "", "n1", "n2"}).Draw(m.T, "note")}
+		beat.Stream = rapid.SampledFrom([]broker.StreamID{"", "", "s1", "s2"}).Draw(m.T, "stream")
+		beat.Lost = beat.Stream != "" && rapid.Bool().Draw(m.T, "lost")
 		agree(m, "Heartbeat", func() (broker.Pulse, []time.Time) {
 			pulses, err := m.store.Heartbeat(m.bench.Context(), []broker.Beat{beat})
 			if err != nil || len(pulses) != 1 {
@@ -329,6 +331,7 @@ func (m *machine) drawBegin() broker.GrantRequest {
 			Digest:   [32]byte{rapid.SampledFrom([]byte{1, 1, 1, 2}).Draw(m.T, "digest")},
 		},
 	}
+	req.Begin.Presence = rapid.Bool().Draw(m.T, "presence")
 	if rapid.Bool().Draw(m.T, "attributes") {
 		req.Begin.Attributes, req.Begin.Ceiling.Details = everything()
 	}

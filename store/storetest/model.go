@@ -24,7 +24,8 @@ type model struct {
 
 type modelTask struct {
 	broker.GrantRequest // that began it
-	begun, beat         time.Time
+	begun, lapse        time.Time
+	stream              broker.StreamID
 	deadline            time.Time
 	note                string
 	noted               time.Time
@@ -81,7 +82,7 @@ func (m *model) grant(id broker.GrantID) *modelGrant {
 // fate says how and when a task ended, as of now. A task dies of itself or of the one above,
 // whichever comes first; of itself when both come at once.
 func (m *model) fate(t *modelTask, now time.Time) (state broker.State, cause broker.Cause, at time.Time) {
-	lapse := t.beat.Add(t.Begin.Lease)
+	lapse := t.lapse
 	switch {
 	case t.end != nil:
 		state, cause, at = t.end.State, t.end.Cause, t.end.Ended
@@ -89,6 +90,9 @@ func (m *model) fate(t *modelTask, now time.Time) (state broker.State, cause bro
 		state, cause, at = broker.Expired, broker.CauseDeadline, t.deadline
 	case lapse.Before(t.deadline) && !now.Before(lapse):
 		state, cause, at = broker.Lapsed, broker.CauseLease, lapse
+		if t.Begin.Presence && t.stream == "" {
+			cause = broker.CausePresence
+		}
 	default:
 		state = broker.Active
 	}
@@ -104,15 +108,15 @@ func (m *model) fate(t *modelTask, now time.Time) (state broker.State, cause bro
 
 // self reports whether a task is over by itself, whatever is with those above.
 func (m *model) self(t *modelTask, now time.Time) bool {
-	return t.end != nil || !now.Before(t.beat.Add(t.Begin.Lease)) || !now.Before(t.deadline)
+	return t.end != nil || !now.Before(t.lapse) || !now.Before(t.deadline)
 }
 
 // view is the task as the store must show it.
 func (m *model) view(t *modelTask, now time.Time) broker.Task {
 	out := broker.Task{
 		ID: t.Task, Workload: t.Workload, Name: t.Begin.Name, Purpose: t.Begin.Purpose, Ceiling: t.Begin.Ceiling, Attributes: t.Begin.Attributes,
-		Begun: t.begun, Lease: t.Begin.Lease, LeaseEnd: t.beat.Add(t.Begin.Lease), Deadline: t.deadline, Path: m.path(t.Task),
-		Note: t.note, Noted: t.noted,
+		Begun: t.begun, Lease: t.Begin.Lease, LeaseEnd: t.lapse, Deadline: t.deadline, Path: m.path(t.Task),
+		Note: t.note, Noted: t.noted, Presence: t.Begin.Presence, Stream: t.stream,
 	}
 	out.State, out.Cause, out.Ended = m.fate(t, now)
 	return out
@@ -212,7 +216,10 @@ func (m *model) Grant(req broker.GrantRequest, now time.Time) (broker.GrantReply
 		return broker.GrantReply{}, err
 	}
 	if req.Begin != nil {
-		m.tasks = append(m.tasks, modelTask{GrantRequest: req, begun: now, beat: now, deadline: deadline})
+		m.tasks = append(m.tasks, modelTask{GrantRequest: req, begun: now, lapse: now.Add(req.Begin.Lease), deadline: deadline})
+		if t := &m.tasks[len(m.tasks)-1]; req.Begin.Presence && req.Begin.Lease > broker.AttachTime {
+			t.lapse = now.Add(broker.AttachTime)
+		}
 	}
 	for _, g := range grants {
 		m.grants = append(m.grants, modelGrant{Grant: g})
@@ -351,8 +358,23 @@ func (m *model) Heartbeat(beat broker.Beat, now time.Time) broker.Pulse {
 	if t == nil || t.Workload != beat.Workload {
 		return broker.Pulse{Now: now, Err: broker.ErrNotFound}
 	}
-	if m.ended(t, now) == nil {
-		t.beat = now
+	bound := t.Begin.Presence
+	switch {
+	case m.ended(t, now) != nil:
+	case beat.Lost:
+		if bound && beat.Stream != "" && beat.Stream == t.stream {
+			t.stream = ""
+			if t.lapse.After(now.Add(broker.PresenceGrace)) {
+				t.lapse = now.Add(broker.PresenceGrace)
+			}
+		}
+	default:
+		if bound && beat.Stream != "" {
+			t.stream = beat.Stream
+		}
+		if !bound || t.stream != "" {
+			t.lapse = now.Add(t.Begin.Lease)
+		}
 		if beat.Note != "" {
 			t.note, t.noted = beat.Note, now
 		}

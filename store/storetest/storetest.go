@@ -44,7 +44,7 @@ type testCase struct {
 // Run checks each promise by itself. The waits of a case add up to a few seconds.
 func Run(t *testing.T, b Backend) {
 	for _, cases := range [][]testCase{
-		beginCases(), attributeCases(), grantCases(), quotaCases(), leaseCases(), endCases(), lostCases(), cascadeCases(),
+		beginCases(), attributeCases(), grantCases(), quotaCases(), leaseCases(), presenceCases(), endCases(), lostCases(), cascadeCases(),
 		controlCases(), watchCases(), listCases(), raceCases(),
 	} {
 		runCases(t, b, cases)

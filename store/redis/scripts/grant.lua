@@ -4,7 +4,7 @@
 -- KEYS: one for each grant that is asked for, and then those that 'declare' named.
 -- ARGV: task, workload, control, quota of tasks, of grants, of children, number of grants, and of each:
 -- audience, life, not after (0 for none), what else is to be kept; then, of a begin: parent ('' for a
--- root), lease, deadline, idempotency key, digest, what else is to be kept.
+-- root), lease, deadline, idempotency key, digest, what else is to be kept, and with presence the first lease.
 --
 -- What is new is answered in few words, since the caller knows the rest.
 local ELSEWHERE = string.rep('-', ID) -- the ID of what cannot be in this shard
@@ -174,11 +174,15 @@ local function main(first, last, key, last_key)
     above.children, ancestors, audiences = above.children + 1, above.above .. above.id, {}
   end
   local lease, request = tonumber(ARGV[b + 1]), ARGV[b + 3]
-  redis.call('HSET', TASKS, id, cmsgpack.pack({TASK_VERSION, workload, ARGV[b + 5], now, lease, lease, deadline - now, ancestors,
-    request, ARGV[b + 4], ids, audiences, last_exp / 1000, asks, 0, 0, false}))
+  local alone = b + 6 <= last -- with presence, and without a stream yet
+  local until_first = alone and tonumber(ARGV[b + 6]) or lease
+  local fields = {TASK_VERSION, workload, ARGV[b + 5], now, lease, until_first, deadline - now, ancestors,
+    request, ARGV[b + 4], ids, audiences, last_exp / 1000, asks, 0, 0, false}
+  if alone then fields[18], fields[19], fields[20] = '', 0, '' end
+  redis.call('HSET', TASKS, id, cmsgpack.pack(fields))
   tasks[id] = nil -- a later call of this run finds it
   redis.call('ZADD', IDS, 0, id)
-  redis.call('ZADD', ALARMS, math.min(now + lease, deadline), id)
+  redis.call('ZADD', ALARMS, math.min(now + until_first, deadline), id)
   if request ~= '' then redis.call('HSET', REQUESTS, request, id) end
   return {'begun', id, now, version, number, expiries, deadline, ancestors}
 end

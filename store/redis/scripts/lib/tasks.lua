@@ -8,6 +8,7 @@ local function read_task(raw)
     workload = f[2], static = f[3], begun = f[4], lease = f[5], lease_end = f[4] + f[6], deadline = f[4] + f[7],
     above = f[8], request = f[9], digest = f[10], first = f[11], audiences = f[12], last_exp = f[13] * 1000,
     grants = f[14], below = f[15], children = f[16], note = f[18], noted = f[19],
+    stream = f[20], -- of a task with presence alone; '' for none
   }
   t.due = math.min(t.lease_end, t.deadline) -- when it ends by itself if nothing else happens
   local o = f[17]
@@ -16,7 +17,8 @@ local function read_task(raw)
     assert(#t.over.state + #t.over.cause + #t.over.event + #t.over.reason + #t.over.feed + t.over.ended + t.over.closed > 0)
   end
   assert(f[1] == TASK_VERSION and o ~= nil and #t.audiences >= 0 and t.lease + t.grants + t.below + t.children >= 0)
-  assert(not t.note or #t.note + t.noted > 0)
+  assert(not t.note or #t.note + t.noted >= 0)
+  assert(not t.stream or #t.stream >= 0)
   assert(#(t.workload .. t.static .. t.above .. t.request .. t.digest .. t.first) > 0)
   return t
 end
@@ -40,10 +42,12 @@ local function save_tasks()
   local fields = {}
   for id, t in pairs(dirty) do
     local o = t.over
-    fields[#fields + 1] = id
-    fields[#fields + 1] = cmsgpack.pack({TASK_VERSION, t.workload, t.static, t.begun, t.lease, t.lease_end - t.begun,
+    local f = {TASK_VERSION, t.workload, t.static, t.begun, t.lease, t.lease_end - t.begun,
       t.deadline - t.begun, t.above, t.request, t.digest, t.first, t.audiences, t.last_exp / 1000, t.grants, t.below,
-      t.children, o and {o.state, o.cause, o.ended, o.closed, o.event, o.reason, o.feed} or false, t.note, t.noted})
+      t.children, o and {o.state, o.cause, o.ended, o.closed, o.event, o.reason, o.feed} or false, t.note, t.noted}
+    if t.stream then f[18], f[19], f[20] = t.note or '', t.noted or 0, t.stream end
+    fields[#fields + 1] = id
+    fields[#fields + 1] = cmsgpack.pack(f)
   end
   if #fields > 0 then
     changed = true
@@ -92,7 +96,7 @@ local function fate(path)
       elseif t.over then
         state, cause = t.over.state, t.over.cause
       elseif t.deadline > t.lease_end then
-        state, cause = 'lapsed', 'lease'
+        state, cause = 'lapsed', t.stream == '' and 'presence' or 'lease'
       else
         state, cause = 'expired', 'deadline'
       end
@@ -105,6 +109,8 @@ end
 local function task_reply(path)
   local t = path[#path]
   local state, cause, at = fate(path)
-  return {t.id, t.workload, t.static, t.begun, t.lease, t.lease_end, t.deadline, t.above, state, cause, at, t.note, t.noted}
+  local note, noted = t.note, t.noted
+  if t.stream then note, noted = note or '', noted or 0 end
+  return {t.id, t.workload, t.static, t.begun, t.lease, t.lease_end, t.deadline, t.above, state, cause, at, note, noted, t.stream}
 end
 
