@@ -22,6 +22,9 @@ type BeginRequest struct {
 	Lease    time.Duration // DefaultLease when zero
 	Deadline time.Duration // from now; DefaultDeadline when zero; below a parent, its deadline at the latest
 
+	// Presence ends the task with its client's connection: see Follow.
+	Presence bool
+
 	// Tokens are issued in the same step, all or none.
 	Tokens []TokenRequest
 
@@ -125,7 +128,7 @@ func (req *BeginRequest) commitment(w Workload, registration WorkloadRegistratio
 		Task:     task.ID,
 		Begin: &Beginning{
 			Parent: req.Parent, Name: req.Name, Purpose: req.Purpose, Ceiling: task.Ceiling, Attributes: req.Attributes,
-			Lease: req.Lease, Deadline: req.Deadline, Key: req.Key, Digest: req.digest(),
+			Lease: req.Lease, Deadline: req.Deadline, Presence: req.Presence, Key: req.Key, Digest: req.digest(),
 		},
 		Quota: Quota{Tasks: registration.MaxTasks, Grants: registration.MaxGrants, Children: MaxChildren},
 	}

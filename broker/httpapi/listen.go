@@ -19,8 +19,9 @@ const (
 	ReadTimeout   = 10 * time.Second
 	WriteTimeout  = 15 * time.Second
 	IdleTimeout   = 60 * time.Second
-	MaxHeader     = 16 << 10 // bytes
-	MaxStreams    = 100      // concurrent HTTP/2 streams of one connection
+	UserTimeout   = 10 * time.Second // until a peer must have acknowledged what was sent: one that has vanished does not
+	MaxHeader     = 16 << 10         // bytes
+	MaxStreams    = 100              // concurrent HTTP/2 streams of one connection
 
 	// What an HTTP/2 connection may send before it is read, in bytes: a body, and a few of them.
 	streamWindow     = MaxBody
@@ -148,6 +149,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
+		setUserTimeout(raw)
 		age := l.limits.ConnectionAge
 		c := &conn{Conn: raw, listener: l, from: address(raw), until: time.Now().Add(age - age/10 + rand.N(age/5+1))}
 		reason, drop := l.take(c)

@@ -205,7 +205,7 @@ func beginRequest(body wire.BeginRequest) (req broker.BeginRequest, err error) {
 	if req.Ceiling.Details, err = broker.ParseDetails(body.AuthorizationDetails); err != nil {
 		return req, err
 	}
-	req.Ticket, req.Labels = body.Ticket, body.Labels
+	req.Ticket, req.Labels, req.Presence = body.Ticket, body.Labels, body.Presence
 	if req.Ref, err = taskRef(body.Ref); err != nil {
 		return req, err
 	}
@@ -276,7 +276,7 @@ func encodeTask(t broker.Task) wire.Task {
 	out := wire.Task{
 		ID: string(t.ID), Root: string(t.Root()), Workload: t.Workload.String(), Name: t.Name, Purpose: t.Purpose,
 		Audiences: t.Ceiling.Audiences, Scopes: t.Ceiling.Scopes, AuthorizationDetails: t.Ceiling.Details.JSON(),
-		Ticket: t.Ticket, Labels: t.Labels, Context: json.RawMessage(t.Context), Note: t.Note,
+		Ticket: t.Ticket, Labels: t.Labels, Context: json.RawMessage(t.Context), Note: t.Note, Presence: t.Presence,
 		State: string(t.State), Cause: string(t.Cause), BegunAt: t.Begun.UTC(),
 		LeaseSeconds: int64(t.Lease / time.Second), LeaseExpiresAt: t.LeaseEnd.UTC(), Deadline: t.Deadline.UTC(),
 	}

@@ -1,10 +1,12 @@
 package server_test
 
 import (
+	"context"
 	"net/http"
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/broker/httpapi"
@@ -71,4 +73,57 @@ func TestEventsEndWithTheAgeOfTheConnection(t *testing.T) {
 	c := r.client(reportID)
 	c.stream(eventsOf(c.begin().Task.ID), "").next(t, wire.EventReset)
 	r.eventually("the follower has left", func() bool { return r.Broker().Followers() == 0 })
+}
+
+const presentBody = `{"name":"payout","purpose":"FIN-212","tokens":[{"audience":"orders"}],"presence":true}`
+
+// lease is when the lease of a task ends, by the store, whether or not the replica still answers.
+func (r *replica) lease(id string) broker.Task {
+	r.t.Helper()
+	record, err := r.store.Lookup(context.Background(), broker.Ref{Task: broker.TaskID(id)})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return record.Task
+}
+
+// TestP6_TheStreamIsTheConnection: closing it ends the task within two seconds.
+func TestP6_TheStreamIsTheConnection(t *testing.T) {
+	r := start(t)
+	c := r.client(reportID)
+	id := c.beginAs(presentBody).Task.ID
+	stream := c.stream(eventsOf(id), "")
+	stream.next(t, wire.EventBeat)
+	lost := time.Now()
+	stream.Close()
+	r.eventually("it has lapsed", func() bool { return r.lease(id).State == broker.Lapsed })
+	if got := r.lease(id); got.Cause != broker.CausePresence || got.Ended.Sub(lost) > 2*time.Second {
+		t.Errorf("by %s, %s after the loss", got.Cause, got.Ended.Sub(lost))
+	}
+}
+
+// TestP6_AReplicaThatSendsItsClientsAwayEndsNothing: neither when it stops, nor when a connection is old.
+func TestP6_AReplicaThatSendsItsClientsAwayEndsNothing(t *testing.T) {
+	for name, c := range map[string]struct {
+		limits httpapi.Limits
+		stops  bool
+	}{"stops": {httpapi.Limits{}, true}, "age": {httpapi.Limits{ConnectionAge: httpapi.MinConnectionAge}, false}} {
+		t.Run(name, func(t *testing.T) {
+			r := within(t, c.limits)
+			caller := r.client(reportID)
+			id := caller.beginAs(presentBody).Task.ID
+			stream := caller.stream(eventsOf(id), "")
+			stream.next(t, wire.EventBeat)
+			before := r.lease(id)
+			if c.stops {
+				r.stop()
+			}
+			stream.next(t, wire.EventReset)
+			stream.Close()
+			r.eventually("the follower has left", func() bool { return r.Broker().Followers() == 0 })
+			if got := r.lease(id); got.Stream != before.Stream || !got.LeaseEnd.Equal(before.LeaseEnd) {
+				t.Errorf("got %+v; want the lease until %s", got, before.LeaseEnd)
+			}
+		})
+	}
 }

@@ -32,6 +32,10 @@ type BeginRequest struct {
 	LeaseSeconds    *int64         `json:"lease_seconds,omitempty"`    // 5 to 600; 30 when absent
 	DeadlineSeconds *int64         `json:"deadline_seconds,omitempty"` // from now, 5 to 86400; 3600 when absent; cut at a parent's
 	Tokens          []TokenRequest `json:"tokens,omitempty"`           // at most 16
+
+	// Presence ends the task within two seconds when the caller's connection is lost, the one over which it
+	// follows the task (PathEvents). It has five seconds to begin that.
+	Presence bool `json:"presence,omitempty"`
 }
 
 // TokenRequest asks for one token in a task.
@@ -77,6 +81,8 @@ type Task struct {
 	LeaseSeconds   int64     `json:"lease_seconds"`
 	LeaseExpiresAt time.Time `json:"lease_expires_at"`
 	Deadline       time.Time `json:"deadline"`
+
+	Presence bool `json:"presence,omitempty"` // it ends with the stream that follows it
 
 	Note    string     `json:"note,omitempty"` // of the last heartbeat that had one
 	NotedAt *time.Time `json:"noted_at,omitempty"`

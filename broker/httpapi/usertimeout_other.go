@@ -1,0 +1,7 @@
+//go:build !linux
+
+package httpapi
+
+import "net"
+
+func setUserTimeout(net.Conn) {}
