@@ -40,6 +40,11 @@ type TaskSpec struct {
 	// of it, as of Task.Child, and ends with it. Child and DoChild have a parent already.
 	Parent string
 
+	// Presence ends the task within two seconds when this process dies, or loses its connection to the broker,
+	// instead of when its lease is over: it has then lapsed. A broker that stops or restarts ends nothing. It is
+	// for work that must not go on unattended; at most 256 such tasks of a client at once.
+	Presence bool
+
 	Lease    time.Duration // the task ends when heartbeats are missing for so long; 30 s when zero, 5 s to 10 min
 	Deadline time.Duration // from Begin, the task ends then whatever happens; 1 h when zero, 5 s to 24 h
 
@@ -112,13 +117,13 @@ func (c *Client) begin(ctx, base context.Context, above *Task, spec TaskSpec) (*
 	if err != nil {
 		return nil, err
 	}
-	if err := c.reserve(); err != nil {
+	if err := c.reserve(spec.Presence); err != nil {
 		return nil, err
 	}
 	q := question{method: http.MethodPost, path: spec.path(), key: rand.Text(), body: body}
 	begun, err := c.askBegin(ctx, q)
 	if err != nil {
-		c.unreserve()
+		c.unreserve(spec.Presence)
 		c.denied(ctx, err)
 		if ctx.Err() != nil && begun.tries > 0 {
 			c.abandon(q)
@@ -130,7 +135,7 @@ func (c *Client) begin(ctx, base context.Context, above *Task, spec TaskSpec) (*
 		up = above.task
 	}
 	t := newTask(c, begun.answer, begun.first, base, up)
-	t.purpose, t.parent = spec.Purpose, spec.Parent
+	t.purpose, t.parent, t.presence = spec.Purpose, spec.Parent, spec.Presence
 	if !c.adopt(t) {
 		// Close came in between.
 		_, err := t.end(context.WithoutCancel(ctx), Canceled, "the client was closed")
@@ -164,6 +169,7 @@ func (s TaskSpec) path() string {
 func (s TaskSpec) request(tokens []slotKey) (body wire.BeginRequest, err error) {
 	body = wire.BeginRequest{Name: s.Name, Purpose: s.Purpose, Audiences: s.Audiences, Scopes: s.Scopes}
 	body.AuthorizationDetails, body.Ticket, body.Labels = s.Details, s.Ticket, s.Labels
+	body.Presence = s.Presence
 	if s.Ref != (Ref{}) {
 		ref := wire.Ref(s.Ref)
 		body.Ref = &ref
@@ -269,7 +275,7 @@ func seconds(field string, d time.Duration) (*int64, error) {
 }
 
 // reserve keeps a place for a task that is about to come.
-func (c *Client) reserve() error {
+func (c *Client) reserve(presence bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.state != open {
@@ -278,14 +284,23 @@ func (c *Client) reserve() error {
 	if len(c.tasks)+len(c.leaks)+c.beginning >= c.maxTasks {
 		return fmt.Errorf("sdk: %w: at most %d tasks at once; end some first", ErrQuota, c.maxTasks)
 	}
+	if presence && c.present >= wire.MaxFollowed {
+		return fmt.Errorf("sdk: %w: at most %d tasks with presence at once; end some first", ErrQuota, wire.MaxFollowed)
+	}
 	c.beginning++
+	if presence {
+		c.present++
+	}
 	return nil
 }
 
-func (c *Client) unreserve() {
+func (c *Client) unreserve(presence bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.beginning--
+	if presence {
+		c.present--
+	}
 }
 
 // adopt takes the task into the heartbeats, unless the client is being closed.
@@ -300,7 +315,7 @@ func (c *Client) adopt(t *task) bool {
 	if len(c.tasks) == 0 || at.Before(c.beatAt) {
 		c.beatAt = at
 	}
-	if len(c.tasks) == 0 {
+	if len(c.tasks) == 0 || t.presence {
 		nudge(c.news)
 	}
 	c.tasks[t] = struct{}{}
@@ -312,6 +327,11 @@ func (c *Client) adopt(t *task) bool {
 func (c *Client) forget(t *task) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	_, open := c.tasks[t]
+	_, leaked := c.leaks[t]
+	if t.presence && (open || leaked) {
+		c.present--
+	}
 	delete(c.tasks, t)
 	delete(c.leaks, t)
 }

@@ -41,6 +41,7 @@ type Client struct {
 	tasks     map[*task]struct{} // that have not ended
 	leaks     map[*task]struct{} // of which nobody has the Task; they get no heartbeats
 	beginning int                // tasks that are about to come
+	present   int                // tasks with presence, those included
 	beatAt    time.Time          // of the next heartbeat, by the steady clock
 	ends      map[*task]*ending  // that the broker has not confirmed
 	work      sync.WaitGroup     // goroutines; none is added once the phase is shut

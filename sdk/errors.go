@@ -176,6 +176,8 @@ func (e *endedError) Error() string {
 		text += " by an operator"
 	case "identity":
 		text += ": its identity was withdrawn"
+	case "presence":
+		text += ", since the connection to it was"
 	}
 	return text + "; begin a new one"
 }

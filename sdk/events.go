@@ -26,8 +26,9 @@ const (
 	followMore = 5 * time.Second
 	// followSilence is how long a stream may be silent, which has a beat every second.
 	followSilence = 4 * time.Second
-	// followPause is the longest pause between tries.
-	followPause = 30 * time.Second
+	// followPause is the longest pause between tries, and presencePause the one where a task depends on it.
+	followPause   = 30 * time.Second
+	presencePause = 200 * time.Millisecond
 )
 
 // Reasons for which a stream ends.
@@ -64,6 +65,7 @@ type follower struct {
 	opened  time.Time // when the stream was
 	notYet  time.Time // after a failure: when to try again
 	failure int       // so many in a row
+	urgent  int       // so many of the tasks depend on it
 }
 
 // follow listens for the ends of the client's tasks until the client is closed. It goes by timers alone:
@@ -96,7 +98,8 @@ func (c *Client) follow() {
 // keep has the stream that there should be, and returns when to look again; false when a task must come
 // first.
 func (f *follower) keep() (wait time.Duration, ok bool) {
-	names, any := f.toFollow()
+	names, urgent, any := f.toFollow()
+	f.urgent = urgent
 	if s := f.stream; s != nil && s.ended() {
 		f.lost(s)
 	}
@@ -131,8 +134,8 @@ func (f *follower) wants(names []string) bool {
 	if now, err := f.links.use(); err == nil && now != f.stream.over {
 		return true
 	}
-	more := slices.ContainsFunc(names, func(name string) bool { return !f.stream.tasks[name] })
-	return more && time.Since(f.opened) >= followMore
+	new := func(name string) bool { return !f.stream.tasks[name] }
+	return slices.ContainsFunc(names[:f.urgent], new) || slices.ContainsFunc(names, new) && time.Since(f.opened) >= followMore
 }
 
 // open tries all replicas, and keeps what there was if none answers.
@@ -151,6 +154,9 @@ func (f *follower) open(names []string) {
 	}
 	f.failure++
 	wait := min(followPause, firstPause<<min(f.failure-1, 10))
+	if f.urgent > 0 {
+		wait = min(wait, presencePause)
+	}
 	f.notYet = time.Now().Add(wait/2 + rand.N(wait/2))
 	f.log.Debug("errand: ends of tasks are heard of by heartbeats alone", "error", failed)
 }
@@ -164,21 +170,30 @@ func (f *follower) change(to *stream) {
 	f.stream = to
 }
 
-// toFollow returns which tasks are to be followed, the oldest first, and whether there is any task.
-func (c *Client) toFollow() (names []string, any bool) {
+// toFollow returns which tasks are to be followed, those with presence first, which are so many, and then the
+// oldest; and whether there is any task.
+func (c *Client) toFollow() (names []string, urgent int, any bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var tasks []*task
 	for t := range c.tasks {
-		if time.Since(t.began) >= followAfter {
+		if t.presence {
+			urgent++
+		}
+		if t.presence || time.Since(t.began) >= followAfter {
 			tasks = append(tasks, t)
 		}
 	}
-	slices.SortFunc(tasks, func(a, b *task) int { return a.began.Compare(b.began) })
+	slices.SortFunc(tasks, func(a, b *task) int {
+		if a.presence != b.presence {
+			return map[bool]int{true: -1, false: 1}[a.presence]
+		}
+		return a.began.Compare(b.began)
+	})
 	for _, t := range tasks[:min(len(tasks), wire.MaxFollowed)] {
 		names = append(names, t.id)
 	}
-	return names, len(c.tasks) > 0
+	return names, urgent, len(c.tasks) > 0
 }
 
 // openOne asks one replica. It has answered when it has begun to follow.

@@ -22,6 +22,9 @@ const workloadVariable = "ERRAND_TEST_WORKLOAD"
 // workloadProcess has a task with a token in memory, and asks for the token again for each line that
 // it reads.
 func workloadProcess() int {
+	if os.Getenv(workloadVariable) == "present" {
+		return presentProcess()
+	}
 	ctx := context.Background()
 	client, err := sdk.New(ctx, sdk.WithLogger(slog.New(slog.DiscardHandler)))
 	if err != nil {

@@ -63,6 +63,7 @@ type task struct {
 	lease    time.Duration
 	deadline time.Time   // by the steady clock
 	began    time.Time   // as timers go
+	presence bool        // it ends with the stream that follows it
 	dropped  atomic.Bool // nobody has the Task any more
 
 	// A func, as of a Token, since a text could be printed by reflection.
