@@ -178,3 +178,44 @@ func TestFollowEndsWithTheReplica(t *testing.T) {
 		want(h.t, <-h.hear(report, id).done, broker.ErrLeaving)
 	})
 }
+
+// betweenStore calls between after each look-up, before it answers.
+type betweenStore struct {
+	broker.Store
+	between func(broker.Ref)
+}
+
+func (s *betweenStore) Lookup(ctx context.Context, ref broker.Ref) (broker.Record, error) {
+	record, err := s.Store.Lookup(ctx, ref)
+	if s.between != nil {
+		s.between(ref)
+	}
+	return record, err
+}
+
+// TestFollowMissesNoEndWhileItBegins: a task above ends after the task below was looked up, and before it is
+// known what is above it.
+func TestFollowMissesNoEndWhileItBegins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kept, err := memory.New(memory.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		store := &betweenStore{Store: kept}
+		h := newHarness(t, store, nil)
+		root := h.begin(report, withToken).Task.ID
+		child := h.begin(report, func(r *broker.BeginRequest) { r.Parent = root }).Task.ID
+		var once sync.Once
+		store.between = func(ref broker.Ref) {
+			if ref.Task == child {
+				once.Do(func() {
+					h.end(report, root)
+					time.Sleep(time.Second) // everybody has heard of it
+				})
+			}
+		}
+		l := h.hear(report, child)
+		time.Sleep(time.Second)
+		l.told(t, broker.Fate{Task: child, State: broker.Canceled, Cause: broker.CauseParent})
+	})
+}
