@@ -51,7 +51,8 @@ When the task ends first (it was revoked, its deadline passed, the broker was ou
 of the lease), the files go at once, and CMD and what it has started get SIGTERM and, after --grace,
 SIGKILL. An end that somebody else has made is noticed at once, or, where the broker's stream of events
 does not get through, within a third of the lease. When errand is killed itself, Linux kills CMD; on macOS
-CMD goes on, with tokens that die with the lease. What CMD leaves running behind it goes on without a task.
+CMD goes on, with tokens that die with the lease, or within two seconds with --presence. What CMD leaves
+running behind it goes on without a task.
 
 SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on. Under a terminal CMD is in errand's own
 process group, so what is typed there reaches it directly; while Ctrl-Z has stopped both, the lease runs.
@@ -114,6 +115,7 @@ func newExec() *cobra.Command {
 	flags.Func("audience", "the server that a token is for; repeat it for more, each with its scopes", named.addAudience)
 	flags.Func("scope", "what CMD may do there; repeat it for more", named.addScope)
 	flags.DurationVar(&config.Task.Lease, "lease", 0, "the task ends when errand is silent for so long, 5s to 10m (default 30s)")
+	flags.BoolVar(&config.Task.Presence, "presence", false, "the task ends within two seconds when errand is killed or loses the broker")
 	flags.DurationVar(&config.Task.Deadline, "deadline", 0, "the task ends after so long, whatever happens, 5s to 24h (default 1h)")
 	flags.DurationVar(&config.TTL, "ttl", 0, "the most that a token lives (default what the audience has)")
 	flags.BoolVar(&noParent, "no-parent", false, "do not make the task a part of that in ERRAND_TASK_ID")
