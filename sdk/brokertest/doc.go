@@ -57,7 +57,8 @@
 // # What goes wrong
 //
 // Revoke and Quarantine do what an operator does, and return when every verifier knows. A workload
-// learns it as in production: from its next token or heartbeat, which Advance brings about. Outage,
+// learns it as in production: from its stream of events once a task is a second old, or else from its
+// next token or heartbeat, which Advance brings about. Outage,
 // PauseFeed, DropHeartbeats and DenyNext break one thing each. Everything is whole again at the end
 // of the test, which is when clients and verifiers are closed.
 //
