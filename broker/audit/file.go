@@ -221,7 +221,7 @@ func encode(events []broker.Event) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("audit: encode event %s: %w", e.ID, err)
 		}
-		lines.Write(printable(line))
+		lines.Write(Printable(line))
 		lines.WriteByte('\n')
 	}
 	return lines.Bytes(), nil

@@ -135,15 +135,16 @@ func newUsage(u *broker.GrantUsage) *Usage {
 	return out
 }
 
-// printable writes a line of JSON so that whoever looks at it sees what is there, also in a terminal:
-// each character that does not print itself is escaped. JSON on one line has them in strings alone.
-func printable(line []byte) []byte {
-	hidden := func(r rune) bool { return !unicode.IsPrint(r) }
-	if !bytes.ContainsFunc(line, hidden) {
-		return line
+// Printable returns JSON so that whoever looks at it sees what is there, also in a terminal: each character
+// that does not print itself is escaped. JSON has those in strings alone, but for the white space between
+// values, which stays.
+func Printable(text []byte) []byte {
+	hidden := func(r rune) bool { return !unicode.IsPrint(r) && r != '\n' && r != '\t' && r != '\r' }
+	if !bytes.ContainsFunc(text, hidden) {
+		return text
 	}
 	var out []byte
-	for _, r := range string(line) {
+	for _, r := range string(text) {
 		if !hidden(r) {
 			out = utf8.AppendRune(out, r)
 			continue

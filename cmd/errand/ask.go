@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/errandhq/errand/broker/audit"
 	"github.com/errandhq/errand/cmd/errand/internal/api"
 	"github.com/errandhq/errand/sdk"
 	"github.com/spf13/cobra"
@@ -59,7 +60,7 @@ func (a *asking) send(cmd *cobra.Command, request api.Request, into any) ([]byte
 	text, err := c.Send(cmd.Context(), request, into)
 	var refused *api.Refusal
 	if errors.As(err, &refused) && a.output == "json" {
-		_, _ = cmd.OutOrStdout().Write(escaped(refused.JSON))
+		_, _ = cmd.OutOrStdout().Write(audit.Printable(refused.JSON))
 	}
 	return text, errors.Join(err, c.Close())
 }

@@ -11,9 +11,8 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode"
-	"unicode/utf16"
-	"unicode/utf8"
 
+	"github.com/errandhq/errand/broker/audit"
 	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 )
@@ -61,7 +60,7 @@ type column[Row any] struct {
 func (t table[Row]) show(out io.Writer, format string, answer []byte, rows ...Row) error {
 	switch format {
 	case "json":
-		_, err := out.Write(append(escaped(bytes.TrimSpace(answer)), '\n'))
+		_, err := out.Write(append(audit.Printable(bytes.TrimSpace(answer)), '\n'))
 		return err
 	case "yaml":
 		text, err := yaml.JSONToYAML(answer)
@@ -77,7 +76,7 @@ func (t table[Row]) show(out io.Writer, format string, answer []byte, rows ...Ro
 			if err := encoder.Encode(row); err != nil {
 				return err
 			}
-			if _, err := out.Write(escaped(line.Bytes())); err != nil {
+			if _, err := out.Write(audit.Printable(line.Bytes())); err != nil {
 				return err
 			}
 		}
@@ -155,26 +154,6 @@ func (p plain) Write(text []byte) (int, error) {
 }
 
 func isLayout(r rune) bool { return r == '\n' || r == '\t' }
-
-// escaped is JSON in which each character is escaped that does not print itself: those are in strings
-// alone, but for the white space between values.
-func escaped(text []byte) []byte {
-	hidden := func(r rune) bool { return !unicode.IsPrint(r) && !isLayout(r) && r != '\r' }
-	if !bytes.ContainsFunc(text, hidden) {
-		return text
-	}
-	var out []byte
-	for _, r := range string(text) {
-		if !hidden(r) {
-			out = utf8.AppendRune(out, r)
-			continue
-		}
-		for _, unit := range utf16.AppendRune(nil, r) {
-			out = fmt.Appendf(out, `\u%04x`, unit)
-		}
-	}
-	return out
-}
 
 // rfc3339 is a time for programs; none is nothing.
 func rfc3339(at *time.Time) string {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/errandhq/errand/broker/audit"
 	"github.com/errandhq/errand/cmd/errand/internal/api"
 	"github.com/errandhq/errand/sdk/wire"
 	"github.com/spf13/cobra"
@@ -145,7 +146,7 @@ func (t *tokenCommand) hand(cmd *cobra.Command, text []byte, token wire.TokenRes
 		bound = "good together with this workload's " + token.Binding + " alone"
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "errand: %s for %s, %s, for %ds, %s\n", token.GrantID, token.Audience, orDash(token.Scope), token.ExpiresIn, bound)
-	out := string(escaped(text))
+	out := string(audit.Printable(text))
 	if t.output == "text" {
 		out = token.AccessToken
 	}
