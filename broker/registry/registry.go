@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 
@@ -25,6 +26,7 @@ const MaxFile = 4 << 20
 type Registry struct {
 	workloads map[spiffeid.ID]broker.WorkloadRegistration
 	audiences map[string]broker.AudienceRegistration
+	serves    map[spiffeid.ID][]string // by server: its audiences, sorted
 	revision  string
 }
 
@@ -59,12 +61,18 @@ func Parse(text []byte) (*Registry, error) {
 	r := &Registry{
 		workloads: map[spiffeid.ID]broker.WorkloadRegistration{},
 		audiences: map[string]broker.AudienceRegistration{},
+		serves:    map[spiffeid.ID][]string{},
 		revision:  hex.EncodeToString(digest[:8]),
 	}
 	var mistakes []error
 	for i, a := range file.Audiences {
 		if err := r.addAudience(a); err != nil {
 			mistakes = append(mistakes, fmt.Errorf("registry: audiences[%d] (%s): %w", i, a.Name, plain(err)))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.audiences)) {
+		for _, id := range r.audiences[name].Servers {
+			r.serves[id] = append(r.serves[id], name)
 		}
 	}
 	if mistakes != nil { // a workload that names one of them would be wrong for that alone
@@ -108,17 +116,9 @@ func (r *Registry) Audience(name string) (broker.AudienceRegistration, error) {
 	return a, nil
 }
 
-// Serves returns the audiences that have the ID among their servers, sorted.
-func (r *Registry) Serves(id spiffeid.ID) []string {
-	var names []string
-	for name, a := range r.audiences {
-		if slices.Contains(a.Servers, id) {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names
-}
+// Serves returns the audiences that have the ID among their servers, sorted. It is asked about each request
+// of somebody who is no workload.
+func (r *Registry) Serves(id spiffeid.ID) []string { return slices.Clone(r.serves[id]) }
 
 // TrustDomains counts the registered workloads by their trust domain.
 func (r *Registry) TrustDomains() map[spiffeid.TrustDomain]int {
