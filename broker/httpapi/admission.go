@@ -3,14 +3,11 @@ package httpapi
 import (
 	"cmp"
 	"context"
-	"hash/maphash"
 	"sync"
-	"time"
 
 	"github.com/errandhq/errand/broker"
 	"github.com/labstack/echo/v4"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"golang.org/x/time/rate"
 )
 
 // Kinds of request. Each has rates and places of its own, so that one cannot take the other's.
@@ -164,144 +161,6 @@ func within[Body, Answer any](r *router, h handler[Body, Answer]) handler[Body, 
 
 // route is a method with echo's path.
 type route struct{ method, path string }
-
-const (
-	// maxOwnRates bounds the buckets that peers have for themselves.
-	maxOwnRates = 20_000
-	// sharedRates is how many buckets there are for all the others, who share them by chance.
-	sharedRates = 1024
-	// strangersAtOnce is how many times the rate of one all have together that the inventory does not know.
-	// They may come under any number of names.
-	strangersAtOnce = 2
-	// sweepRates is the least time between two looks for buckets that nobody needs.
-	sweepRates = time.Second
-)
-
-// rates has a token bucket for each peer. Those that the inventory knows have one for themselves; all
-// others share a fixed number by the hash of their ID. So nobody can take the room of somebody who is
-// known by showing up with many identities, and no bucket is given up that is not full: that would
-// give its peer a new burst.
-type rates struct {
-	limit rate.Limit
-	burst int
-	known func(spiffeid.ID) bool
-	seed  maphash.Seed
-
-	mu        sync.Mutex // guards what follows
-	own       map[spiffeid.ID]*rate.Limiter
-	swept     time.Time
-	shared    [sharedRates]*rate.Limiter
-	strangers *rate.Limiter
-}
-
-func newRates(perSecond, burst int, known func(spiffeid.ID) bool) *rates {
-	r := &rates{
-		limit: rate.Limit(perSecond), burst: burst, known: known, seed: maphash.MakeSeed(), own: map[spiffeid.ID]*rate.Limiter{},
-		strangers: rate.NewLimiter(rate.Limit(perSecond)*strangersAtOnce, burst*strangersAtOnce),
-	}
-	for i := range r.shared {
-		r.shared[i] = r.bucket()
-	}
-	return r
-}
-
-func (r *rates) bucket() *rate.Limiter { return rate.NewLimiter(r.limit, r.burst) }
-
-// more is how many requests a request counts as beside itself, if it is like n more: not so many that it
-// could never be taken.
-func (r *rates) more(n int) int { return min(n, r.burst-1) }
-
-// take returns zero for what is like n requests, which is at most the burst, and within the rate; and
-// otherwise when as much is.
-func (r *rates) take(id spiffeid.ID, now time.Time, n int) time.Duration {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	bucket, stranger := r.of(id, now)
-	wait := takeFrom(bucket, now, n)
-	if wait == 0 && stranger {
-		wait = takeFrom(r.strangers, now, n)
-	}
-	return wait
-}
-
-func takeFrom(bucket *rate.Limiter, now time.Time, n int) time.Duration {
-	if bucket.AllowN(now, n) {
-		return 0
-	}
-	missing := float64(n) - bucket.TokensAt(now)
-	return max(time.Nanosecond, time.Duration(missing/float64(bucket.Limit())*float64(time.Second)))
-}
-
-// of is called with mu held.
-func (r *rates) of(id spiffeid.ID, now time.Time) (bucket *rate.Limiter, stranger bool) {
-	if bucket := r.own[id]; bucket != nil {
-		return bucket, false
-	}
-	if len(r.own) >= maxOwnRates && now.Sub(r.swept) >= sweepRates {
-		r.sweep(now)
-	}
-	stranger = !r.known(id)
-	if stranger || len(r.own) >= maxOwnRates {
-		return r.shared[maphash.String(r.seed, id.String())%sharedRates], stranger
-	}
-	bucket = r.bucket()
-	r.own[id] = bucket
-	return bucket, false
-}
-
-// sweep forgets the buckets that are full, which are as new ones. It is called with mu held.
-func (r *rates) sweep(now time.Time) {
-	r.swept = now
-	for id, bucket := range r.own {
-		if bucket.TokensAt(now) >= float64(r.burst) {
-			delete(r.own, id)
-		}
-	}
-}
-
-const (
-	// placeWait is how long a request waits for a place. With what the store may take it stays under a
-	// second.
-	placeWait = 100 * time.Millisecond
-	// waitersPerPlace bounds how many wait.
-	waitersPerPlace = 4
-)
-
-// places are what one kind of request may take at once.
-type places struct {
-	taken   chan struct{}
-	waiting chan struct{}
-}
-
-func newPlaces(n int) *places {
-	return &places{taken: make(chan struct{}, n), waiting: make(chan struct{}, waitersPerPlace*n)}
-}
-
-// enter takes a place; leave gives it back. Those who wait get one in the order in which they came.
-func (p *places) enter(ctx context.Context) error {
-	select {
-	case p.taken <- struct{}{}:
-		return nil
-	default:
-	}
-	select {
-	case p.waiting <- struct{}{}:
-	default:
-		return errOverloaded
-	}
-	defer func() { <-p.waiting }()
-	patience := time.NewTimer(placeWait)
-	defer patience.Stop()
-	select {
-	case p.taken <- struct{}{}:
-		return nil
-	case <-patience.C:
-	case <-ctx.Done():
-	}
-	return errOverloaded
-}
-
-func (p *places) leave() { <-p.taken }
 
 // Load says how many requests are worked on now, of those that issue and of all others.
 func (a *API) Load() (issuing, others int) {
