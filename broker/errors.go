@@ -23,6 +23,10 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrEnded: the task has a final state. Always an *Ended.
 	ErrEnded = errors.New("task has ended")
+	// ErrUsed: another task has joined by the delegation, which is good for one.
+	ErrUsed = errors.New("delegation used")
+	// ErrAdopted: another process of the workload holds the task now.
+	ErrAdopted = errors.New("task adopted by another process")
 	// ErrQuota: too many live tasks, grants or children. Always a *QuotaExceeded.
 	ErrQuota = errors.New("quota exceeded")
 	// ErrMismatch: the idempotency key was used with another request.

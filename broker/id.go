@@ -16,6 +16,10 @@ type (
 	GrantID string
 	// LockID names a lock: "lck_" and 26 characters.
 	LockID string
+	// DelegationID names a delegation: "dlg_" and 26 characters.
+	DelegationID string
+	// RevocationID names a revocation: "rev_" and 26 characters.
+	RevocationID string
 	// EventID names an audit event: "evt_" and 26 characters.
 	EventID string
 	// DecisionID names a policy decision: "dcs_" and 26 characters.
@@ -38,6 +42,12 @@ func NewGrantID(shard int) GrantID { return GrantID(fmt.Sprintf("gnt_%02d%s", sh
 
 // NewLockID makes the ID of a new lock.
 func NewLockID() LockID { return LockID("lck_" + randomText()) }
+
+// NewDelegationID makes the ID of a new delegation.
+func NewDelegationID() DelegationID { return DelegationID("dlg_" + randomText()) }
+
+// NewRevocationID makes the ID of a new revocation.
+func NewRevocationID() RevocationID { return RevocationID("rev_" + randomText()) }
 
 // NewEventID makes the ID of a new audit event.
 func NewEventID() EventID { return EventID("evt_" + randomText()) }

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -61,4 +62,29 @@ type Announcer interface {
 	Early(Entry)
 	// Settled is told when that feed has it, or nothing is left for it to kill.
 	Settled(Denial)
+}
+
+// Board is what replicas tell each other that decides nothing: which verifiers are how far, and what
+// operators have revoked. What is posted is there for its life and not long after, or until there is no room.
+type Board interface {
+	// Post puts notes up, each in the place of the one with the same Kind and ID. At most MaxNotes of a kind are
+	// kept, and of more the ones that would go first anyway are lost. ErrInvalid for a note over MaxNoteBytes;
+	// else the errors of a Store.
+	Post(context.Context, ...BoardNote) error
+	// Notes returns all notes of a kind that are up, in no order.
+	Notes(ctx context.Context, kind string) ([]BoardNote, error)
+}
+
+// Bounds of a Board.
+const (
+	MaxNotes     = 5000
+	MaxNoteBytes = 16 << 10
+)
+
+// BoardNote is one thing on a Board.
+type BoardNote struct {
+	Kind string // small letters
+	ID   string // printable ASCII, at most 128 bytes
+	Text []byte // opaque
+	Life time.Duration
 }

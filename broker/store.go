@@ -33,8 +33,9 @@ type Store interface {
 	// all of it can be done. In this order it returns
 	//
 	//   ErrMismatch  the idempotency key belongs to another request of this workload
-	//   ErrNotFound  no such task or parent, or one of another workload
+	//   ErrNotFound  no such task or parent, or one of another workload; of a join, one not of the Delegator
 	//   ErrEnded     the task, the parent, or a task above has ended
+	//   ErrUsed      another task has joined by this delegation
 	//   ErrInvalid   the tree would be deeper than MaxDepth
 	//   ErrBehind    the shard's control list is newer than the one decided on
 	//   ErrQuota     of live tasks, children or grants
@@ -43,6 +44,9 @@ type Store interface {
 	// A begin that repeats an idempotency key with the same digest is a replay: it writes nothing
 	// and returns the task with those grants of the first time that have not expired. A replay of
 	// a task that has ended is ErrEnded. Keys are kept as long as their task.
+	//
+	// A join is a begin below a task of another workload, by a delegation that is good for one: its ID is kept
+	// until Until, and a replay uses nothing.
 	//
 	// A child's deadline is its parent's at the latest. Of a grant, Issued is the commit's time
 	// rounded down to a second, and Expires the earliest of that time plus Life, the task's
@@ -60,6 +64,10 @@ type Store interface {
 	// time plus PresenceGrace; else it does nothing. While there is no stream, a beat without one extends
 	// nothing: it may be older than the loss. For other tasks a beat with Lost does nothing, and Stream is
 	// nothing.
+	//
+	// A task has one holder at a time, by number: 1 is who began it. A beat that says Adopt makes the caller the
+	// next one, and extends the lease as a begin does. One that names another holder than the task has does
+	// nothing at all, and its reply has the task as it is.
 	Heartbeat(context.Context, []Beat) ([]Pulse, error)
 
 	// End puts each target into its final state and writes one feed entry for it, however large
@@ -70,7 +78,8 @@ type Store interface {
 	// A task that ends with CauseAudit or CauseSigning was never handed out: it gives its idempotency
 	// key up, so that the request can be repeated.
 	// Repeating an end returns the receipt of the first with First false. A target that is unknown
-	// or another workload's has ErrNotFound in its reply.
+	// or another workload's has ErrNotFound in its reply; a live task that has another holder than the one
+	// who ends it has ErrAdopted.
 	//
 	// With Lost, a task that Lookup would not find is ended all the same, unless Margin has passed
 	// since Lost or the ID is another workload's. No token of it can live longer than MaxTokenLife from
@@ -93,8 +102,10 @@ type Store interface {
 	// least.
 	Lookup(context.Context, Ref) (Record, error)
 
-	// List returns tasks in the order of their IDs, at most Limit of them (1 to MaxPage; 0 means
-	// MaxPage), from after the cursor.
+	// List returns tasks in the order of their IDs, or grants in that of their tasks, at most Limit of them (1
+	// to MaxPage; 0 means MaxPage), from after the cursor. It returns what Lookup would find, whatever its
+	// state, and each as of one moment. What is there from the first page to the last is in one of them, once;
+	// what comes or goes meanwhile may be. ErrInvalid for a cursor that is none.
 	List(context.Context, Query) (Page, error)
 
 	// Watch delivers, from the position on, every entry of every shard that has not passed its
@@ -126,15 +137,24 @@ type GrantRequest struct {
 // Beginning describes a task that is to begin now.
 type Beginning struct {
 	Parent  TaskID // "" for a root
+	Join    *Join  // nil for a task of the parent's workload
 	Name    string
 	Purpose string
 	Ceiling Ceiling
 	Attributes
-	Lease    time.Duration
-	Deadline time.Duration // from now
-	Presence bool
-	Key      string   // idempotency key; "" for none
-	Digest   [32]byte // of the request that the key stands for
+	Delegators []spiffeid.ID // the task's; kept as they are
+	Lease      time.Duration
+	Deadline   time.Duration // from now
+	Presence   bool
+	Key        string   // idempotency key; "" for none
+	Digest     [32]byte // of the request that the key stands for
+}
+
+// Join is the delegation by which a task begins below one of another workload.
+type Join struct {
+	Delegation DelegationID
+	Delegator  spiffeid.ID // whose the parent is
+	Until      time.Time   // when the delegation is over
 }
 
 // Asked is a grant that is to be issued.
@@ -175,12 +195,22 @@ type Beat struct {
 
 	Stream StreamID // the task's stream, "" for a beat that is none's
 	Lost   bool     // the stream is over, and its client is not known to live
+
+	Holder int  // who beats, as the task counts them; 0 for whoever it is
+	Adopt  bool // the caller is the holder from now on, and all who were are not
 }
 
 // Apply returns the task that has not ended as it is after the beat. Both stores answer with it, or with a
 // script that says the same.
 func (b Beat) Apply(t Task, now time.Time) Task {
 	switch {
+	case b.Holder != 0 && b.Holder != t.Holder:
+		return t
+	case b.Adopt:
+		t.Holder++
+		t.Stream = ""
+		t.LeaseEnd = now.Add(firstLease(t.Lease, t.Presence))
+		return t
 	case b.Lost && t.Presence && b.Stream != "" && b.Stream == t.Stream:
 		t.Stream = ""
 		if cut := now.Add(PresenceGrace); cut.Before(t.LeaseEnd) {
@@ -203,11 +233,13 @@ func (b Beat) Apply(t Task, now time.Time) Task {
 }
 
 // FirstLease is how long a task has that begins, until its first heartbeat or stream.
-func (b Beginning) FirstLease() time.Duration {
-	if b.Presence {
-		return min(b.Lease, AttachTime)
+func (b Beginning) FirstLease() time.Duration { return firstLease(b.Lease, b.Presence) }
+
+func firstLease(lease time.Duration, presence bool) time.Duration {
+	if presence {
+		return min(lease, AttachTime)
 	}
-	return b.Lease
+	return lease
 }
 
 // Pulse is the answer to a Beat.
@@ -246,6 +278,7 @@ type Ending struct {
 	Cause    Cause
 	Reason   string
 	Event    EventID // kept in the receipt
+	Holder   int     // of a task: only while it has this holder; 0 for whoever it is
 	IfDue    bool    // only a task whose lease or deadline has passed; State and Cause are the store's to set
 
 	// Lost, when set, is the deadline of a task of Workload that is known to have begun, also when
@@ -259,7 +292,11 @@ type EndReply struct {
 	Receipt Receipt
 	Task    Task // of a task or grant target
 	Grant   Grant
-	Err     error // ErrNotFound, ErrInvalid for an ending that makes no sense, or nil
+	Err     error // ErrNotFound, ErrAdopted, ErrInvalid for an ending that makes no sense, or nil
+
+	// Audiences are those whose verifiers must know, sorted: of a task or grant target, those that had tokens in
+	// its tree or the grant's one; nil for every audience, which is right for all other kinds.
+	Audiences []string
 }
 
 // Receipt is the statement about one end. It is evidence: Event is in the audit log.
@@ -294,19 +331,24 @@ type Record struct {
 	Control uint64 // the version of the shard's control list
 }
 
-// Query selects tasks.
+// Query selects tasks, or grants. What is set must all hold; at most one of Of, Below, Ref and Due is set.
 type Query struct {
+	Grants   bool        // the grants of the tasks that are selected, in the place of these
 	Workload spiffeid.ID // zero for all
-	Due      bool        // only those past their lease or deadline that nobody has ended
+	Of       TaskID      // this task alone
+	Below    TaskID      // this task and all below it
+	Ref      TaskRef     // only those that have it; the URL is not looked at
+	Due      bool        // only those past their lease or deadline that nobody has ended; not for grants
 	Limit    int
-	After    TaskID // the cursor: the last ID of the page before
+	After    string // the cursor: Next of the page before
 }
 
 // Page is the answer to a List.
 type Page struct {
-	Tasks []Task
-	More  bool // there is at least one after the last of Tasks
-	Now   time.Time
+	Tasks  []Task
+	Grants []Record // with their tasks; Now and Control are not set
+	Next   string   // the cursor for what follows, "" when nothing does
+	Now    time.Time
 }
 
 // Update is one delivery of Watch.

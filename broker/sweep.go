@@ -36,7 +36,7 @@ func (b *Broker) Sweep(ctx context.Context) error {
 		}
 		b.followers.ended(replies)
 		b.handOver(b.endEvents(replies, sweeper, ""))
-		if !page.More {
+		if page.Next == "" {
 			return nil
 		}
 	}

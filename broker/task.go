@@ -60,6 +60,23 @@ type Task struct {
 	// heartbeat then extends the lease, which was cut short.
 	Presence bool
 	Stream   StreamID
+
+	// Holder counts who has held the task: 1 is who began it, and each that adopts it is the next.
+	Holder int
+
+	// Delegators are the workloads in whose name the task's does it, the first one first; none for a task of
+	// its own. They do not change below a task until another one joins.
+	Delegators []spiffeid.ID
+}
+
+// Subjects are the workloads that a task or its tokens are of: its own, and all in whose name it acts. A
+// selector or lock that means one of them means the task.
+func (t Task) Subjects() []string {
+	out := []string{t.Workload.String()}
+	for _, id := range t.Delegators {
+		out = append(out, id.String())
+	}
+	return out
 }
 
 // StreamID names one stream of one client.
@@ -81,6 +98,7 @@ func (t Task) Clone() Task {
 	t.Path = slices.Clone(t.Path)
 	t.Ceiling = t.Ceiling.Clone()
 	t.Attributes = t.Attributes.Clone()
+	t.Delegators = slices.Clone(t.Delegators)
 	return t
 }
 

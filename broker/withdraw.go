@@ -68,13 +68,10 @@ func (b *Broker) eachActive(ctx context.Context, f func([]Task) error) error {
 		if err != nil {
 			return err
 		}
-		if len(page.Tasks) > 0 {
-			query.After = page.Tasks[len(page.Tasks)-1].ID
-		}
 		if err := f(slices.DeleteFunc(page.Tasks, func(t Task) bool { return t.State.Final() })); err != nil {
 			return err
 		}
-		if !page.More {
+		if query.After = page.Next; query.After == "" {
 			return ctx.Err()
 		}
 		select {

@@ -176,10 +176,10 @@ func (b *Broker) open() ([]broker.Task, error) {
 				open = append(open, t)
 			}
 		}
-		if !page.More {
+		if page.Next == "" {
 			return open, nil
 		}
-		q.After = page.Tasks[len(page.Tasks)-1].ID
+		q.After = page.Next
 	}
 }
 

@@ -47,3 +47,189 @@ type KeyRevocation struct {
 	Feed      string    `json:"feed"` // the position at which verifiers know
 	Durable   bool      `json:"durable"`
 }
+
+// More paths of the operator listener. Lists take filters, page_size and cursor as query parameters; with
+// "Accept: text/event-stream" they are watched.
+const (
+	PathGrants      = "/v1/grants"             // GET: viewer
+	PathGrantRevoke = "/v1/grants/{id}/revoke" // POST: operator
+	PathTaskTree    = "/v1/tasks/{id}/tree"    // GET: viewer
+	PathTaskRevoke  = "/v1/tasks/{id}/revoke"  // POST: operator
+	PathRevocations = "/v1/revocations"        // GET: viewer; POST: operator
+	PathRevocation  = "/v1/revocations/{id}"   // GET: viewer
+	PathLocks       = "/v1/locks"              // GET: viewer; POST: operator
+	PathLock        = "/v1/locks/{id}"         // GET: viewer; DELETE: operator, ?reason=
+	PathVerifiers   = "/v1/verifiers"          // GET: viewer
+)
+
+// Selector says what a mass action is about. Members are a conjunction, the values of one a disjunction. The
+// empty selector is refused; everything is All. In a list's query the names are the same, and a member with
+// several values is repeated.
+type Selector struct {
+	Workload []string          `json:"workload,omitempty"` // a SPIFFE ID, or one that ends in /* and means all below it
+	Owner    []string          `json:"owner,omitempty"`    // of the workload's registration
+	Risk     []string          `json:"risk,omitempty"`     // of the workload's registration
+	Audience []string          `json:"audience,omitempty"`
+	Scope    []string          `json:"scope,omitempty"`
+	Name     []string          `json:"name,omitempty"`  // of the task
+	Label    map[string]string `json:"label,omitempty"` // of the task; in a query label=KEY=VALUE
+	Ref      string            `json:"ref,omitempty"`   // of the task: "KIND:ID"
+	Root     string            `json:"root,omitempty"`  // the whole tree of this root task
+	Task     []string          `json:"task,omitempty"`  // these tasks and all below them
+	Grant    []string          `json:"grant,omitempty"`
+
+	IssuedBefore *time.Time `json:"issued_before,omitempty"` // of grants: by the store's clock
+
+	All bool `json:"all,omitempty"`
+}
+
+// What a revocation takes away.
+const (
+	WhatGrants = "grants" // the tokens that are out; the tasks go on, and may get new ones
+	WhatTasks  = "tasks"  // the tasks, everything below them, and their tokens
+)
+
+// RevocationRequest revokes. With DryRun nothing happens and the answer is a RevocationPlan; with Plan it does
+// what that plan said, unless much more would be hit by now; with neither it acts at once.
+type RevocationRequest struct {
+	Selector *Selector `json:"selector,omitempty"`
+	What     string    `json:"what,omitempty"` // WhatGrants or WhatTasks; tasks when absent and the selector names tasks, else grants
+	Plan     string    `json:"plan,omitempty"` // in the place of Selector and What
+
+	Reason string `json:"reason,omitempty"` // required unless DryRun
+	Ticket string `json:"ticket,omitempty"`
+	DryRun bool   `json:"dry_run,omitempty"`
+
+	MaxAffected *int `json:"max_affected,omitempty"` // refuse when more grants would be hit, by a count right before
+	WaitSeconds int  `json:"wait_seconds,omitempty"` // as in EndRequest
+}
+
+// RevocationPlan says what a revocation would do now.
+type RevocationPlan struct {
+	Plan      string    `json:"plan"` // good for ExpiresIn seconds, for whoever asked
+	ExpiresIn int64     `json:"expires_in"`
+	Selector  Selector  `json:"selector"`
+	What      string    `json:"what"`
+	Grants    int       `json:"grants"`  // live ones that it hits
+	Tasks     int       `json:"tasks"`   // active ones that end, or that these grants are of
+	Entries   int       `json:"entries"` // that it writes to the feed of each shard, or of one for what is named by ID
+	Workloads []Counted `json:"workloads"`
+	Owners    []Counted `json:"owners"`
+	Audiences []Counted `json:"audiences"`
+	Sample    []Grant   `json:"sample"`   // at most 10
+	Complete  bool      `json:"complete"` // false: there was more than could be counted in time; all of it is hit
+}
+
+// Counted is a name and how many live grants it has in a plan, the most first, at most 20.
+type Counted struct {
+	Name   string `json:"name"`
+	Grants int    `json:"grants"`
+}
+
+// Revocation is the record of one, kept for a day.
+type Revocation struct {
+	ID       string    `json:"id"`
+	Event    string    `json:"event"` // the first of its audit events
+	Selector Selector  `json:"selector"`
+	What     string    `json:"what"`
+	Reason   string    `json:"reason"`
+	Ticket   string    `json:"ticket,omitempty"`
+	Actor    string    `json:"actor"`
+	At       time.Time `json:"at"`
+	Grants   *int      `json:"grants,omitempty"` // as counted right before, if it was
+	Tasks    int       `json:"tasks"`            // that it ended
+	Entries  int       `json:"entries"`
+	TookMS   float64   `json:"took_ms"` // until it was in force for look-ups
+	Feed     string    `json:"feed"`    // the position at which verifiers know
+	Durable  bool      `json:"durable"`
+
+	Propagation *Propagation `json:"propagation,omitempty"` // as of the answer
+}
+
+// LockRequest denies new tasks and tokens to what the selector means: members that name tasks or grants are
+// refused. It becomes one lock for each combination of values.
+type LockRequest struct {
+	Selector  Selector `json:"selector"`
+	Revoke    bool     `json:"revoke"` // also what is out, after the lock is in force
+	Reason    string   `json:"reason"`
+	Ticket    string   `json:"ticket,omitempty"`
+	ExpiresIn int64    `json:"expires_in"` // seconds, at most 30 days; required
+}
+
+// LockResponse answers it.
+type LockResponse struct {
+	Locks      []OperatorLock `json:"locks"`
+	Revocation *Revocation    `json:"revocation,omitempty"`
+}
+
+// OperatorLock is a lock as operators see it.
+type OperatorLock struct {
+	ID        string    `json:"id"`
+	Subject   string    `json:"subject,omitempty"` // a SPIFFE ID, or one that ends in /*
+	Audience  string    `json:"audience,omitempty"`
+	Scope     string    `json:"scope,omitempty"`
+	Reason    string    `json:"reason"`
+	Actor     string    `json:"actor"`
+	Since     time.Time `json:"since"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// LockList is the answer to a GET of PathLocks.
+type LockList struct {
+	Locks []OperatorLock `json:"locks"`
+}
+
+// TaskList is a page of tasks, with what operators see beside the task. One may have fewer than were asked for,
+// or none, and go on all the same: until there is no NextCursor.
+type TaskList struct {
+	Items      []TaskItem `json:"items"`
+	NextCursor string     `json:"next_cursor,omitempty"`
+}
+
+// TaskItem is a task with its workload's registration.
+type TaskItem struct {
+	Task
+	Owner string `json:"owner"`
+	Risk  string `json:"risk,omitempty"`
+}
+
+// GrantList is a page of grants, as TaskList.
+type GrantList struct {
+	Items      []GrantItem `json:"items"`
+	NextCursor string      `json:"next_cursor,omitempty"`
+}
+
+// GrantItem is a grant with what operators want to know of its task.
+type GrantItem struct {
+	Grant
+	Owner    string   `json:"owner"`
+	TaskName string   `json:"task_name"`
+	Purpose  string   `json:"purpose"`
+	TaskPath []string `json:"task_path"`
+}
+
+// VerifierList is the answer to a GET of PathVerifiers.
+type VerifierList struct {
+	Position  string     `json:"position"` // the feed's, as of now
+	Verifiers []Verifier `json:"verifiers"`
+}
+
+// Verifier is a running resource server as the broker knows it.
+type Verifier struct {
+	ID       string    `json:"id"`
+	Workload string    `json:"workload"`
+	Audience string    `json:"audience"`
+	Position string    `json:"position"`
+	Behind   uint64    `json:"behind"` // changes that it has not confirmed
+	SeenAt   time.Time `json:"seen_at"`
+	MaxStale int64     `json:"max_stale"`
+	Version  string    `json:"version,omitempty"`
+}
+
+// Events of a watched list. Each carries an item; of EventRemoved only the ID.
+const (
+	EventAdded   = "added"
+	EventChanged = "changed"
+	EventRemoved = "removed"
+	EventCurrent = "current" // everything that was there has been told; what follows is news
+)

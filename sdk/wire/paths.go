@@ -3,18 +3,23 @@ package wire
 // Paths of the workload listener (mutual TLS with an X.509-SVID).
 const (
 	PathWhoami       = "/v1/whoami"
-	PathTasks        = "/v1/tasks"               // POST: begin
-	PathTask         = "/v1/tasks/{id}"          // GET
-	PathTaskChildren = "/v1/tasks/{id}/children" // POST: begin a task below it
-	PathTaskTokens   = "/v1/tasks/{id}/tokens"   // POST: issue
-	PathTaskEnd      = "/v1/tasks/{id}/end"      // POST
-	PathHeartbeats   = "/v1/heartbeats"          // POST
-	PathEvents       = "/v1/events"              // GET: server-sent events; ?task=, up to MaxFollowed times
-	PathGrant        = "/v1/grants/{id}"         // GET
-	PathFeed         = "/v1/feed"                // GET: server-sent events; ?aud=
-	PathFeedSnapshot = "/v1/feed/snapshot"       // GET; ?aud=
-	PathFeedPosition = "/v1/feed/position"       // GET; ?nonce=
-	PathFeedUsage    = "/v1/feed/usage"          // POST; ?aud=
+	PathTasks        = "/v1/tasks"                  // POST: begin
+	PathTask         = "/v1/tasks/{id}"             // GET
+	PathTaskChildren = "/v1/tasks/{id}/children"    // POST: begin a task below it
+	PathTaskTokens   = "/v1/tasks/{id}/tokens"      // POST: issue
+	PathTaskEnd      = "/v1/tasks/{id}/end"         // POST; on the public listener with "Authorization: EndKey …"
+	PathTaskAdopt    = "/v1/tasks/{id}/adopt"       // POST: hold the task from now on
+	PathDelegations  = "/v1/tasks/{id}/delegations" // POST: let another workload join
+	PathJoins        = "/v1/joins"                  // POST: begin a task below another workload's
+	PathHeartbeats   = "/v1/heartbeats"             // POST
+	PathEvents       = "/v1/events"                 // GET: server-sent events; ?task=, up to MaxFollowed times
+	PathGrant        = "/v1/grants/{id}"            // GET
+	PathFeed         = "/v1/feed"                   // GET: server-sent events; ?aud=
+	PathFeedSnapshot = "/v1/feed/snapshot"          // GET; ?aud=
+	PathFeedPosition = "/v1/feed/position"          // GET; ?nonce=
+	PathFeedUsage    = "/v1/feed/usage"             // POST; ?aud=
+	PathFeedAcks     = "/v1/feed/acks"              // POST; ?aud=
+	PathCloudEvents  = "/v1/hooks/cloudevents"      // POST: something outside has ended; on the public listener with a bearer token
 )
 
 // Paths of the public listener (server TLS). The metadata path is inserted between the issuer's

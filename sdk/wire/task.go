@@ -84,6 +84,9 @@ type Task struct {
 
 	Presence bool `json:"presence,omitempty"` // it ends with the stream that follows it
 
+	Holder     int      `json:"holder"`               // who holds it: 1 for who began it, and one more for each that adopts it
+	Delegators []string `json:"delegators,omitempty"` // in whose name it is done, the first one first
+
 	Note    string     `json:"note,omitempty"` // of the last heartbeat that had one
 	NotedAt *time.Time `json:"noted_at,omitempty"`
 }
@@ -132,6 +135,10 @@ type HeartbeatTask struct {
 
 	// Note says how far the work is: at most MaxNote bytes of one printable line. The last one is kept.
 	Note string `json:"note,omitempty"`
+
+	// Holder is the Task.Holder that the caller knows. When somebody else has adopted the task since, the beat does
+	// nothing and its pulse says StateAdopted. Without one it is taken for whoever holds it.
+	Holder int `json:"holder,omitempty"`
 }
 
 // HeartbeatResponse answers in the same order.
@@ -169,6 +176,7 @@ const (
 	StateExpired   = "expired"
 	StateRevoked   = "revoked"
 	StateUnknown   = "unknown" // of a Pulse alone
+	StateAdopted   = "adopted" // of a Pulse alone: the task goes on, and is not the caller's to look after
 )
 
 // EndRequest ends a task.
@@ -178,7 +186,20 @@ type EndRequest struct {
 
 	// EndKey is that of the BeginResponse. One that is not this task's and caller's is ignored.
 	EndKey string `json:"end_key,omitempty"`
+
+	// Holder is the Task.Holder that the caller knows: when somebody else has adopted the task since, nothing ends.
+	Holder int `json:"holder,omitempty"`
+
+	// Workload is whose the task is. It is for the public listener alone, where nobody else says so.
+	Workload string `json:"workload,omitempty"`
+
+	// WaitSeconds has the answer wait until every verifier of the task's audiences has confirmed the end, or so many
+	// seconds have passed; at most MaxWait. 0 does not wait.
+	WaitSeconds int `json:"wait_seconds,omitempty"`
 }
+
+// MaxWait bounds WaitSeconds.
+const MaxWait = 30
 
 // Receipt is the broker's statement about one end. It is evidence: the audit log has the same
 // under Event.
@@ -198,6 +219,53 @@ type Receipt struct {
 	// store. There is no Feed yet, nothing is counted, and if the task had ended by itself before,
 	// later receipts say so.
 	Durable bool `json:"durable"`
+
+	Propagation *Propagation `json:"propagation,omitempty"` // when it was waited for
+}
+
+// Propagation says which verifiers have a position of the feed.
+type Propagation struct {
+	Confirmed int               `json:"confirmed"` // how many have
+	Pending   []PendingVerifier `json:"pending"`   // who has not, at most MaxPending of them
+	Others    int               `json:"others"`    // how many more have not
+}
+
+// MaxPending bounds Propagation.Pending.
+const MaxPending = 100
+
+// PendingVerifier has not said yet that it has a position. It refuses by itself what it does not know from
+// RefusesAt on, if it hears nothing until then.
+type PendingVerifier struct {
+	ID        string    `json:"id"`
+	Workload  string    `json:"workload"`
+	Audience  string    `json:"audience"`
+	RefusesAt time.Time `json:"refuses_at"`
+}
+
+// DelegationRequest lets another workload begin a task below the caller's.
+type DelegationRequest struct {
+	To      string `json:"to"`      // the SPIFFE ID that may; required
+	Purpose string `json:"purpose"` // why, for the audit log; required
+
+	// What it may have at most: some of the task's own. Empty means as for a child.
+	Audiences            []string          `json:"audiences,omitempty"`
+	Scopes               []string          `json:"scopes,omitempty"`
+	AuthorizationDetails []json.RawMessage `json:"authorization_details,omitempty"`
+
+	ExpiresIn int64 `json:"expires_in,omitempty"` // seconds in which it must have joined, 1 to 86400; 600 when absent; cut at the task's deadline
+}
+
+// DelegationResponse answers it.
+type DelegationResponse struct {
+	ID        string    `json:"id"`
+	Handle    string    `json:"handle"` // no secret: it is of use to nobody but To, once
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// JoinRequest begins a task below another workload's. Its ceiling is within what was delegated.
+type JoinRequest struct {
+	Handle string `json:"handle"`
+	BeginRequest
 }
 
 // Grant is a grant as of the answer.
@@ -275,6 +343,11 @@ const (
 	ProblemMethodNotAllowed    = "method-not-allowed"
 	ProblemTooEarly            = "too-early"
 	ProblemTaskEnded           = "task-ended"
+	ProblemAdopted             = "adopted"
+	ProblemNotDelegate         = "not-delegate"
+	ProblemHandleUsed          = "handle-used"
+	ProblemPlanChanged         = "plan-changed"
+	ProblemPlanExpired         = "plan-expired"
 	ProblemIdempotencyMismatch = "idempotency-mismatch"
 	ProblemQuota               = "quota-exceeded"
 	ProblemRateLimited         = "rate-limited"

@@ -53,7 +53,7 @@ func (s *Store) List(_ context.Context, q broker.Query) (broker.Page, error) {
 	page := broker.Page{Now: now}
 	for _, p := range s.selected(q) {
 		if len(page.Tasks) == q.Limit {
-			page.More = true
+			page.Next = string(page.Tasks[q.Limit-1].ID)
 			break
 		}
 		page.Tasks = append(page.Tasks, p.asOf(now))
@@ -100,7 +100,7 @@ func (s *Store) selected(q broker.Query) []path {
 			tasks = sh.due
 		}
 		for id := range tasks {
-			if id <= q.After || len(first) > q.Limit && id >= first[0] {
+			if string(id) <= q.After || len(first) > q.Limit && id >= first[0] {
 				continue // before finding it, which costs more
 			}
 			if _, err := sh.find(id, q.Workload); err == nil {

@@ -51,10 +51,10 @@ func (s *Store) List(ctx context.Context, q broker.Query) (broker.Page, error) {
 	var page broker.Page
 	for shard := range s.shards {
 		prefix := fmt.Sprintf("tsk_%02d", shard)
-		after, here := strings.CutPrefix(string(q.After), prefix)
+		after, here := strings.CutPrefix(q.After, prefix)
 		switch {
 		case here:
-		case string(q.After) < prefix:
+		case q.After < prefix:
 			after = ""
 		case shard < s.shards-1:
 			continue
@@ -64,7 +64,7 @@ func (s *Store) List(ctx context.Context, q broker.Query) (broker.Page, error) {
 		if err := s.listShard(ctx, shard, q, after, &page); err != nil {
 			return broker.Page{}, err
 		}
-		if page.More {
+		if page.Next != "" {
 			break
 		}
 	}
@@ -107,7 +107,7 @@ func (s *Store) listShard(ctx context.Context, shard int, q broker.Query, after 
 			return r.err
 		}
 		if len(page.Tasks) > q.Limit {
-			page.Tasks, page.More = page.Tasks[:q.Limit], true
+			page.Tasks, page.Next = page.Tasks[:q.Limit], string(page.Tasks[q.Limit-1].ID)
 			return nil
 		}
 	}

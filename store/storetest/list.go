@@ -39,18 +39,18 @@ func (b *bench) pages(q broker.Query) []broker.TaskID {
 		for _, task := range page.Tasks {
 			ids = append(ids, task.ID)
 		}
-		if !page.More {
+		if page.Next == "" {
 			return ids
 		}
-		if len(page.Tasks) == 0 || page.Tasks[0].ID <= q.After {
+		if len(page.Tasks) == 0 || string(page.Tasks[0].ID) <= q.After {
 			b.Fatalf("after %q comes %+v, and it says that there is more", q.After, page.Tasks)
 		}
-		q.After = page.Tasks[len(page.Tasks)-1].ID
+		q.After = page.Next
 	}
 }
 
 func listPages(b *bench) {
-	if page := b.list(broker.Query{}); len(page.Tasks) != 0 || page.More || page.Now.IsZero() {
+	if page := b.list(broker.Query{}); len(page.Tasks) != 0 || page.Next != "" || page.Now.IsZero() {
 		b.Fatalf("an empty store lists %+v", page)
 	}
 	ids := b.spread(12)
@@ -58,15 +58,15 @@ func listPages(b *bench) {
 		b.same("the pages", b.pages(broker.Query{Limit: limit}), ids)
 	}
 	page := b.list(broker.Query{Limit: 12})
-	if page.More {
+	if page.Next != "" {
 		b.Error("a page that ends with the last task says that there is more")
 	}
-	if page := b.list(broker.Query{After: ids[11]}); len(page.Tasks) != 0 || page.More {
+	if page := b.list(broker.Query{After: string(ids[11])}); len(page.Tasks) != 0 || page.Next != "" {
 		b.Errorf("after the last: got %+v", page)
 	}
 	// The cursor's task need not be there.
 	between := ids[5] + "0"
-	b.same("after no task's ID", b.pages(broker.Query{After: between}), ids[6:])
+	b.same("after no task's ID", b.pages(broker.Query{After: string(between)}), ids[6:])
 }
 
 func listWorkload(b *bench) {
@@ -118,8 +118,8 @@ func listLimits(b *bench) {
 	}
 	b.spread(broker.MaxPage + 1)
 	for _, limit := range []int{0, broker.MaxPage} {
-		if page := b.list(broker.Query{Limit: limit}); len(page.Tasks) != broker.MaxPage || !page.More {
-			b.Errorf("a limit of %d: got %d tasks, more %v; want %d and true", limit, len(page.Tasks), page.More, broker.MaxPage)
+		if page := b.list(broker.Query{Limit: limit}); len(page.Tasks) != broker.MaxPage || page.Next == "" {
+			b.Errorf("a limit of %d: got %d tasks, more %v; want %d and true", limit, len(page.Tasks), page.Next != "", broker.MaxPage)
 		}
 	}
 }

@@ -246,7 +246,7 @@ func (m *machine) list() {
 		q.Workload = m.drawWorkload()
 	}
 	if rapid.Bool().Draw(m.T, "later page") {
-		q.After = m.drawTask()
+		q.After = string(m.drawTask())
 	}
 	m.compareList(q)
 }

@@ -387,7 +387,7 @@ func (m *model) List(q broker.Query, now time.Time) broker.Page {
 	page := broker.Page{Now: now}
 	for i := range m.tasks {
 		t := &m.tasks[i]
-		wanted := t.Task > q.After && (q.Workload.IsZero() || t.Workload == q.Workload)
+		wanted := string(t.Task) > q.After && (q.Workload.IsZero() || t.Workload == q.Workload)
 		if wanted && (!q.Due || t.end == nil && m.self(t, now)) {
 			page.Tasks = append(page.Tasks, m.view(t, now))
 		}
@@ -399,7 +399,7 @@ func (m *model) List(q broker.Query, now time.Time) broker.Page {
 		return 1
 	})
 	if q.Limit > 0 && len(page.Tasks) > q.Limit {
-		page.Tasks, page.More = page.Tasks[:q.Limit], true
+		page.Tasks, page.Next = page.Tasks[:q.Limit], string(page.Tasks[q.Limit-1].ID)
 	}
 	return page
 }
