@@ -48,18 +48,26 @@ type KeyRevocation struct {
 	Durable   bool      `json:"durable"`
 }
 
-// More paths of the operator listener. Lists take filters, page_size and cursor as query parameters; with
-// "Accept: text/event-stream" they are watched.
+// More paths of the operator listener, beside GETs of PathTasks, PathTask and PathGrant, for which a viewer does:
+// a TaskList, a TaskItem, a GrantItem. Lists take filters, page_size and cursor as query parameters; with
+// "Accept: text/event-stream" they are watched. The filters are the members of a Selector but All, and state,
+// repeated for several: of tasks as Task.State, of grants GrantLive or GrantDead. Without one it is all of them.
 const (
 	PathGrants      = "/v1/grants"             // GET: viewer
 	PathGrantRevoke = "/v1/grants/{id}/revoke" // POST: operator
-	PathTaskTree    = "/v1/tasks/{id}/tree"    // GET: viewer
+	PathTaskTree    = "/v1/tasks/{id}/tree"    // GET: viewer; the task and all below it, as a TaskList with LiveGrants, by page_size and cursor
 	PathTaskRevoke  = "/v1/tasks/{id}/revoke"  // POST: operator
 	PathRevocations = "/v1/revocations"        // GET: viewer; POST: operator
 	PathRevocation  = "/v1/revocations/{id}"   // GET: viewer
 	PathLocks       = "/v1/locks"              // GET: viewer; POST: operator
 	PathLock        = "/v1/locks/{id}"         // GET: viewer; DELETE: operator, ?reason=
 	PathVerifiers   = "/v1/verifiers"          // GET: viewer
+)
+
+// States of a grant, as a filter of lists.
+const (
+	GrantLive = "live"
+	GrantDead = "dead"
 )
 
 // Selector says what a mass action is about. Members are a conjunction, the values of one a disjunction. The
@@ -191,6 +199,8 @@ type TaskItem struct {
 	Task
 	Owner string `json:"owner"`
 	Risk  string `json:"risk,omitempty"`
+
+	LiveGrants *int `json:"live_grants,omitempty"` // in a tree: its own, and not those of the tasks below it
 }
 
 // GrantList is a page of grants, as TaskList.
