@@ -1,5 +1,6 @@
 // Package api is how the commands ask the broker: Environment says whom and as whom, Open makes a
-// Client of the workload or the operator listener, and Send asks. Curl writes a request down instead.
+// Client of the workload or the operator listener, Send asks, and Follow reads a stream of events. Curl
+// writes a request down instead.
 //
 // It speaks mutual TLS with the caller's SVID, to the one broker whose SPIFFE ID it was told, decodes
 // the broker's refusals into *Refusal, and hands out every answer as it came. Nothing it prints or
@@ -26,7 +27,7 @@ import (
 // Bounds of a call.
 const (
 	CallTimeout = 15 * time.Second // of one replica
-	MaxAnswer   = 1 << 20          // bytes
+	MaxAnswer   = 8 << 20          // bytes; a page of the largest tasks has less
 )
 
 // ErrUnreachable: there is no answer, or none from the broker that was named.
@@ -101,7 +102,6 @@ func Open(ctx context.Context, e Environment, at Listener) (*Client, error) {
 		return nil, errors.Join(err, who.Release())
 	}
 	return &Client{Identity: who, bases: bases, http: &http.Client{
-		Timeout:   CallTimeout,
 		Transport: &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true},
 		// A redirect would be another place than the one that was named.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -120,12 +120,17 @@ type Request struct {
 	Key          string // the Idempotency-Key
 	Body         any    // nil: none
 
+	Stream bool // the answer is a stream of events, for Follow
+
+	// Wait is how long the broker was asked to wait before it answers.
+	Wait time.Duration
+
 	// SecretFile has the value of the body's further member SecretMember. Curl has the shell read it, and
 	// Send does not look at it.
 	SecretMember, SecretFile string
 }
 
-// Send asks, decodes the answer into a value, and returns it as it came. Replicas that cannot be reached
+// Send asks, decodes the answer into a value unless that is nil, and returns it as it came. Replicas that cannot be reached
 // are passed over. Errors: *Refusal, ErrUnreachable.
 func (c *Client) Send(ctx context.Context, r Request, into any) (text []byte, err error) {
 	var body []byte
@@ -146,6 +151,8 @@ func (c *Client) Send(ctx context.Context, r Request, into any) (text []byte, er
 }
 
 func (c *Client) sendTo(ctx context.Context, base string, r Request, body []byte, into any) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, CallTimeout+r.Wait)
+	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, r.Method, strings.TrimSuffix(base, "/")+r.Path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
@@ -161,15 +168,24 @@ func (c *Client) sendTo(ctx context.Context, base string, r Request, body []byte
 		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	defer response.Body.Close()
+	text, err := answer(response)
+	if err != nil || into == nil {
+		return text, err
+	}
+	if err := json.Unmarshal(text, into); err != nil {
+		return nil, fmt.Errorf("%w: what answers at %s is not the broker's listener: %w", ErrUnreachable, base, err)
+	}
+	return text, nil
+}
+
+// answer reads one to its end.
+func answer(response *http.Response) ([]byte, error) {
 	text, err := io.ReadAll(io.LimitReader(response.Body, MaxAnswer+1))
 	if err != nil || len(text) > MaxAnswer {
 		return nil, fmt.Errorf("%w: its answer broke off, or has more than %d bytes: %v", ErrUnreachable, MaxAnswer, err)
 	}
 	if response.StatusCode/100 != 2 {
 		return nil, refusal(response, text)
-	}
-	if err := json.Unmarshal(text, into); err != nil {
-		return nil, fmt.Errorf("%w: what answers at %s is not the broker's listener: %w", ErrUnreachable, base, err)
 	}
 	return text, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -110,7 +111,7 @@ func TestAnswers(t *testing.T) {
 	}{
 		"good":           {padded(20), nil, ""},
 		"the largest":    {padded(api.MaxAnswer), nil, ""},
-		"larger":         {padded(api.MaxAnswer + 1), api.ErrUnreachable, "more than 1048576 bytes"},
+		"larger":         {padded(api.MaxAnswer + 1), api.ErrUnreachable, fmt.Sprintf("more than %d bytes", api.MaxAnswer)},
 		"no JSON":        {func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") }, api.ErrUnreachable, "not the broker's listener"},
 		"a refusal":      {problem, nil, "the broker refused: T\n  D\n  See https://a/problems/role-required"},
 		"somebody's 404": {http.NotFound, api.ErrUnreachable, "404 Not Found"},

@@ -24,6 +24,9 @@ func (e Environment) Curl(r Request, at Listener) (string, error) {
 	for _, file := range [][2]string{{"--cacert", "svid_bundle.pem"}, {"--cert", "svid.pem"}, {"--key", "svid_key.pem"}} {
 		words = append(words, file[0], Quote(filepath.Join(dir, file[1])))
 	}
+	if r.Stream {
+		words = append(words, "--no-buffer", "--header", Quote("Accept: "+wire.TypeEvents))
+	}
 	if r.Key != "" {
 		words = append(words, "--header", Quote(wire.HeaderIdempotencyKey+": "+r.Key))
 	}
