@@ -104,7 +104,7 @@ func (req *BeginRequest) task(w Workload) Task {
 }
 
 func (b *Broker) decideBegin(ctx context.Context, w Workload, registration WorkloadRegistration, task Task, control Control, now time.Time) (Decision, error) {
-	if lock, ok := control.Locked(now, []string{w.ID.String()}, "", nil); ok {
+	if lock, ok := control.Locked(now, task.Subjects(), "", nil); ok {
 		err := &Quarantined{Lock: lock}
 		return Decision{}, b.refuse(w, registration, task, Decision{Rule: "lock/" + string(lock.ID)}, err)
 	}

@@ -163,7 +163,7 @@ func (b *Broker) decideIssue(ctx context.Context, w Workload, registration Workl
 	if err != nil {
 		return approved{}, err
 	}
-	if lock, ok := control.Locked(now, []string{w.ID.String()}, req.Audience, decision.Scopes); ok {
+	if lock, ok := control.Locked(now, task.Subjects(), req.Audience, decision.Scopes); ok {
 		return approved{}, b.refuse(w, registration, task, Decision{Rule: "lock/" + string(lock.ID)}, &Quarantined{Lock: lock})
 	}
 	return approved{Asked: b.ask(w, task, audience, req.Details, decision), audience: audience, decision: decision}, nil
@@ -267,7 +267,7 @@ func (b *Broker) stillGood(ctx context.Context, w Workload, reply *GrantReply) e
 		return err
 	}
 	reply.Grants = slices.DeleteFunc(reply.Grants, func(g Grant) bool {
-		return g.Revoked || b.pending.revoked(g.ID) || control.Denies(g) || g.Binding == BindCertificate && g.Thumbprint != w.Thumbprint
+		return g.Revoked || b.pending.revoked(g.ID) || control.Denies(g, reply.Task) || g.Binding == BindCertificate && g.Thumbprint != w.Thumbprint
 	})
 	return nil
 }

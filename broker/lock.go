@@ -28,7 +28,7 @@ type Control struct {
 	Denials []Entry // of the kinds DenySelector and DenyAll
 }
 
-// Locked returns the first lock at now that covers a workload, or its token for the audience and
+// Locked returns the first lock at now that covers one of the subjects, or its token for the audience and
 // scopes. A lock that names an audience or scope does not cover a task as such.
 func (c Control) Locked(now time.Time, subjects []string, audience string, scopes []string) (Lock, bool) {
 	i := slices.IndexFunc(c.Locks, func(l Lock) bool {
@@ -40,13 +40,17 @@ func (c Control) Locked(now time.Time, subjects []string, audience string, scope
 	return c.Locks[i], true
 }
 
-// Denies reports whether a grant is dead by a selector that came after it.
-func (c Control) Denies(g Grant) bool {
+// Denies reports whether a grant of a task is dead by a selector that came after it.
+func (c Control) Denies(g Grant, t Task) bool {
+	if len(c.Denials) == 0 {
+		return false
+	}
+	subjects := t.Subjects()
 	return slices.ContainsFunc(c.Denials, func(e Entry) bool {
 		if e.Number <= g.Number {
 			return false
 		}
 		return e.Denial.Kind == DenyAll ||
-			e.Denial.Selector.Matches([]string{g.Workload.String()}, g.Audience, g.Scopes)
+			e.Denial.Selector.Matches(subjects, g.Audience, g.Scopes)
 	})
 }

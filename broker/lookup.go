@@ -35,7 +35,7 @@ func (b *Broker) Grant(ctx context.Context, w Workload, id GrantID) (GrantStatus
 		return GrantStatus{}, err
 	}
 	record.Grant.Revoked = record.Grant.Revoked || b.pending.revoked(id)
-	live := record.Grant.Live(record.Now, record.Task) && !control.Denies(record.Grant)
+	live := record.Grant.Live(record.Now, record.Task) && !control.Denies(record.Grant, record.Task)
 	return GrantStatus{Grant: record.Grant, Task: record.Task, Live: live}, nil
 }
 

@@ -12,7 +12,7 @@ const (
 	PathDelegations  = "/v1/tasks/{id}/delegations" // POST: let another workload join
 	PathJoins        = "/v1/joins"                  // POST: begin a task below another workload's
 	PathHeartbeats   = "/v1/heartbeats"             // POST
-	PathEvents       = "/v1/events"                 // GET: server-sent events; ?task=, up to MaxFollowed times
+	PathEvents       = "/v1/events"                 // GET: server-sent events; ?task=ID or ID:HOLDER, up to MaxFollowed times
 	PathGrant        = "/v1/grants/{id}"            // GET
 	PathFeed         = "/v1/feed"                   // GET: server-sent events; ?aud=
 	PathFeedSnapshot = "/v1/feed/snapshot"          // GET; ?aud=

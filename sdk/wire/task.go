@@ -159,7 +159,7 @@ type Pulse struct {
 const MaxFollowed = 256
 
 // TaskEnded says that a task is over, whoever has ended it. State is StateUnknown for one that is not there
-// (any more), or not the caller's.
+// (any more), or not the caller's, and StateAdopted for one that was named with a holder and has another one.
 type TaskEnded struct {
 	ID    string `json:"id"`
 	State string `json:"state"`
@@ -175,8 +175,8 @@ const (
 	StateLapsed    = "lapsed"
 	StateExpired   = "expired"
 	StateRevoked   = "revoked"
-	StateUnknown   = "unknown" // of a Pulse alone
-	StateAdopted   = "adopted" // of a Pulse alone: the task goes on, and is not the caller's to look after
+	StateUnknown   = "unknown" // of a Pulse or TaskEnded alone
+	StateAdopted   = "adopted" // of these alone: the task goes on, and is not the caller's to look after
 )
 
 // EndRequest ends a task.
@@ -252,7 +252,7 @@ type DelegationRequest struct {
 	Scopes               []string          `json:"scopes,omitempty"`
 	AuthorizationDetails []json.RawMessage `json:"authorization_details,omitempty"`
 
-	ExpiresIn int64 `json:"expires_in,omitempty"` // seconds in which it must have joined, 1 to 86400; 600 when absent; cut at the task's deadline
+	ExpiresIn *int64 `json:"expires_in,omitempty"` // seconds in which it must have joined, 1 to 86400; 600 when absent; cut at the task's deadline
 }
 
 // DelegationResponse answers it.
@@ -346,6 +346,7 @@ const (
 	ProblemAdopted             = "adopted"
 	ProblemNotDelegate         = "not-delegate"
 	ProblemHandleUsed          = "handle-used"
+	ProblemHandleExpired       = "handle-expired"
 	ProblemPlanChanged         = "plan-changed"
 	ProblemPlanExpired         = "plan-expired"
 	ProblemIdempotencyMismatch = "idempotency-mismatch"

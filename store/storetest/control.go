@@ -160,7 +160,7 @@ func controlSelector(b *bench) {
 		grant  broker.Grant
 		denied bool
 	}{{"before", before, true}, {"at another audience", other, false}, {"after", after, false}} {
-		if got := control.Denies(test.grant); got != test.denied {
+		if got := control.Denies(test.grant, task); got != test.denied {
 			b.Errorf("the grant %s: denied %v; want %v (its number is %d, the list %+v)", test.name, got, test.denied, test.grant.Number, control)
 		}
 	}
@@ -171,11 +171,11 @@ func controlSelector(b *bench) {
 	if r := b.end(e).Receipt; !r.First {
 		b.Errorf("a second denial by selector: got %+v; want one of its own", r)
 	}
-	if !b.feed().Controls[b.shard].Denies(after) {
+	if !b.feed().Controls[b.shard].Denies(after, task) {
 		b.Error("the second denial does not kill what was issued after the first")
 	}
 	b.end(denying(broker.TargetAll))
-	if control := b.feed().Controls[b.shard]; !control.Denies(other) || control.Denies(b.issue(task, "b", time.Minute)) {
+	if control := b.feed().Controls[b.shard]; !control.Denies(other, task) || control.Denies(b.issue(task, "b", time.Minute), task) {
 		b.Error("the denial of everything must kill what came before it, and nothing after")
 	}
 }
