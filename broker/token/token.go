@@ -19,6 +19,7 @@ import (
 	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/keys"
 	"github.com/errandhq/errand/sdk/wire"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // Minter implements broker.Minter with the keys of one ring.
@@ -43,15 +44,15 @@ const overhead = 600
 // Draft writes the claims of a grant and picks the key. Errors match broker.ErrSigning, or
 // broker.ErrInvalid when no verifier would look at a token of that size.
 func (m *Minter) Draft(_ context.Context, task broker.Task, grant broker.Grant) (broker.Draft, error) {
-	if task.ID != grant.Task {
-		return nil, fmt.Errorf("%w: grant %s is not of task %s", broker.ErrSigning, grant.ID, task.ID)
+	if task.ID != grant.Task || task.Workload != grant.Workload {
+		return nil, fmt.Errorf("%w: grant %s is not of task %s, or not of its workload", broker.ErrSigning, grant.ID, task.ID)
 	}
 	payload, err := encode(m.claims(task, grant))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", broker.ErrSigning, err)
 	}
 	if size := base64.RawURLEncoding.EncodedLen(len(payload)) + overhead; size > wire.MaxTokenBytes {
-		return nil, tooLarge(grant, size)
+		return nil, tooLarge(task, grant, size)
 	}
 	signer, err := m.ring.Signer()
 	if err != nil {
@@ -70,16 +71,23 @@ func encode(claims wire.Claims) ([]byte, error) {
 }
 
 // tooLarge names what takes up most of a token.
-func tooLarge(grant broker.Grant, size int) error {
-	field, what, details := "scopes", "scopes", 0
+func tooLarge(task broker.Task, grant broker.Grant, size int) error {
+	field, mend, most := "scopes", "ask for fewer scopes at once", len(grant.Scopes.String())
+	details, delegators := 0, 0
 	for _, detail := range grant.Details {
 		details += len(detail)
 	}
-	if details > len(grant.Scopes.String()) {
-		field, what = "authorization_details", "details"
+	for _, id := range task.Delegators {
+		delegators += len(id.String())
+	}
+	if details > most {
+		field, mend, most = "authorization_details", "ask for fewer details at once", details
+	}
+	if delegators > most {
+		field, mend = "delegators", "they are as many and as long as they are, so delegate the task over fewer hops"
 	}
 	return &broker.Invalid{Field: field, Detail: fmt.Sprintf(
-		"make a token of %d bytes; at most %d are allowed: ask for fewer %s at once", size, wire.MaxTokenBytes, what)}
+		"make a token of %d bytes; at most %d are allowed: %s", size, wire.MaxTokenBytes, mend)}
 }
 
 // Retire takes a key out of use at once. One that was retired before is no error, so that whoever
@@ -143,10 +151,23 @@ func (m *Minter) claims(task broker.Task, grant broker.Grant) wire.Claims {
 	for _, id := range task.Path {
 		c.Task.Path = append(c.Task.Path, string(id))
 	}
+	if len(task.Delegators) > 0 {
+		c.Subject, c.Actor = task.Delegators[0].String(), chain(task.Delegators[1:], grant.Workload)
+	}
 	if grant.Binding == broker.BindCertificate {
 		c.Confirmation = &wire.Confirmation{X5T: grant.Thumbprint}
 	}
 	return c
+}
+
+// chain is who acts in the name of a token's subject (RFC 8693 §4.1): the presenter outermost, and in it those
+// through whom it came to that, the latest first.
+func chain(through []spiffeid.ID, presenter spiffeid.ID) *wire.Actor {
+	var inner *wire.Actor
+	for _, id := range through {
+		inner = &wire.Actor{Subject: id.String(), Actor: inner}
+	}
+	return &wire.Actor{Subject: presenter.String(), Actor: inner}
 }
 
 // draft is a token without its signature.

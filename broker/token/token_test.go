@@ -142,12 +142,65 @@ func TestDetails(t *testing.T) {
 	}
 }
 
+// TestActors: the first delegator is the subject, and the presenter the client and the outermost actor; the
+// certificate is the presenter's. RFC 8693 §4.1 and §4.3.
+func TestActors(t *testing.T) {
+	m, _ := minter(t, "")
+	for name, c := range map[string]struct {
+		delegators []string
+		want       string
+	}{
+		"one": {[]string{"chief"}, `"sub":"spiffe://prod/chief","client_id":"spiffe://prod/report",…,"act":{"sub":"spiffe://prod/report"}}`},
+		"three": {[]string{"chief", "desk", "clerk"}, `"sub":"spiffe://prod/chief","client_id":"spiffe://prod/report",…,` +
+			`"act":{"sub":"spiffe://prod/report","act":{"sub":"spiffe://prod/clerk","act":{"sub":"spiffe://prod/desk"}}}}`},
+		"there and back": {[]string{"report", "desk"}, `"sub":"spiffe://prod/report","client_id":"spiffe://prod/report",…,` +
+			`"act":{"sub":"spiffe://prod/report","act":{"sub":"spiffe://prod/desk"}}}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			joined := task
+			for _, id := range c.delegators {
+				joined.Delegators = append(joined.Delegators, spiffeid.RequireFromString("spiffe://prod/"+id))
+			}
+			draft, err := m.Draft(context.Background(), joined, grant)
+			if err != nil {
+				t.Fatal(err)
+			}
+			signed, err := draft.Sign(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			jws, err := jose.ParseSignedCompact(signed.Secret(), []jose.SignatureAlgorithm{jose.ES256})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := string(jws.UnsafePayloadWithoutVerification())
+			names, act, _ := strings.Cut(c.want, "…")
+			if !strings.Contains(got, names) || !strings.HasSuffix(got, `"cnf":{"x5t#S256":"thumb"}`+act) {
+				t.Errorf("got %s; want %s", got, c.want)
+			}
+		})
+	}
+	long := task
+	for i := range broker.MaxDepth - 1 {
+		long.Delegators = append(long.Delegators, spiffeid.RequireFromString("spiffe://prod/"+strings.Repeat(string(rune('a'+i)), 1500)))
+	}
+	var bad *broker.Invalid
+	if _, err := m.Draft(context.Background(), long, grant); !errors.As(err, &bad) || bad.Field != "delegators" {
+		t.Errorf("a chain that is too long: %v", err)
+	}
+}
+
 func TestWhatIsNotSigned(t *testing.T) {
 	m, _ := minter(t, "")
 	foreign := grant
 	foreign.Task = parent
 	if _, err := m.Draft(context.Background(), task, foreign); !errors.Is(err, broker.ErrSigning) {
 		t.Errorf("a grant of another task: %v", err)
+	}
+	others := grant
+	others.Workload = spiffeid.RequireFromString("spiffe://prod/chief")
+	if _, err := m.Draft(context.Background(), task, others); !errors.Is(err, broker.ErrSigning) {
+		t.Errorf("a grant of another workload: %v", err)
 	}
 	huge := grant
 	for range broker.MaxScopes {

@@ -3,6 +3,7 @@ package verify
 import (
 	"encoding/base64"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -199,25 +200,31 @@ func placeInTask(g *Grant) error {
 	return nil
 }
 
-// nameActors checks the subjects. The presenter is the subject itself, or the outermost actor.
+// nameActors checks the subjects. The presenter is the subject itself, or the outermost actor (RFC 8693 §4.1).
+// Who joins a task does so one step further down, so that there are fewer actors than tasks on the path.
 func nameActors(g *Grant, actor *wire.Actor) error {
 	presenter := g.Workload
 	if actor != nil {
 		presenter = actor.Subject
 	}
 	for ; actor != nil; actor = actor.Actor {
-		if len(g.Actors) == maxPath {
-			return malformed("act is too deep")
+		if len(g.Actors)+1 >= len(g.Task.Path) {
+			return malformed("act names more actors than have joined on the way to task.id")
 		}
 		g.Actors = append(g.Actors, actor.Subject)
 	}
 	if g.Client != presenter {
 		return malformed("client_id is not who presents it")
 	}
-	for _, id := range append([]string{g.Workload}, g.Actors...) {
-		if !isSPIFFEID(id) {
+	last := "" // nobody acts in its own name
+	for _, id := range append(slices.Clone(g.Actors), g.Workload) {
+		switch {
+		case !isSPIFFEID(id):
 			return malformed("sub or act.sub is not the SPIFFE ID of a workload")
+		case id == last:
+			return malformed("act has an actor that acts for itself")
 		}
+		last = id
 	}
 	return nil
 }

@@ -89,6 +89,7 @@ func TestDenials(t *testing.T) {
 			v := b.verifier(nil)
 			edit := func(claims map[string]any) {
 				claims["sub"] = delegator
+				deep(3)(claims)
 				claims["act"] = map[string]any{"sub": agentID, "act": map[string]any{"sub": "spiffe://example.org/inner/one"}}
 			}
 			before := b.token(edit)

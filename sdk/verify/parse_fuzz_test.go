@@ -17,7 +17,8 @@ func FuzzClaims(f *testing.F) {
 	const good = `{"iss":"https://b","sub":"spiffe://a/b","client_id":"spiffe://a/b","aud":"orders","iat":1,"exp":61,"jti":"gnt_00a","txn":"tsk_00a","scope":"a b",` +
 		`"task":{"id":"tsk_00b","path":["tsk_00a","tsk_00b"],"name":"n"},"ep":[1,0],"cnf":{"x5t#S256":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}}`
 	for _, seed := range []string{
-		good, strings.Replace(good, `"aud"`, `"act":{"sub":"spiffe://a/b","act":{"sub":"spiffe://a/c"}},"aud"`, 1), strings.Replace(good, "61", "9223372036854775807", 1),
+		good, strings.Replace(good, `"aud"`, `"act":{"sub":"spiffe://a/b"},"aud"`, 1), strings.Replace(good, `"sub":"spiffe://a/b"`, `"sub":"spiffe://a/c","act":{"sub":"spiffe://a/b"}`, 1),
+		strings.Replace(good, `"aud"`, `"act":{"sub":"spiffe://a/b","act":{"sub":"spiffe://a/c"}},"aud"`, 1), strings.Replace(good, "61", "9223372036854775807", 1),
 		strings.Replace(good, `"exp"`, `"nbf":9223372036854775807,"exp"`, 1), strings.Replace(good, `"scope":"a b"`, `"scope":""`, 1), `{}`, `null`, "{\"iss\":\"\xff\"}",
 	} {
 		f.Add([]byte(seed))
@@ -37,7 +38,7 @@ func FuzzClaims(f *testing.F) {
 			t.Errorf("grant %s of shard %d at %v", g.ID, g.shard, path)
 		case len(g.Scopes) > maxScopes || slices.ContainsFunc(g.Scopes, func(s string) bool { return s == "" || strings.ContainsFunc(s, notNameRune) }):
 			t.Errorf("scopes %q", g.Scopes)
-		case !isSPIFFEID(g.Workload) || !isSPIFFEID(g.Client) || len(g.Actors) > maxPath || len(g.Actors) == 0 && g.Client != g.Workload:
+		case !isSPIFFEID(g.Workload) || !isSPIFFEID(g.Client) || len(g.Actors) >= len(path) || len(g.Actors) == 0 && g.Client != g.Workload || len(g.Actors) > 0 && g.Client != g.Actors[0]:
 			t.Errorf("%q, %q and %q", g.Workload, g.Client, g.Actors)
 		case !g.Issued.Before(g.Expires) || g.Expires.Year() > 9999 || c.Issuer == "" || g.Audience == "" || g.epoch == 0:
 			t.Errorf("%+v", g)

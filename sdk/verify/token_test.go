@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -213,37 +214,110 @@ func TestVerifyAtTheLimits(t *testing.T) {
 	}
 }
 
+// deep puts a token's task so far down.
+func deep(depth int) func(map[string]any) {
+	path := []string{rootTask}
+	for i := 1; i < depth-1; i++ {
+		path = append(path, fmt.Sprintf("tsk_00%026d", i))
+	}
+	if depth > 1 {
+		path = append(path, childTask)
+	}
+	return func(c map[string]any) {
+		c["task"] = map[string]any{"id": path[len(path)-1], "path": path, "name": "nightly"}
+	}
+}
+
+// chain is an act claim, the presenter outermost; nil for nobody.
+func chain(actors ...string) (act any) {
+	for _, sub := range slices.Backward(actors) {
+		next := map[string]any{"sub": sub}
+		if act != nil {
+			next["act"] = act
+		}
+		act = next
+	}
+	return act
+}
+
 func TestVerifyDelegation(t *testing.T) {
 	b := newBroker(t, 1)
 	v := b.verifier(nil)
-	delegator := "spiffe://example.org/agents/chief"
-	chain := func(depth int) any {
-		var act any
-		for i := range depth {
-			sub := agentID
-			if i < depth-1 {
-				sub = fmt.Sprintf("spiffe://example.org/agents/%d", i)
-			}
-			next := map[string]any{"sub": sub}
-			if act != nil {
-				next["act"] = act
-			}
-			act = next
+	const chief, desk = "spiffe://example.org/agents/chief", "spiffe://example.org/agents/desk"
+	actors := func(n int) (ids []string) {
+		for i := range n {
+			ids = append(ids, fmt.Sprintf("spiffe://example.org/agents/%d", i))
 		}
-		return act
+		return ids
 	}
-	g, err := v.Verify(t.Context(), b.token(func(c map[string]any) { c["sub"], c["act"] = delegator, chain(2) }), b.peer())
+	delegated := func(depth int, sub string, act any) string {
+		return b.token(func(c map[string]any) { deep(depth)(c); c["sub"], c["act"] = sub, act })
+	}
+	g, err := v.Verify(t.Context(), delegated(3, chief, chain(agentID, desk)), b.peer())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if g.Workload != delegator || g.Client != agentID || !cmp.Equal(g.Actors, []string{agentID, "spiffe://example.org/agents/0"}) {
+	if g.Workload != chief || g.Client != agentID || !cmp.Equal(g.Actors, []string{agentID, desk}) {
 		t.Errorf("got %q, %q, %q", g.Workload, g.Client, g.Actors)
 	}
-	for depth, want := range map[int]error{8: nil, 9: verify.ErrMalformed} {
-		_, err := v.Verify(t.Context(), b.token(func(c map[string]any) { c["sub"], c["act"] = delegator, chain(depth) }), b.peer())
-		if !errors.Is(err, want) {
-			t.Errorf("%d actors: got %v, want %v", depth, err, want)
+	for name, c := range map[string]struct {
+		token string
+		want  error
+	}{
+		"one step down":                 {delegated(2, chief, chain(agentID)), nil},
+		"as many as can have joined":    {delegated(8, chief, chain(append([]string{agentID}, actors(6)...)...)), nil},
+		"one more than can have joined": {delegated(8, chief, chain(append([]string{agentID}, actors(7)...)...)), verify.ErrMalformed},
+		"as deep as JSON goes":          {delegated(8, chief, chain(append([]string{agentID}, actors(50)...)...)), verify.ErrMalformed},
+		"more than the path is long":    {delegated(2, chief, chain(agentID, desk)), verify.ErrMalformed},
+		"of a root task":                {b.token(func(c map[string]any) { deep(1)(c); c["sub"], c["act"] = chief, chain(agentID) }), verify.ErrMalformed},
+		"sub and no act":                {delegated(2, chief, nil), verify.ErrMalformed},
+		"act and the same sub":          {delegated(2, agentID, chain(agentID)), verify.ErrMalformed},
+		"somebody acts for itself":      {delegated(4, chief, chain(agentID, desk, desk)), verify.ErrMalformed},
+		"the first acts for itself":     {delegated(3, chief, chain(agentID, chief)), verify.ErrMalformed},
+		"there and back again":          {delegated(3, agentID, chain(agentID, desk)), nil},
+		"client_id is the inner actor":  {delegated(3, chief, chain(desk, agentID)), verify.ErrMalformed},
+		"client_id is the subject":      {delegated(2, chief, chain(chief)), verify.ErrMalformed},
+		"client_id is nobody in it":     {delegated(3, chief, chain(desk, serverID)), verify.ErrMalformed},
+		"an actor of no trust domain":   {delegated(3, chief, chain(agentID, "desk")), verify.ErrMalformed},
+		"an actor that is a domain":     {delegated(3, chief, chain(agentID, "spiffe://example.org")), verify.ErrMalformed},
+		"an actor with dots":            {delegated(3, chief, chain(agentID, desk+"/../chief")), verify.ErrMalformed},
+		"an actor without a name":       {delegated(3, chief, chain(agentID, "")), verify.ErrMalformed},
+		"an empty act":                  {delegated(2, chief, map[string]any{}), verify.ErrMalformed},
+		"an empty act in it":            {delegated(3, chief, map[string]any{"sub": agentID, "act": map[string]any{}}), verify.ErrMalformed},
+		"a list":                        {delegated(2, chief, []any{chain(agentID)}), verify.ErrMalformed},
+		"a list of subs":                {delegated(2, chief, map[string]any{"sub": []string{agentID}}), verify.ErrMalformed},
+		"an actor of another issuer": { // it says where the sub is from, and changes nothing
+			delegated(2, chief, map[string]any{"sub": agentID, "iss": "https://elsewhere.example"}), nil},
+	} {
+		if g, err := v.Verify(t.Context(), c.token, b.peer()); !errors.Is(err, c.want) || (g == nil) != (err != nil) {
+			t.Errorf("%s: got %v, want %v", name, err, c.want)
 		}
+	}
+}
+
+// TestDelegatedTokensArePresentedByTheClient: whoever else is in the chain has nothing of it.
+func TestDelegatedTokensArePresentedByTheClient(t *testing.T) {
+	b := newBroker(t, 1)
+	const chief, desk = "spiffe://example.org/agents/chief", "spiffe://example.org/agents/desk"
+	identity := b.verifier(func(c *verify.Config) { c.Binding = verify.ByIdentity })
+	certificate := b.verifier(nil)
+	bound := b.token(func(c map[string]any) { deep(3)(c); c["sub"], c["act"] = chief, chain(agentID, desk) })
+	unbound := b.token(func(c map[string]any) {
+		deep(3)(c)
+		c["sub"], c["act"] = chief, chain(agentID, desk)
+		delete(c, "cnf")
+	})
+	for id, want := range map[string]error{agentID: nil, chief: verify.ErrUnbound, desk: verify.ErrUnbound, serverID: verify.ErrUnbound} {
+		peer := &verify.Peer{Certificate: b.ca.svid(t, id, nil).Leaf, Verified: true}
+		if _, err := identity.Verify(t.Context(), unbound, peer); !errors.Is(err, want) {
+			t.Errorf("by identity, %s: %v; want %v", id, err, want)
+		}
+		if _, err := certificate.Verify(t.Context(), bound, peer); !errors.Is(err, verify.ErrUnbound) {
+			t.Errorf("by certificate, another one of %s: %v", id, err)
+		}
+	}
+	if _, err := certificate.Verify(t.Context(), bound, b.peer()); err != nil {
+		t.Errorf("by certificate, its own: %v", err)
 	}
 }
 
