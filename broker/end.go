@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // EndRequest says how the caller's task ended.
@@ -27,6 +29,23 @@ type EndRequest struct {
 // and this replica brings it into the store as soon as that is back. If the task had ended by itself
 // before, that is then what its receipt says.
 func (b *Broker) End(ctx context.Context, w Workload, id TaskID, req EndRequest) (Receipt, error) {
+	return b.endAs(ctx, w.ID.String(), w, id, req)
+}
+
+// EndKeyHolder is the actor of ends that nothing but their key has proved.
+const EndKeyHolder = "end key"
+
+// EndByKey ends a task of a workload for somebody at an address who proves nothing but that they have its
+// end key, as a CI step that has lost its identity. Without the right key nobody is asked for anything: the
+// answer is ErrEndKey, whether or not there is such a task. Everything else is as with End.
+func (b *Broker) EndByKey(ctx context.Context, address string, workload spiffeid.ID, id TaskID, req EndRequest) (Receipt, error) {
+	if b.endKeys.proves(req.Key, id, workload).IsZero() {
+		return Receipt{}, ErrEndKey
+	}
+	return b.endAs(ctx, EndKeyHolder, Workload{ID: workload, Address: address}, id, req)
+}
+
+func (b *Broker) endAs(ctx context.Context, actor string, w Workload, id TaskID, req EndRequest) (Receipt, error) {
 	switch req.State {
 	case Completed, Failed, Canceled:
 	default:
@@ -36,7 +55,7 @@ func (b *Broker) End(ctx context.Context, w Workload, id TaskID, req EndRequest)
 		return Receipt{}, invalid("reason", "has %d bytes; at most %d are allowed", len(req.Reason), MaxPurpose)
 	}
 	lost := b.endKeys.proves(req.Key, id, w.ID)
-	p := &pendingEnd{actor: w.ID.String(), address: w.Address, Ending: Ending{
+	p := &pendingEnd{actor: actor, address: w.Address, Ending: Ending{
 		Kind: TargetTask, Task: id, Workload: w.ID, State: req.State, Cause: CauseCaller, Reason: req.Reason, Lost: lost,
 	}}
 	if !lost.IsZero() {

@@ -27,6 +27,8 @@ var (
 	ErrUsed = errors.New("delegation used")
 	// ErrAdopted: another process of the workload holds the task now.
 	ErrAdopted = errors.New("task adopted by another process")
+	// ErrEndKey: the end key is not that of this task and workload, or there is none.
+	ErrEndKey = errors.New("no good end key")
 	// ErrQuota: too many live tasks, grants or children. Always a *QuotaExceeded.
 	ErrQuota = errors.New("quota exceeded")
 	// ErrMismatch: the idempotency key was used with another request.

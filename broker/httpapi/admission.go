@@ -3,6 +3,7 @@ package httpapi
 import (
 	"cmp"
 	"context"
+	"net/netip"
 	"sync"
 
 	"github.com/errandhq/errand/broker"
@@ -15,6 +16,8 @@ const (
 	kindIssue = "issue" // begins a task, or asks for a token
 	kindOther = "other" // ends, heartbeats, reads
 	kindUsage = "usage" // reports of usage
+
+	kindOutside = "outside" // comes from callers of the public listener, or is about what they say
 )
 
 // Bounds of reports of usage. Each is large to read and up to a thousand events to record, so that they
@@ -27,20 +30,38 @@ const (
 	maxReadingOne = 8  // of these, of one SPIFFE ID
 )
 
-// admission decides which requests of the workload listener are worked on, and when.
+// Bounds of what comes from outside. A caller of the public listener may be anybody, and there may be a
+// balancer between, whose address all of them have.
+const (
+	AddressRate       = 200  // requests a second of one address that need a secret
+	AddressBurst      = 1000 // that may come at once
+	maxOutside        = 64   // that are worked on at once
+	maxReadingOutside = 512  // and whose bodies are read
+	maxReadingAddress = 256  // of these, of one address
+)
+
+// admission decides which requests are worked on, and when.
 type admission struct {
-	rates   map[string]*rates
+	rates   map[string]*rates[spiffeid.ID]
 	places  map[string]*places
-	reading reading
+	reading reading[spiffeid.ID]
+
+	// Of the public listener, where nobody has shown who they are before their request is read.
+	addresses *rates[netip.Prefix]
+	outside   reading[netip.Prefix]
 }
 
 func newAdmission(l Limits, known func(spiffeid.ID) bool) *admission {
 	return &admission{
-		rates: map[string]*rates{
+		rates: map[string]*rates[spiffeid.ID]{
 			kindIssue: newRates(l.IssueRate, l.IssueBurst, known), kindOther: newRates(l.Rate, l.Burst, known),
 			kindUsage: newRates(min(UsageRate, l.Rate), min(UsageBurst, l.Burst), known),
 		},
-		places: map[string]*places{kindIssue: newPlaces(l.Issuing), kindOther: newPlaces(l.Others), kindUsage: newPlaces(maxRecording)},
+		places:  map[string]*places{kindIssue: newPlaces(l.Issuing), kindOther: newPlaces(l.Others), kindUsage: newPlaces(maxRecording), kindOutside: newPlaces(min(maxOutside, l.Others))},
+		reading: reading[spiffeid.ID]{most: maxReading, mostOne: maxReadingOne},
+		// Every address is known: more than there is room for share buckets by chance, and none has less for others.
+		addresses: newRates(min(AddressRate, l.Rate), min(AddressBurst, l.Burst), func(netip.Prefix) bool { return true }),
+		outside:   reading[netip.Prefix]{most: maxReadingOutside, mostOne: maxReadingAddress},
 	}
 }
 
@@ -87,29 +108,31 @@ func (r *router) reporting() *router {
 	return &reporting
 }
 
-// reading counts the reports that are in memory. One that sends its bodies slowly has as many places as
-// it may have, and leaves others some. The zero value is ready.
-type reading struct {
-	mu  sync.Mutex
+// reading counts the bodies that are in memory. One that sends them slowly has as many places as
+// it may have, and leaves others some.
+type reading[Peer comparable] struct {
+	most, mostOne int // of all, and of one
+
+	mu  sync.Mutex // guards what follows
 	all int
-	of  map[spiffeid.ID]int
+	of  map[Peer]int
 }
 
-func (r *reading) enter(id spiffeid.ID) bool {
+func (r *reading[Peer]) enter(id Peer) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.all >= maxReading || r.of[id] >= maxReadingOne {
+	if r.all >= r.most || r.of[id] >= r.mostOne {
 		return false
 	}
 	if r.of == nil {
-		r.of = map[spiffeid.ID]int{}
+		r.of = map[Peer]int{}
 	}
 	r.all++
 	r.of[id]++
 	return true
 }
 
-func (r *reading) leave(id spiffeid.ID) {
+func (r *reading[Peer]) leave(id Peer) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.all--

@@ -42,7 +42,7 @@ type Config struct {
 	Logger  *slog.Logger
 	Metrics http.Handler // of /metrics
 	Observe func(listener, route, method string, status int, took time.Duration)
-	Limited func(kind string) // is told of each request over its rate: "issue", "usage" or "other"
+	Limited func(kind string) // is told of each request over its rate: "issue", "usage", "outside" or "other"
 }
 
 // API has the handlers of one replica.
@@ -123,6 +123,7 @@ func (a *API) Public() http.Handler {
 	r.raw(wire.PathProblem, a.problemPage)
 	r.raw(wire.PathProblems, a.problemIndex)
 	r.raw("/healthz", a.healthz)
+	post(r.outside(withEndKey), wire.PathTaskEnd, http.StatusOK, a.endByKey)
 	return r
 }
 

@@ -19,9 +19,10 @@ import (
 
 // Bounds of a request body. One more is refused.
 const (
-	MaxBody    = 64 << 10 // bytes; a report of usage may have wire.MaxUsageBytes
-	MaxNesting = 16       // objects and arrays inside each other
-	MaxMembers = 256      // members of one object
+	MaxBody     = 64 << 10 // bytes; a report of usage may have wire.MaxUsageBytes
+	MaxKeyedEnd = 12 << 10 // bytes; of the end of a task by its end key alone
+	MaxNesting  = 16       // objects and arrays inside each other
+	MaxMembers  = 256      // members of one object
 )
 
 // decode reads a JSON body of at most limit bytes into v: one object and nothing after it, valid UTF-8, no member that v

@@ -83,7 +83,7 @@ func (l *Limits) Complete() error {
 type rateLimited struct{ wait time.Duration }
 
 func (e *rateLimited) Error() string {
-	return fmt.Sprintf("this SPIFFE ID has sent too many requests of this kind; the next one is taken in %s", e.wait.Round(time.Millisecond))
+	return fmt.Sprintf("the sender has sent too many requests of this kind; the next one is taken in %s", e.wait.Round(time.Millisecond))
 }
 
 // overloaded is a replica that has as much to do as it takes on at once.

@@ -292,8 +292,10 @@ func (l *Listener) Connections() int {
 
 // address is what a peer is counted by: its IPv4 address, or its IPv6 network, since whoever has one
 // address of that has all.
-func address(c net.Conn) netip.Prefix {
-	at, err := netip.ParseAddrPort(c.RemoteAddr().String())
+func address(c net.Conn) netip.Prefix { return network(c.RemoteAddr().String()) }
+
+func network(remote string) netip.Prefix {
+	at, err := netip.ParseAddrPort(remote)
 	if err != nil {
 		return netip.Prefix{}
 	}
@@ -301,6 +303,6 @@ func address(c net.Conn) netip.Prefix {
 	if ip.Is4() {
 		bits = 32
 	}
-	network, _ := ip.Prefix(bits) // the zero one has no address, and is shared
-	return network
+	prefix, _ := ip.Prefix(bits) // the zero one has no address, and is shared
+	return prefix
 }

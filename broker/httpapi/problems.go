@@ -62,6 +62,7 @@ func as[T error](err error) bool {
 var problemTypes = []problemType{
 	{wire.ProblemMalformed, 400, "Malformed request", "", "The body or a header cannot be read; \"detail\" says where. Send one JSON object with the members that the API documents, each once, in lower case.", as[*malformed]},
 	{wire.ProblemUnauthenticated, 401, "No good SVID", "", "Present an X.509-SVID of a trust domain that the broker knows, over TLS 1.3. If it did work before, the SVID has expired or its trust bundle was withdrawn: get a new one and connect again.", as[*unauthenticated]},
+	{wire.ProblemBadEndKey, 401, "No good end key", "", "Send the end key that came with the answer to the begin, as \"Authorization: EndKey end_…\", once, to the path of its own task, with the workload that has begun that in \"workload\". Whether there is such a task is told to nobody without its key; without the key the workload itself can end the task, at the workload listener.", matches(broker.ErrEndKey)},
 	{wire.ProblemMethodNotAllowed, 405, "Method not allowed", "", "Use one of the methods that the Allow header names.", matches(errMethod)},
 	{wire.ProblemTooLarge, 413, "Body too large", "", "Send at most 64 KiB; a report of usage may have 1 MiB.", matches(errTooLarge)},
 	{wire.ProblemMediaType, 415, "Unsupported media type", "", "Send Content-Type: application/json, in UTF-8, without a content coding.", matches(errMediaType)},
@@ -78,7 +79,7 @@ var problemTypes = []problemType{
 	{wire.ProblemTaskEnded, 410, "Task has ended", "", "A task that has ended stays ended; \"state\" and \"cause\" say how. Begin a new one.", matches(broker.ErrEnded)},
 	{wire.ProblemCursorExpired, 410, "Position of another epoch", "", "Take a snapshot and follow from its position.", matches(feed.ErrCursor, broker.ErrEpoch)},
 	{wire.ProblemQuota, 429, "Quota exceeded", "5", "Too many tasks or grants of this workload, or children of this task, are live at once. End tasks that are done; one that its parent has taken along counts until its own lease is over, and a grant until its token has expired. Or raise the workload's max_tasks or max_grants in the inventory. Retry-After is when to look again, not a promise that there is room then.", matches(broker.ErrQuota)},
-	{wire.ProblemRateLimited, 429, "Too many requests", "1", "This SPIFFE ID sends more requests than the broker takes from one: wait as long as Retry-After says, and repeat. Requests that begin a task or ask for a token have a rate of their own, so that ends and heartbeats go on. Keep a token for its life rather than ask for another, send heartbeats of many tasks at once, or have the operators raise limits in the broker's configuration.", as[*rateLimited]},
+	{wire.ProblemRateLimited, 429, "Too many requests", "1", "This SPIFFE ID, or at the public listener this address, sends more requests than the broker takes from one: wait as long as Retry-After says, and repeat. Requests that begin a task or ask for a token have a rate of their own, so that ends and heartbeats go on. Keep a token for its life rather than ask for another, send heartbeats of many tasks at once, or have the operators raise limits in the broker's configuration.", as[*rateLimited]},
 	{wire.ProblemAuditUnavailable, 503, "Audit log unavailable", "1", "No token is issued that cannot be recorded. Tell the operators of the broker; try again.", matches(broker.ErrAudit)},
 	{wire.ProblemStoreUnavailable, 503, "Store unavailable", "1", "The broker cannot reach its store. Try again with the same Idempotency-Key. Ending is safe to repeat, and with the task's end_key needs no store, unless too many ends wait for it already.", matches(broker.ErrUnavailable, broker.ErrUnconfirmed)},
 	{wire.ProblemNotReady, 503, "Not ready", "1", "This replica cannot answer now. Try again, or ask another.", matches(broker.ErrNotReady, broker.ErrSigning, feed.ErrFull, feed.ErrReset, broker.ErrCrowded, broker.ErrLeaving)},
@@ -86,6 +87,9 @@ var problemTypes = []problemType{
 	{wire.ProblemVerifierStale, 503, "Revocation view too old", "1", "The answer of a resource server that has not heard from the broker for too long to know what has ended. The token may be good: try again. If it lasts, its operators should look at its connection to the broker.", func(error) bool { return false }},
 	{wire.ProblemInternal, 500, "Internal error", "", "This is a mistake of the broker. Give its operators the request ID.", func(error) bool { return true }},
 }
+
+// challenges say how to authenticate where it is not the connection that does (RFC 9110 §11.6.1).
+var challenges = map[string]string{wire.ProblemBadEndKey: `EndKey realm="errand"`}
 
 // maxDetail bounds what is repeated of a request, in bytes.
 const maxDetail = 1024
@@ -105,6 +109,9 @@ func (a *API) problem(err error) (wire.Problem, map[string]string) {
 	header := map[string]string{}
 	if row.retry != "" {
 		header["Retry-After"] = row.retry
+	}
+	if challenge := challenges[row.name]; challenge != "" {
+		header["WWW-Authenticate"] = challenge
 	}
 	if limited := (*rateLimited)(nil); errors.As(err, &limited) {
 		header["Retry-After"] = strconv.Itoa(int((limited.wait + time.Second - 1) / time.Second))

@@ -5,7 +5,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/time/rate"
 )
 
@@ -21,26 +20,26 @@ const (
 	sweepRates = time.Second
 )
 
-// rates has a token bucket for each peer. Those that the inventory knows have one for themselves; all
+// rates has a token bucket for each peer: a SPIFFE ID, or an address where nobody has one. Those that the inventory knows have one for themselves; all
 // others share a fixed number by the hash of their ID. So nobody can take the room of somebody who is
 // known by showing up with many identities, and no bucket is given up that is not full: that would
 // give its peer a new burst.
-type rates struct {
+type rates[Peer comparable] struct {
 	limit rate.Limit
 	burst int
-	known func(spiffeid.ID) bool
+	known func(Peer) bool
 	seed  maphash.Seed
 
 	mu        sync.Mutex // guards what follows
-	own       map[spiffeid.ID]*rate.Limiter
+	own       map[Peer]*rate.Limiter
 	swept     time.Time
 	shared    [sharedRates]*rate.Limiter
 	strangers *rate.Limiter
 }
 
-func newRates(perSecond, burst int, known func(spiffeid.ID) bool) *rates {
-	r := &rates{
-		limit: rate.Limit(perSecond), burst: burst, known: known, seed: maphash.MakeSeed(), own: map[spiffeid.ID]*rate.Limiter{},
+func newRates[Peer comparable](perSecond, burst int, known func(Peer) bool) *rates[Peer] {
+	r := &rates[Peer]{
+		limit: rate.Limit(perSecond), burst: burst, known: known, seed: maphash.MakeSeed(), own: map[Peer]*rate.Limiter{},
 		strangers: rate.NewLimiter(rate.Limit(perSecond)*strangersAtOnce, burst*strangersAtOnce),
 	}
 	for i := range r.shared {
@@ -49,15 +48,15 @@ func newRates(perSecond, burst int, known func(spiffeid.ID) bool) *rates {
 	return r
 }
 
-func (r *rates) bucket() *rate.Limiter { return rate.NewLimiter(r.limit, r.burst) }
+func (r *rates[Peer]) bucket() *rate.Limiter { return rate.NewLimiter(r.limit, r.burst) }
 
 // more is how many requests a request counts as beside itself, if it is like n more: not so many that it
 // could never be taken.
-func (r *rates) more(n int) int { return min(n, r.burst-1) }
+func (r *rates[Peer]) more(n int) int { return min(n, r.burst-1) }
 
 // take returns zero for what is like n requests, which is at most the burst, and within the rate; and
 // otherwise when as much is.
-func (r *rates) take(id spiffeid.ID, now time.Time, n int) time.Duration {
+func (r *rates[Peer]) take(id Peer, now time.Time, n int) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	bucket, stranger := r.of(id, now)
@@ -77,7 +76,7 @@ func takeFrom(bucket *rate.Limiter, now time.Time, n int) time.Duration {
 }
 
 // of is called with mu held.
-func (r *rates) of(id spiffeid.ID, now time.Time) (bucket *rate.Limiter, stranger bool) {
+func (r *rates[Peer]) of(id Peer, now time.Time) (bucket *rate.Limiter, stranger bool) {
 	if bucket := r.own[id]; bucket != nil {
 		return bucket, false
 	}
@@ -86,7 +85,7 @@ func (r *rates) of(id spiffeid.ID, now time.Time) (bucket *rate.Limiter, strange
 	}
 	stranger = !r.known(id)
 	if stranger || len(r.own) >= maxOwnRates {
-		return r.shared[maphash.String(r.seed, id.String())%sharedRates], stranger
+		return r.shared[maphash.Comparable(r.seed, id)%sharedRates], stranger
 	}
 	bucket = r.bucket()
 	r.own[id] = bucket
@@ -94,7 +93,7 @@ func (r *rates) of(id spiffeid.ID, now time.Time) (bucket *rate.Limiter, strange
 }
 
 // sweep forgets the buckets that are full, which are as new ones. It is called with mu held.
-func (r *rates) sweep(now time.Time) {
+func (r *rates[Peer]) sweep(now time.Time) {
 	r.swept = now
 	for id, bucket := range r.own {
 		if bucket.TokensAt(now) >= float64(r.burst) {

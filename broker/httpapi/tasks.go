@@ -91,6 +91,9 @@ func (a *API) end(ctx context.Context, r request[wire.EndRequest]) (ended, error
 	if err != nil {
 		return ended{}, err
 	}
+	if r.Body.Workload != "" {
+		return ended{}, &broker.Invalid{Field: "workload", Detail: "is for the public listener; leave it out here, where the SVID says whose the task is"}
+	}
 	key, err := broker.ParseEndKey(r.Body.EndKey)
 	if err != nil {
 		return ended{}, err
@@ -101,6 +104,10 @@ func (a *API) end(ctx context.Context, r request[wire.EndRequest]) (ended, error
 	if err != nil {
 		return ended{}, err
 	}
+	return ended{encodeReceipt(receipt)}, nil
+}
+
+func encodeReceipt(receipt broker.Receipt) wire.Receipt {
 	out := wire.Receipt{
 		Event: string(receipt.Event), Task: string(receipt.Task), State: string(receipt.State),
 		Cause: string(receipt.Cause), Reason: receipt.Reason, EndedAt: receipt.Ended.UTC(),
@@ -109,7 +116,7 @@ func (a *API) end(ctx context.Context, r request[wire.EndRequest]) (ended, error
 	if !receipt.Feed.IsZero() {
 		out.Feed = wire.Position(receipt.Feed).String()
 	}
-	return ended{out}, nil
+	return out
 }
 
 func (a *API) heartbeat(ctx context.Context, r request[wire.HeartbeatRequest]) (wire.HeartbeatResponse, error) {

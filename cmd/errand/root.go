@@ -85,7 +85,7 @@ func run(args []string, stdout, stderr io.Writer) (code int) {
 
 // exitCodes of the broker's refusals; any other is exitFailed.
 var exitCodes = map[string]int{
-	wire.ProblemInvalid: exitUsage, wire.ProblemNotFound: exitNotFound, wire.ProblemUnauthenticated: exitNoIdentity,
+	wire.ProblemInvalid: exitUsage, wire.ProblemNotFound: exitNotFound, wire.ProblemUnauthenticated: exitNoIdentity, wire.ProblemBadEndKey: exitNoIdentity,
 	wire.ProblemDenied: exitDenied, wire.ProblemScopeExceeded: exitDenied, wire.ProblemUnregistered: exitDenied, wire.ProblemRoleRequired: exitDenied,
 	wire.ProblemQuarantined: exitLocked,
 	wire.ProblemTooEarly:    exitPrecondition, wire.ProblemTaskEnded: exitPrecondition, wire.ProblemIdempotencyMismatch: exitPrecondition,

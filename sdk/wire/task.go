@@ -334,6 +334,7 @@ const (
 	ProblemMalformed           = "malformed"
 	ProblemInvalid             = "invalid"
 	ProblemUnauthenticated     = "unauthenticated"
+	ProblemBadEndKey           = "bad-end-key"
 	ProblemUnregistered        = "unregistered"
 	ProblemDenied              = "denied"
 	ProblemScopeExceeded       = "scope-exceeded"

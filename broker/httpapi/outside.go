@@ -1,0 +1,120 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"strings"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/sdk/wire"
+	"github.com/labstack/echo/v4"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// outsider is a caller of the public listener with what they have shown.
+type outsider struct {
+	address string // for the audit log
+	key     broker.EndKey
+}
+
+type outsiderKey struct{}
+
+func outsiderOf(ctx context.Context) outsider {
+	o, _ := ctx.Value(outsiderKey{}).(outsider)
+	return o
+}
+
+// outside is the same router for routes of the public listener that need a secret. A caller is held to the
+// rate of its address first, then to show one, and only then is a body read, of few at once.
+func (r *router) outside(show func(*API, http.Header) (outsider, error)) *router {
+	outside := *r
+	outside.admission, outside.kind = r.api.admission, kindOutside
+	outside.guard = func(next echo.HandlerFunc) echo.HandlerFunc {
+		return func(c echo.Context) error {
+			req := c.Request()
+			if err := r.api.withinAddress(req.RemoteAddr, 1); err != nil {
+				return err
+			}
+			who, err := show(r.api, req.Header)
+			if err != nil {
+				return err
+			}
+			who.address = req.RemoteAddr
+			from := network(req.RemoteAddr)
+			if !r.api.admission.outside.enter(from) {
+				return errOverloaded
+			}
+			defer r.api.admission.outside.leave(from)
+			c.SetRequest(req.WithContext(context.WithValue(req.Context(), outsiderKey{}, who)))
+			return next(c)
+		}
+	}
+	return &outside
+}
+
+// withinAddress counts what is like so many requests of an address.
+func (a *API) withinAddress(remote string, n int) error {
+	wait := a.admission.addresses.take(network(remote), a.Now(), n)
+	if wait == 0 {
+		return nil
+	}
+	a.Limited(kindOutside)
+	return &rateLimited{wait}
+}
+
+// authorization returns what stands behind a scheme in the one Authorization header, and "" when there is
+// none, another one, or more than one.
+func authorization(h http.Header, scheme string) string {
+	values := h.Values("Authorization")
+	if len(values) != 1 {
+		return ""
+	}
+	first, rest, _ := strings.Cut(values[0], " ")
+	if !strings.EqualFold(first, scheme) {
+		return ""
+	}
+	return strings.TrimLeft(rest, " ")
+}
+
+// withEndKey wants something that looks like an end key. Only the path and the body tell whether it is the
+// right one.
+func withEndKey(_ *API, h http.Header) (outsider, error) {
+	key, err := broker.ParseEndKey(authorization(h, "EndKey"))
+	if err != nil || key == (broker.EndKey{}) {
+		return outsider{}, broker.ErrEndKey
+	}
+	return outsider{key: key}, nil
+}
+
+// keyedEnd is an EndRequest of somebody who has the end key alone.
+type keyedEnd struct{ wire.EndRequest }
+
+func (keyedEnd) limit() int64 { return MaxKeyedEnd }
+
+// endByKey ends a task for whoever has its end key. It answers an ID that is none as a key that is wrong.
+func (a *API) endByKey(ctx context.Context, r request[keyedEnd]) (ended, error) {
+	switch {
+	case r.Body.EndKey != "":
+		return ended{}, &broker.Invalid{Field: "end_key", Detail: "has no place here; send it once, as \"Authorization: EndKey end_…\""}
+	case r.Body.WaitSeconds != 0:
+		return ended{}, &broker.Invalid{Field: "wait_seconds", Detail: "is for the workload listener; leave it out here"}
+	case r.Body.Workload == "":
+		return ended{}, &broker.Invalid{Field: "workload", Detail: "is empty; say whose the task is: the SPIFFE ID of the workload that has begun it"}
+	}
+	workload, err := spiffeid.FromString(r.Body.Workload)
+	if err != nil {
+		return ended{}, &broker.Invalid{Field: "workload", Detail: "is not a SPIFFE ID; give that of the workload that has begun the task, as spiffe://example.org/report"}
+	}
+	id, err := broker.ParseTaskID(r.ID)
+	if err != nil {
+		return ended{}, broker.ErrEndKey
+	}
+	by := outsiderOf(ctx)
+	receipt, err := a.Broker.EndByKey(ctx, by.address, workload, id, broker.EndRequest{
+		State: broker.State(r.Body.Outcome), Reason: r.Body.Reason, Key: by.key,
+	})
+	if err != nil {
+		return ended{}, err
+	}
+	return ended{encodeReceipt(receipt)}, nil
+}
