@@ -45,8 +45,9 @@ type Store interface {
 	// and returns the task with those grants of the first time that have not expired. A replay of
 	// a task that has ended is ErrEnded. Keys are kept as long as their task.
 	//
-	// A join is a begin below a task of another workload, by a delegation that is good for one: its ID is kept
-	// until Until, and a replay uses nothing.
+	// A join is a begin below a task of another workload, by a delegation that is good for one: until Until it
+	// is ErrUsed for every other join in the shard, and not known any more from then on. Whether it is over is
+	// the caller's to say. A replay uses nothing. A join without a parent or a Delegator is ErrNotFound.
 	//
 	// A child's deadline is its parent's at the latest. Of a grant, Issued is the commit's time
 	// rounded down to a second, and Expires the earliest of that time plus Life, the task's
@@ -66,8 +67,9 @@ type Store interface {
 	// nothing.
 	//
 	// A task has one holder at a time, by number: 1 is who began it. A beat that says Adopt makes the caller the
-	// next one, and extends the lease as a begin does. One that names another holder than the task has does
-	// nothing at all, and its reply has the task as it is.
+	// next one, takes the stream away whatever the beat says of one, and makes the lease what it is when the task
+	// begins; repeated, it does so again. A beat that names another holder than the task has does nothing at all,
+	// and its reply has the task as it is.
 	Heartbeat(context.Context, []Beat) ([]Pulse, error)
 
 	// End puts each target into its final state and writes one feed entry for it, however large
@@ -76,10 +78,10 @@ type Store interface {
 	// The first end wins. A task that is already past its lease or deadline, or below a task that
 	// has ended, gets the state and the moment of that; whichever call writes it has First true.
 	// A task that ends with CauseAudit or CauseSigning was never handed out: it gives its idempotency
-	// key up, so that the request can be repeated.
+	// key up, so that the request can be repeated, and while it is known the delegation that it joined by.
 	// Repeating an end returns the receipt of the first with First false. A target that is unknown
 	// or another workload's has ErrNotFound in its reply; a live task that has another holder than the one
-	// who ends it has ErrAdopted.
+	// who ends it has ErrAdopted, and goes on. One that has ended already has its receipt for every holder.
 	//
 	// With Lost, a task that Lookup would not find is ended all the same, unless Margin has passed
 	// since Lost or the ID is another workload's. No token of it can live longer than MaxTokenLife from
@@ -210,7 +212,6 @@ func (b Beat) Apply(t Task, now time.Time) Task {
 		t.Holder++
 		t.Stream = ""
 		t.LeaseEnd = now.Add(firstLease(t.Lease, t.Presence))
-		return t
 	case b.Lost && t.Presence && b.Stream != "" && b.Stream == t.Stream:
 		t.Stream = ""
 		if cut := now.Add(PresenceGrace); cut.Before(t.LeaseEnd) {
@@ -219,12 +220,13 @@ func (b Beat) Apply(t Task, now time.Time) Task {
 		return t
 	case b.Lost:
 		return t
-	}
-	if t.Presence && b.Stream != "" {
-		t.Stream = b.Stream
-	}
-	if !t.Presence || t.Stream != "" {
-		t.LeaseEnd = now.Add(t.Lease)
+	default:
+		if t.Presence && b.Stream != "" {
+			t.Stream = b.Stream
+		}
+		if !t.Presence || t.Stream != "" {
+			t.LeaseEnd = now.Add(t.Lease)
+		}
 	}
 	if b.Note != "" {
 		t.Note, t.Noted = b.Note, now

@@ -61,6 +61,9 @@ func (s *Store) endTask(e broker.Ending, now time.Time) broker.EndReply {
 	}
 	was := p.asOf(now)
 	if !was.State.Final() {
+		if e.Holder != 0 && e.Holder != t.Holder {
+			return broker.EndReply{Err: broker.ErrAdopted}
+		}
 		if e.State == "" || !e.State.Final() {
 			return broker.EndReply{Err: notFinal()}
 		}

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/errandhq/errand/broker"
 )
 
@@ -38,6 +40,9 @@ func (s *Store) Grant(_ context.Context, req broker.GrantRequest) (broker.GrantR
 	}
 	if req.Begin != nil {
 		s.begin(sh, p, grants)
+		if join := req.Begin.Join; join != nil {
+			s.markUsed(sh, *join, req.Task, now)
+		}
 	}
 	s.issue(sh, p, grants)
 	return reply(sh, p, grants, now), nil
@@ -87,7 +92,7 @@ func (sh *shard) madeBefore(req broker.GrantRequest) (*repetition, error) {
 
 // replay answers a repetition: as the first time, less what has expired since.
 func (sh *shard) replay(first *repetition, now time.Time) (broker.GrantReply, error) {
-	p, err := sh.live(first.req.Task, first.req, now)
+	p, err := sh.live(first.req.Task, first.req.Workload, now)
 	if err != nil {
 		return broker.GrantReply{}, err
 	}
@@ -113,14 +118,21 @@ func reply(sh *shard, p path, grants []*grant, now time.Time) broker.GrantReply 
 // admit returns the path that the request builds on: to its task, or to its parent when it begins
 // one, which is empty for a root. The order of the checks is the contract's.
 func (sh *shard) admit(req broker.GrantRequest, now time.Time) (path, error) {
-	on := req.Task
+	on, whose := req.Task, req.Workload
 	if req.Begin != nil {
 		on = req.Begin.Parent
 	}
+	join := joinOf(req)
+	if join != nil {
+		whose = join.Delegator
+		if whose.IsZero() { // which would be anybody
+			return nil, broker.ErrNotFound
+		}
+	}
 	var p path
-	if on != "" || req.Begin == nil {
+	if on != "" || req.Begin == nil || join != nil {
 		var err error
-		if p, err = sh.live(on, req, now); err != nil {
+		if p, err = sh.live(on, whose, now); err != nil {
 			return nil, err
 		}
 	}
@@ -132,6 +144,9 @@ func (sh *shard) admit(req broker.GrantRequest, now time.Time) (path, error) {
 			return nil, broker.ErrMismatch
 		}
 	}
+	if join != nil && sh.isUsed(join.Delegation, now) {
+		return nil, broker.ErrUsed
+	}
 	if req.Begin != nil && len(p) >= broker.MaxDepth {
 		return nil, &broker.Invalid{Field: "parent", Detail: "is as deep as tasks may be; begin this one further up"}
 	}
@@ -141,9 +156,9 @@ func (sh *shard) admit(req broker.GrantRequest, now time.Time) (path, error) {
 	return p, sh.quota(req, p)
 }
 
-// live returns the path to a task of the request's workload that has not ended.
-func (sh *shard) live(id broker.TaskID, req broker.GrantRequest, now time.Time) (path, error) {
-	p, err := sh.find(id, req.Workload)
+// live returns the path to a task of a workload that has not ended.
+func (sh *shard) live(id broker.TaskID, workload spiffeid.ID, now time.Time) (path, error) {
+	p, err := sh.find(id, workload)
 	if err != nil {
 		return nil, err
 	}
@@ -178,7 +193,7 @@ func newTask(req broker.GrantRequest, above path, now time.Time) *task {
 	t.Task = broker.Task{
 		ID: req.Task, Workload: req.Workload, Name: b.Name, Purpose: b.Purpose, Ceiling: b.Ceiling, Attributes: b.Attributes,
 		Begun: now, Lease: b.Lease, LeaseEnd: now.Add(b.FirstLease()), Deadline: now.Add(b.Deadline),
-		State: broker.Active, Presence: b.Presence,
+		State: broker.Active, Presence: b.Presence, Holder: 1, Delegators: b.Delegators,
 	}
 	if len(above) > 0 {
 		t.Path = above.task().Path

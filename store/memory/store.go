@@ -56,6 +56,7 @@ type shard struct {
 	tasks   map[broker.TaskID]*task
 	grants  map[broker.GrantID]*grant
 	keys    map[key]*task
+	used    map[broker.DelegationID]*used
 	due     map[broker.TaskID]*task // past their own lease or deadline, and ended by nobody
 	usage   map[spiffeid.ID]*usage
 }
@@ -80,6 +81,7 @@ func New(c Config) (*Store, error) {
 			tasks:  map[broker.TaskID]*task{},
 			grants: map[broker.GrantID]*grant{},
 			keys:   map[key]*task{},
+			used:   map[broker.DelegationID]*used{},
 			due:    map[broker.TaskID]*task{},
 			usage:  map[spiffeid.ID]*usage{},
 		})

@@ -21,6 +21,7 @@ func (s *Store) records() map[string]int {
 		n["tasks"] += len(sh.tasks)
 		n["grants"] += len(sh.grants)
 		n["keys"] += len(sh.keys)
+		n["used"] += len(sh.used)
 		n["due"] += len(sh.due)
 		n["usage"] += len(sh.usage)
 	}
@@ -57,6 +58,13 @@ func crowd(t *testing.T, s *Store) {
 				t.Fatal(err)
 			}
 			parent = req.Task
+			joined := broker.GrantRequest{Workload: spiffeid.RequireFromString("spiffe://example.org/j"), Task: broker.NewTaskID(shard), Control: 1 << 62}
+			joined.Begin = &broker.Beginning{Parent: parent, Lease: time.Minute, Deadline: time.Minute, Join: &broker.Join{
+				Delegation: broker.NewDelegationID(), Delegator: workload, Until: time.Now().Add(time.Duration(i-20) * time.Minute / 2),
+			}}
+			if _, err := s.Grant(t.Context(), joined); err != nil {
+				t.Fatal(err)
+			}
 			if i%3 == 0 {
 				ends = append(ends, broker.Ending{Kind: broker.TargetGrant, Grant: req.Grants[0].ID})
 			}

@@ -72,7 +72,7 @@ func (r *reply) made(req broker.GrantRequest, out *broker.GrantReply) {
 	out.Task = broker.Task{
 		ID: req.Task, Workload: req.Workload, Name: b.Name, Purpose: b.Purpose, Ceiling: b.Ceiling, Attributes: b.Attributes,
 		Begun: out.Now, Lease: lease, LeaseEnd: out.Now.Add(b.FirstLease().Truncate(time.Millisecond)), Deadline: r.moment(), State: broker.Active,
-		Presence: b.Presence,
+		Presence: b.Presence, Holder: 1,
 	}
 	out.Task.Path = append(r.path(), req.Task)
 	out.Task = out.Task.Clone()

@@ -212,6 +212,9 @@ func (r *reply) taskFields(now time.Time) broker.Task {
 	t.Begun = r.moment()
 	t.Lease = time.Duration(r.number()) * time.Millisecond
 	t.LeaseEnd, t.Deadline = r.moment(), r.moment()
+	if !t.Begun.IsZero() {
+		t.Holder = 1
+	}
 	t.Path = append(r.path(), t.ID)
 	state, cause, at := broker.State(r.text()), broker.Cause(r.text()), r.moment()
 	t.State = broker.Active

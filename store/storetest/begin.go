@@ -30,7 +30,7 @@ func beginWithGrants(b *bench) {
 	want := broker.Task{
 		ID: req.Task, Path: []broker.TaskID{req.Task}, Workload: req.Workload, Name: req.Begin.Name,
 		Purpose: req.Begin.Purpose, Ceiling: req.Begin.Ceiling, Begun: reply.Now, Lease: req.Begin.Lease,
-		LeaseEnd: reply.Now.Add(req.Begin.Lease), Deadline: reply.Now.Add(req.Begin.Deadline), State: broker.Active,
+		LeaseEnd: reply.Now.Add(req.Begin.Lease), Deadline: reply.Now.Add(req.Begin.Deadline), State: broker.Active, Holder: 1,
 	}
 	b.same("the begun task", reply.Task, want)
 	if reply.Replayed || len(reply.Grants) != 2 {

@@ -118,6 +118,9 @@ func (m *model) view(t *modelTask, now time.Time) broker.Task {
 		Begun: t.begun, Lease: t.Begin.Lease, LeaseEnd: t.lapse, Deadline: t.deadline, Path: m.path(t.Task),
 		Note: t.note, Noted: t.noted, Presence: t.Begin.Presence, Stream: t.stream,
 	}
+	if !t.lost {
+		out.Holder = 1
+	}
 	out.State, out.Cause, out.Ended = m.fate(t, now)
 	return out
 }

@@ -51,6 +51,13 @@ func Run(t *testing.T, b Backend) {
 	}
 }
 
+// Holders is a part of Run that not every store keeps yet.
+func Holders(t *testing.T, b Backend) {
+	for _, cases := range [][]testCase{holderCases(), joinCases()} {
+		runCases(t, b, cases)
+	}
+}
+
 // Aging checks what goes away by time, and that nothing does before. Up to an hour passes in a case.
 func Aging(t *testing.T, b Backend) { runCases(t, b, agingCases()) }
 
@@ -357,6 +364,7 @@ func errorText(err error) string {
 	}
 	for _, sentinel := range []error{
 		broker.ErrInvalid, broker.ErrMismatch, broker.ErrNotFound, broker.ErrTooShort, broker.ErrEpoch,
+		broker.ErrUsed, broker.ErrAdopted,
 	} {
 		if errors.Is(err, sentinel) {
 			return sentinel.Error()
