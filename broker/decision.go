@@ -1,14 +1,19 @@
 package broker
 
-import "time"
+import (
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
 
 // Action is what a policy is asked about.
 type Action string
 
 // The actions.
 const (
-	ActionBegin Action = "begin" // a task with a ceiling
-	ActionIssue Action = "issue" // a token for one audience in a task
+	ActionBegin    Action = "begin"    // a task with a ceiling
+	ActionIssue    Action = "issue"    // a token for one audience in a task
+	ActionDelegate Action = "delegate" // that another workload begins a task below one
 )
 
 // Ask is everything that a policy may look at.
@@ -17,10 +22,20 @@ type Ask struct {
 	Workload WorkloadRegistration
 	Task     Task // for ActionBegin the task as asked for
 
+	// Delegators are the registrations of the task's delegators, in their order: nobody gets in the name of
+	// another what that one may not have. One that has left the inventory has nothing but its ID.
+	Delegators []WorkloadRegistration
+
+	// To is who may join the task, and Delegate its registration, nil when it has none; Ceiling is what it may
+	// have there, as asked for, within the task's. For ActionDelegate alone.
+	To       spiffeid.ID
+	Delegate *WorkloadRegistration
+	Ceiling  Ceiling
+
 	// Audience is the audience asked about, for ActionIssue alone.
 	Audience AudienceRegistration
-	// Audiences are the registrations of the task's ceiling, or of the workload's when the task's
-	// leaves them open, for ActionBegin alone.
+	// Audiences are the registrations of the ceiling that is asked for, or of the workload's when that
+	// leaves them open; not for ActionIssue.
 	Audiences []AudienceRegistration
 	// Scopes are those asked for; none means as many as may be.
 	Scopes Scopes
@@ -39,7 +54,7 @@ type Decision struct {
 	Detail   string // why, in a sentence for the caller
 	Revision string // the policy's
 
-	// Ceiling is what a begun task gets; for ActionBegin.
+	// Ceiling is what a begun task gets, or the one that joins; not for ActionIssue.
 	Ceiling Ceiling
 	// Scopes and Life are what a grant gets, never more than asked for; for ActionIssue.
 	Scopes Scopes

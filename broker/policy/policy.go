@@ -2,7 +2,8 @@
 //
 // Ceiling grants what the workload's registration, the audience's registration and the task's own
 // ceiling have in common, and refuses a request that names anything beyond: it never narrows in
-// silence. It has no state and no I/O; the same question always has the same answer.
+// silence. In a task that is done in the name of others, each of them must be registered for it as well. It has
+// no state and no I/O; the same question always has the same answer.
 package policy
 
 import (
@@ -30,6 +31,7 @@ const (
 	RuleUnknown     = "ceiling/scope-unknown-to-audience"
 	RuleNothingLeft = "ceiling/nothing-left"
 	RuleDetail      = "ceiling/detail-unknown-to-audience"
+	RuleDelegate    = "delegation/unregistered"
 )
 
 // Decide implements broker.Policy. It never returns an error.
@@ -37,9 +39,11 @@ func (c Ceiling) Decide(_ context.Context, ask broker.Ask) (broker.Decision, err
 	var d broker.Decision
 	switch ask.Action {
 	case broker.ActionBegin:
-		d = begin(ask)
+		d = ceiling(ask.Task.Ceiling, ask.Audiences, partiesOf(ask))
 	case broker.ActionIssue:
-		d = issue(ask)
+		d = issue(ask, partiesOf(ask))
+	case broker.ActionDelegate:
+		d = delegate(ask)
 	default:
 		d = deny(RuleWithin, fmt.Sprintf("action %q is not known", ask.Action))
 	}
@@ -50,55 +54,74 @@ func (c Ceiling) Decide(_ context.Context, ask broker.Ask) (broker.Decision, err
 	return d, nil
 }
 
-// begin gives the task the ceiling that it asked for, or the registered one for a part that it
-// left empty.
-func begin(ask broker.Ask) broker.Decision {
-	registered := ask.Workload.Ceiling
-	if len(registered) == 0 {
-		d := deny(RuleNoCeiling, fmt.Sprintf("the registration of %s allows no audience", ask.Workload.ID))
-		d.Missing = map[string]string{"ceiling": "a ceiling in the workload's registration"}
+// parties are those of whom each must be registered for what is asked for.
+type parties []broker.WorkloadRegistration
+
+func partiesOf(ask broker.Ask) parties {
+	return append(parties{ask.Workload}, ask.Delegators...)
+}
+
+// delegate lets a registered workload have of the task what it could have by itself.
+func delegate(ask broker.Ask) broker.Decision {
+	if ask.Delegate == nil {
+		d := deny(RuleDelegate, fmt.Sprintf("%s is not in the inventory, so it can join nothing", ask.To))
+		d.Missing = map[string]string{"to": "a registration of that workload, with an owner, a purpose and a ceiling"}
 		return d
 	}
-	audiences := ask.Task.Ceiling.Audiences
-	if len(audiences) == 0 {
-		audiences = slices.Sorted(maps.Keys(registered))
-	}
-	var allowed broker.Scopes
-	for _, audience := range audiences {
-		scopes, ok := registered[audience]
-		if !ok {
-			return denyAudience(ask.Workload, audience)
+	return ceiling(ask.Ceiling, ask.Audiences, append(partiesOf(ask), *ask.Delegate))
+}
+
+// ceiling is the one that was asked for, or the registered one for a part that was left empty.
+func ceiling(asked broker.Ceiling, registered []broker.AudienceRegistration, all parties) broker.Decision {
+	for _, party := range all {
+		if len(party.Ceiling) == 0 {
+			d := deny(RuleNoCeiling, fmt.Sprintf("the registration of %s allows no audience", party.ID))
+			d.Missing = map[string]string{"ceiling": "a ceiling in the workload's registration"}
+			return d
 		}
-		allowed = append(allowed, scopes...)
 	}
-	slices.Sort(allowed)
-	allowed = slices.Compact(allowed)
-	scopes := ask.Task.Ceiling.Scopes
+	audiences := asked.Audiences
+	if len(audiences) == 0 {
+		audiences = all.audiences()
+	}
+	for _, audience := range audiences {
+		if party, ok := all.without(audience); ok {
+			return denyAudience(party, audience)
+		}
+	}
+	allowed := all.scopes(audiences)
+	scopes := asked.Scopes
 	if len(scopes) == 0 {
 		scopes = allowed
 	}
+	at := strings.Join(audiences, ", ")
+	if len(all) > 1 && len(allowed) == 0 {
+		d := deny(RuleNothingLeft, fmt.Sprintf("the registrations of %s have nothing in common", all))
+		d.Missing = map[string]string{"scope": "a scope of one audience in the registered ceilings of all of them"}
+		return d
+	}
 	if beyond := scopes.Minus(allowed); len(beyond) > 0 {
-		return denyScopes(ask.Workload, strings.Join(audiences, ", "), beyond, scopes.Intersect(allowed))
+		return denyScopes(all.lacking(beyond, audiences), at, beyond, scopes.Intersect(allowed))
 	}
 	var known []string
-	for _, audience := range ask.Audiences {
+	for _, audience := range registered {
 		known = append(known, audience.DetailTypes...)
 	}
-	if unknown := ask.Task.Ceiling.Details.Unknown(known); len(unknown) > 0 {
-		return denyDetail(strings.Join(audiences, ", "), unknown[0])
+	if unknown := asked.Details.Unknown(known); len(unknown) > 0 {
+		return denyDetail(at, unknown[0])
 	}
 	return broker.Decision{
 		Allowed: true, Rule: RuleWithin, Detail: "within the registered ceiling",
-		Ceiling: broker.Ceiling{Audiences: audiences, Scopes: scopes, Details: ask.Task.Ceiling.Details},
+		Ceiling: broker.Ceiling{Audiences: audiences, Scopes: scopes, Details: asked.Details},
 	}
 }
 
-func issue(ask broker.Ask) broker.Decision {
-	registered, ok := ask.Workload.Ceiling[ask.Audience.Name]
-	if !ok {
-		return denyAudience(ask.Workload, ask.Audience.Name)
+func issue(ask broker.Ask, all parties) broker.Decision {
+	if party, ok := all.without(ask.Audience.Name); ok {
+		return denyAudience(party, ask.Audience.Name)
 	}
-	most := registered.Intersect(ask.Audience.Scopes).Intersect(ask.Task.Ceiling.Scopes)
+	at := broker.Audiences{ask.Audience.Name}
+	most := all.scopes(at).Intersect(ask.Audience.Scopes).Intersect(ask.Task.Ceiling.Scopes)
 	scopes := ask.Scopes
 	if len(scopes) == 0 {
 		scopes = most
@@ -109,7 +132,7 @@ func issue(ask broker.Ask) broker.Decision {
 		return d
 	}
 	if beyond := scopes.Minus(most); len(beyond) > 0 {
-		return denyScopes(ask.Workload, ask.Audience.Name, beyond, scopes.Intersect(most))
+		return denyScopes(all.lacking(beyond, at), ask.Audience.Name, beyond, scopes.Intersect(most))
 	}
 	if len(scopes) == 0 {
 		d := deny(RuleNothingLeft, fmt.Sprintf("the task's scopes and those allowed at %q have nothing in common", ask.Audience.Name))
@@ -123,6 +146,59 @@ func issue(ask broker.Ask) broker.Decision {
 		Allowed: true, Rule: RuleWithin, Detail: "within the registered ceiling",
 		Scopes: scopes, Life: ask.Life,
 	}
+}
+
+// audiences are those that all parties are registered for.
+func (all parties) audiences() broker.Audiences {
+	names := slices.Sorted(maps.Keys(all[0].Ceiling))
+	return slices.DeleteFunc(names, func(name string) bool {
+		_, missing := all.without(name)
+		return missing
+	})
+}
+
+// without returns the first party that is not registered for the audience.
+func (all parties) without(audience string) (broker.WorkloadRegistration, bool) {
+	for _, party := range all {
+		if _, ok := party.Ceiling[audience]; !ok {
+			return party, true
+		}
+	}
+	return broker.WorkloadRegistration{}, false
+}
+
+// scopes are those that all parties may ask for at one of the audiences.
+func (all parties) scopes(audiences broker.Audiences) broker.Scopes {
+	var allowed broker.Scopes
+	for _, audience := range audiences {
+		common := all[0].Ceiling[audience]
+		for _, party := range all[1:] {
+			common = common.Intersect(party.Ceiling[audience])
+		}
+		allowed = append(allowed, common...)
+	}
+	slices.Sort(allowed)
+	return slices.Compact(allowed)
+}
+
+// lacking returns the first party that has not all of the scopes at the audiences. When each has them, though
+// not at the same one, it is the last.
+func (all parties) lacking(scopes broker.Scopes, audiences broker.Audiences) broker.WorkloadRegistration {
+	for _, party := range all {
+		if len(scopes.Minus(parties{party}.scopes(audiences))) > 0 {
+			return party
+		}
+	}
+	return all[len(all)-1]
+}
+
+// String names the parties.
+func (all parties) String() string {
+	var ids []string
+	for _, party := range all {
+		ids = append(ids, party.ID.String())
+	}
+	return strings.Join(ids, " and ")
 }
 
 func denyAudience(w broker.WorkloadRegistration, audience string) broker.Decision {
