@@ -104,11 +104,17 @@ const maxBegin = 30 * time.Second
 // often it is tried, one task begins. Errors: *Error, ErrUnavailable, ErrRateLimited, ErrNoIdentity,
 // ErrQuota, ErrInvalid, ErrBrokerID, ErrClosed.
 func (c *Client) Begin(ctx context.Context, spec TaskSpec) (*Task, error) {
-	return c.begin(ctx, context.WithoutCancel(ctx), nil, spec.or(c.defaults))
+	return c.begin(ctx, context.WithoutCancel(ctx), origin{}, spec.or(c.defaults))
 }
 
-// begin makes a task whose Context is a child of base, below another task or, for nil, a root.
-func (c *Client) begin(ctx, base context.Context, above *Task, spec TaskSpec) (*Task, error) {
+// origin is where a task begins: below another one of this client, by a handle, or where its spec says.
+type origin struct {
+	above  *Task
+	handle Handle
+}
+
+// begin makes a task whose Context is a child of base.
+func (c *Client) begin(ctx, base context.Context, from origin, spec TaskSpec) (*Task, error) {
 	keys, err := spec.firstTokens()
 	if err != nil {
 		return nil, err
@@ -121,6 +127,9 @@ func (c *Client) begin(ctx, base context.Context, above *Task, spec TaskSpec) (*
 		return nil, err
 	}
 	q := question{method: http.MethodPost, path: spec.path(), key: rand.Text(), body: body}
+	if from.handle != "" {
+		q.path, q.body = wire.PathJoins, wire.JoinRequest{Handle: string(from.handle), BeginRequest: body}
+	}
 	begun, err := c.askBegin(ctx, q)
 	if err != nil {
 		c.unreserve(spec.Presence)
@@ -131,15 +140,16 @@ func (c *Client) begin(ctx, base context.Context, above *Task, spec TaskSpec) (*
 		return nil, err
 	}
 	var up *task
-	if above != nil {
-		up = above.task
+	if from.above != nil {
+		up = from.above.task
 	}
 	t := newTask(c, begun.answer, begun.first, base, up)
 	t.purpose, t.parent, t.presence = spec.Purpose, spec.Parent, spec.Presence
-	if !c.adopt(t) {
-		// Close came in between.
-		_, err := t.end(context.WithoutCancel(ctx), Canceled, "the client was closed")
-		return nil, errors.Join(fmt.Errorf("sdk: %w", ErrClosed), err)
+	if w := begun.answer.Task; from.handle != "" {
+		t.purpose, t.parent = w.Purpose, parentIn(w.Path)
+	}
+	if !c.take(t) {
+		return nil, t.tooLate(ctx)
 	}
 	t.join()
 	t.keep(keys, begun)
@@ -147,6 +157,17 @@ func (c *Client) begin(ctx, base context.Context, above *Task, spec TaskSpec) (*
 		// The lease may have begun with the first try, and have little left.
 		_ = c.beat(ctx, []*task{t}, patience)
 	}
+	return t.hand(from.above)
+}
+
+// tooLate is for a task that has come when the client was being closed.
+func (t *task) tooLate(ctx context.Context) error {
+	_, err := t.end(context.WithoutCancel(ctx), Canceled, leavingReason)
+	return errors.Join(fmt.Errorf("sdk: %w", ErrClosed), err)
+}
+
+// hand gives the task to the caller.
+func (t *task) hand(above *Task) (*Task, error) {
 	t.watch()
 	if err := t.ended(); err != nil {
 		return nil, errors.Join(err, t.close())
@@ -303,8 +324,15 @@ func (c *Client) unreserve(presence bool) {
 	}
 }
 
-// adopt takes the task into the heartbeats, unless the client is being closed.
-func (c *Client) adopt(t *task) bool {
+// notPresent gives a place for a task with presence back.
+func (c *Client) notPresent() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.present--
+}
+
+// take takes the task into the heartbeats, unless the client is being closed.
+func (c *Client) take(t *task) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.beginning--

@@ -66,8 +66,8 @@ type flight struct {
 // Token returns a token. One that is in memory and good for a while is handed out at once; it is
 // renewed in the background after two thirds of its life, and in its last tenth callers wait for
 // the new one. Callers that want the same share one request. Once the task has ended, the error is
-// always ErrTaskEnded. Other errors: *Error, ErrUnavailable, ErrRateLimited, ErrNoIdentity, and that
-// of ctx.
+// always ErrTaskEnded, or ErrAdopted when another process has it. Other errors: *Error, ErrUnavailable,
+// ErrRateLimited, ErrNoIdentity, and that of ctx.
 func (t *Task) Token(ctx context.Context, req TokenRequest) (*Token, error) {
 	start := t.client.clock()
 	if err := t.alive(ctx); err != nil {

@@ -2,7 +2,6 @@ package sdk
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -40,19 +39,11 @@ func (t *Task) beginChild(ctx, base context.Context, spec TaskSpec) (*Task, erro
 		return nil, err
 	}
 	spec.Parent = t.id
-	defaults := t.client.defaults
-	// The parent's is what it leaves open.
-	defaults.Audiences, defaults.Scopes, defaults.Details, defaults.Tokens, defaults.Purpose = nil, nil, nil, nil, t.purpose
-	child, err := t.client.begin(ctx, base, t, spec.or(defaults))
-	if errors.Is(err, ErrTaskEnded) || errors.Is(err, ErrNotFound) {
-		// It says that a task is over, and not which one.
-		_ = t.client.beat(ctx, []*task{t.task}, patience)
-	}
+	defaults := t.client.defaults.openCeiling()
+	defaults.Purpose = t.purpose
+	child, err := t.client.begin(ctx, base, origin{above: t}, spec.or(defaults))
 	if err != nil {
-		if ended := t.ended(); ended != nil {
-			return nil, ended
-		}
-		return nil, err
+		return nil, t.aboutThis(ctx, err)
 	}
 	return child, nil
 }
@@ -63,7 +54,7 @@ func (t *task) join() {
 		return
 	}
 	t.above.mu.Lock()
-	over := t.above.cause != nil
+	over := t.above.cause != nil && t.above.state != Adopted
 	if !over {
 		if t.above.children == nil {
 			t.above.children = map[*task]struct{}{}
@@ -93,15 +84,22 @@ func (t *task) leave() {
 func (t *task) endChildren() {
 	t.mu.Lock()
 	children := slices.Collect(maps.Keys(t.children))
+	if t.ending != nil {
+		t.ending.parts = children
+	}
 	t.mu.Unlock()
 	for _, child := range children {
 		child.overFor(Canceled, causeParent, false)
 	}
 }
 
-// covered reports whether nobody need ask for an end of this task: the broker has told of one, or that
-// of a task above is known or under way.
-func (t *task) covered() bool {
+// covered reports whether nobody here need ask for an end of this task: it is another process's to end, or
+// ends without that.
+func (t *task) covered() bool { return t.current() == Adopted || t.ends() }
+
+// ends reports whether the broker has told of an end of the task, or that of a task above is known or under
+// way.
+func (t *task) ends() bool {
 	t.mu.Lock()
 	known := t.known
 	t.mu.Unlock()
@@ -109,9 +107,9 @@ func (t *task) covered() bool {
 		return known
 	}
 	t.above.mu.Lock()
-	ending := t.above.ending != nil
+	ending := t.above.ending != nil && t.above.state != Adopted
 	t.above.mu.Unlock()
-	if !ending && !t.above.covered() {
+	if !ending && !t.above.ends() {
 		return false
 	}
 	t.overFor(Canceled, causeParent, false) // that is about to be so

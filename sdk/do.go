@@ -18,13 +18,14 @@ const (
 // another error or panics. A panic continues. The end does not depend on ctx.
 //
 // The context that fn gets has the task (FromContext), and ends with ctx or as soon as the task is
-// over for another reason; its cause is then ErrRevoked, ErrLeaseLost, ErrDeadline or ErrTaskEnded.
+// over for another reason; its cause is then ErrRevoked, ErrLeaseLost, ErrDeadline, ErrAdopted or ErrTaskEnded.
 //
 // The error is that of Begin, or fn's, joined with ErrEndUnconfirmed when the broker has not
-// confirmed the end (the *EndError says by when the tokens are dead all the same), and with
-// ErrTaskEnded when somebody else had ended the task first.
+// confirmed the end (the *EndError says by when the tokens are dead all the same), with ErrTaskEnded when
+// somebody else had ended the task first, and with ErrAdopted when another process has adopted it: the task
+// goes on then, and this end has not been made.
 func (c *Client) Do(ctx context.Context, spec TaskSpec, fn func(context.Context, *Task) error) error {
-	task, err := c.begin(ctx, ctx, nil, spec.or(c.defaults))
+	task, err := c.begin(ctx, ctx, origin{}, spec.or(c.defaults))
 	if err != nil {
 		return err
 	}

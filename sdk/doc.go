@@ -27,6 +27,10 @@
 // A part of a task that needs less, or ends earlier, is a task below it (Child, DoChild): it can have no
 // more than its parent, and the end of the parent takes everything below along, in one request.
 //
+// Work may go on elsewhere. Another workload gets a task below this one, and tokens that name both, by a handle
+// that is of use to nobody else (Delegate, Join). Another process of the same workload takes the task itself
+// over (Adopt); what the one before does with it then ends nothing.
+//
 // What it promises: a task that Do began has ended at the broker when Do returns, or the error says
 // that this is not confirmed and by when its tokens are dead all the same. When somebody else ends a
 // task that has lived for a second, its Context ends at once: the client listens for that. Heartbeats

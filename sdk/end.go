@@ -55,13 +55,15 @@ type ending struct {
 	request wire.EndRequest
 	done    chan struct{} // closed when receipt and err are there
 	receipt Receipt
-	err     error // of the first tries; guarded by the task's mu once done is closed
+	err     error   // of the first tries; guarded by the task's mu once done is closed
+	parts   []*task // children that are over with the task, until it is known that it has ended; guarded by its mu
 }
 
 // Complete says that the work is done. All three ends kill every token of the task, and of tasks
 // below it. The first one wins, and all calls return its receipt. ctx bounds only the wait: the end
 // goes on without it. The error is an *EndError (ErrEndUnconfirmed) when the broker has not
-// confirmed the end in 5 s; the client then goes on trying until it is closed.
+// confirmed the end in 5 s; the client then goes on trying until it is closed. Or it is ErrAdopted: another
+// process holds the task, and nothing has ended.
 func (t *Task) Complete(ctx context.Context) (Receipt, error) { return t.end(ctx, Completed, "") }
 
 // Fail says that the work has failed. What the broker learns of cause is its Go type, or what its
@@ -113,11 +115,15 @@ func (t *task) end(ctx context.Context, s State, reason string) (Receipt, error)
 	t.mu.Lock()
 	e := t.ending
 	first := e == nil
-	if first {
-		e = &ending{request: wire.EndRequest{Outcome: string(s), Reason: cut(reason, maxReason)}, done: make(chan struct{})}
+	adopted := first && t.state == Adopted
+	if first && !adopted {
+		e = &ending{request: wire.EndRequest{Outcome: string(s), Reason: cut(reason, maxReason), Holder: t.holder}, done: make(chan struct{})}
 		t.ending = e
 	}
 	t.mu.Unlock()
+	if adopted {
+		return Receipt{}, t.ended()
+	}
 	if first {
 		t.client.settling(t, e)
 		t.over(s, ErrTaskEnded, false)
@@ -145,7 +151,10 @@ func (t *task) settle(e *ending) {
 	t.mu.Lock()
 	known := t.known
 	t.mu.Unlock()
-	if settled := known || err == nil || errors.Is(err, ErrNotFound); settled {
+	if errors.Is(err, ErrAdopted) {
+		e.endParts(t)
+	}
+	if known || settles(err) {
 		t.client.settled(t)
 	} else {
 		err = &EndError{t.id, t.by(), err}
@@ -169,6 +178,9 @@ func (t *task) askEnd(ctx context.Context, e *ending, tries int) (Receipt, error
 	var answer wire.Receipt
 	err := again(ctx, tries, func() error {
 		answer = wire.Receipt{}
+		if err := t.elsewhere(); err != nil {
+			return err
+		}
 		if _, err := t.client.ask(ctx, q, &answer); err != nil {
 			return err
 		}
@@ -177,12 +189,16 @@ func (t *task) askEnd(ctx context.Context, e *ending, tries int) (Receipt, error
 		}
 		return nil
 	})
+	if errors.Is(err, ErrAdopted) {
+		t.overBy(Adopted, "")
+	}
 	if err != nil {
 		return Receipt{}, err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.state, t.known, t.why = State(answer.State), true, answer.Cause
+	e.parts = nil
 	return Receipt{
 		Event: answer.Event, Task: answer.Task, State: State(answer.State), Cause: answer.Cause, Reason: answer.Reason,
 		EndedAt: answer.EndedAt, Grants: answer.Grants, SubTasks: answer.SubTasks, Feed: answer.Feed, Durable: answer.Durable,
@@ -250,12 +266,15 @@ func (c *Client) confirm(ctx context.Context) bool {
 	all := true
 	for t, e := range c.pending() {
 		receipt, err := t.askEnd(ctx, e, 1)
-		if err != nil && !errors.Is(err, ErrNotFound) {
+		if !settles(err) {
 			all = false
 			if errors.Is(err, ErrUnavailable) || errors.Is(err, ErrRateLimited) {
 				return false
 			}
 			continue
+		}
+		if errors.Is(err, ErrAdopted) {
+			e.endParts(t)
 		}
 		t.mu.Lock()
 		e.receipt, e.err = receipt, err
@@ -286,19 +305,24 @@ func (c *Client) endAll(ctx context.Context) error {
 	for range enders {
 		places <- struct{}{}
 	}
-	// Others may have begun an end just before.
+	c.awaitEnds(ctx) // others may have begun one just before
+	c.confirm(ctx)
+	c.awaitEnds(ctx) // of parts of what was adopted
+	var failed []error
+	for t := range c.unsettled() {
+		failed = append(failed, &EndError{t.id, t.by(), errLeft})
+	}
+	return errors.Join(failed...)
+}
+
+// awaitEnds waits until the first tries of all ends are over.
+func (c *Client) awaitEnds(ctx context.Context) {
 	for _, e := range c.unsettled() {
 		select {
 		case <-e.done:
 		case <-ctx.Done():
 		}
 	}
-	c.confirm(ctx)
-	var failed []error
-	for t := range c.unsettled() {
-		failed = append(failed, &EndError{t.id, t.by(), errLeft})
-	}
-	return errors.Join(failed...)
 }
 
 // unended returns the tasks that are open, also those that nobody has any more, less those that end

@@ -19,8 +19,8 @@ type sentinel string
 // Error returns what has happened in a few words.
 func (s sentinel) Error() string { return string(s) }
 
-// The kinds of failure. Compare with errors.Is. ErrRevoked, ErrLeaseLost, ErrDeadline, ErrParentEnded
-// and ErrTaskEnded are also the causes of a task's Context (context.Cause).
+// The kinds of failure. Compare with errors.Is. ErrRevoked, ErrLeaseLost, ErrDeadline, ErrParentEnded,
+// ErrAdopted and ErrTaskEnded are also the causes of a task's Context (context.Cause).
 const (
 	ErrInvalid         = sentinel("invalid request")
 	ErrUnauthenticated = sentinel("the broker does not accept this SVID")
@@ -36,6 +36,10 @@ const (
 	ErrLeaseLost       = sentinel("lease lost: the broker was not reached in time")
 	ErrDeadline        = sentinel("task deadline passed")
 	ErrParentEnded     = sentinel("the task that it is part of has ended")
+	ErrAdopted         = sentinel("task adopted by another process") // of the workload; it goes on there
+	ErrNotDelegate     = sentinel("the handle is for another workload")
+	ErrHandleUsed      = sentinel("the handle has been used")
+	ErrHandleExpired   = sentinel("the handle is over")
 	ErrEndUnconfirmed  = sentinel("end of task not confirmed by the broker")
 	ErrUnavailable     = sentinel("broker unavailable")
 	ErrBrokerID        = sentinel("this is not the broker")
@@ -68,6 +72,14 @@ func problems(name string) error {
 		return ErrNotFound
 	case wire.ProblemTaskEnded:
 		return ErrTaskEnded
+	case wire.ProblemAdopted:
+		return ErrAdopted
+	case wire.ProblemNotDelegate:
+		return ErrNotDelegate
+	case wire.ProblemHandleUsed:
+		return ErrHandleUsed
+	case wire.ProblemHandleExpired:
+		return ErrHandleExpired
 	}
 	return nil
 }
@@ -133,7 +145,7 @@ func (e *Error) name() string { return e.Type[strings.LastIndexByte(e.Type, '/')
 // refusal reports whether the broker has decided against the caller.
 func (e *Error) refusal() bool {
 	switch e.name() {
-	case wire.ProblemDenied, wire.ProblemScopeExceeded, wire.ProblemQuarantined, wire.ProblemUnregistered:
+	case wire.ProblemDenied, wire.ProblemScopeExceeded, wire.ProblemQuarantined, wire.ProblemUnregistered, wire.ProblemNotDelegate:
 		return true
 	}
 	return false
@@ -158,7 +170,8 @@ func (e *EndError) Is(target error) bool { return target == ErrEndUnconfirmed }
 // Unwrap returns what the last try has met.
 func (e *EndError) Unwrap() error { return e.Err }
 
-// endedError says that a task is over. It matches ErrTaskEnded and the cause.
+// endedError says that a task is over. It matches the cause, and ErrTaskEnded unless the task was adopted and
+// goes on.
 type endedError struct {
 	task  string
 	state State
@@ -167,6 +180,9 @@ type endedError struct {
 }
 
 func (e *endedError) Error() string {
+	if e.state == Adopted {
+		return fmt.Sprintf("%v: %s; that one gets its tokens, and ends it", ErrAdopted, e.task)
+	}
 	text := fmt.Sprintf("%v: %s is %s", ErrTaskEnded, e.task, e.state)
 	if e.cause != ErrTaskEnded {
 		text += ": " + e.cause.Error()
@@ -182,7 +198,9 @@ func (e *endedError) Error() string {
 	return text + "; begin a new one"
 }
 
-func (e *endedError) Is(target error) bool { return target == ErrTaskEnded || target == e.cause }
+func (e *endedError) Is(target error) bool {
+	return target == e.cause || target == ErrTaskEnded && e.state != Adopted
+}
 
 // impostor is a server with a good SVID that is not the broker's. Waiting does not mend that.
 type impostor struct{ is, want spiffeid.ID }

@@ -39,7 +39,7 @@ const (
 
 // stream is the events of one replica, until it ends.
 type stream struct {
-	tasks map[string]bool // that it follows
+	tasks map[string]bool // that it follows, by name
 	over  *generation     // its connection's
 	base  int             // the replica
 	close context.CancelCauseFunc
@@ -191,7 +191,7 @@ func (c *Client) toFollow() (names []string, urgent int, any bool) {
 		return a.began.Compare(b.began)
 	})
 	for _, t := range tasks[:min(len(tasks), wire.MaxFollowed)] {
-		names = append(names, t.id)
+		names = append(names, t.name())
 	}
 	return names, urgent, len(c.tasks) > 0
 }
@@ -234,7 +234,7 @@ func (c *Client) openOne(n int, names []string) (*stream, error) {
 		defer cancel(nil)
 		defer silence.Stop()
 		defer resp.Body.Close()
-		s.err = c.hear(sse.New(resp.Body), silence)
+		s.err = c.hear(sse.New(resp.Body), silence, s.tasks)
 		if cause := context.Cause(ctx); cause != nil {
 			s.err = cause
 		}
@@ -245,8 +245,8 @@ func (c *Client) openOne(n int, names []string) (*stream, error) {
 	return s, nil
 }
 
-// hear takes in events until the stream ends.
-func (c *Client) hear(events *sse.Reader, silence *time.Timer) error {
+// hear takes in events of a stream that follows some names until it ends.
+func (c *Client) hear(events *sse.Reader, silence *time.Timer, names map[string]bool) error {
 	for {
 		silence.Reset(followSilence)
 		e, err := events.Next()
@@ -261,8 +261,12 @@ func (c *Client) hear(events *sse.Reader, silence *time.Timer) error {
 			if err := json.Unmarshal(e.Data, &ended); err != nil {
 				return fmt.Errorf("an event that cannot be read: %w", err)
 			}
-			if t := c.find(ended.ID); t != nil && ended.State != wire.StateActive && ended.State != "" {
-				t.overBy(State(ended.State), ended.Cause)
+			t := c.find(ended.ID)
+			switch state := State(ended.State); {
+			case t == nil || state == Active || state == "":
+			case state == Adopted && !names[t.name()]: // that was said to the Task before, which this client has adopted it from
+			default:
+				t.overBy(state, ended.Cause)
 			}
 		}
 	}

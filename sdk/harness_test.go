@@ -122,6 +122,8 @@ type fake struct {
 	script map[string]http.HandlerFunc // by route
 	states map[string]string           // by task
 	above  map[string]string           // parents by task
+	held   map[string]int              // holders by task
+	used   map[string]string           // idempotency keys by the handle that they have joined with
 	keys   map[string]string           // tasks by idempotency key
 	lease  int64
 	grants int
@@ -133,6 +135,7 @@ func newFake(tb testing.TB) *fake {
 	return &fake{
 		tb: tb, hosts: []string{"orders.internal"}, binding: "certificate", life: time.Minute, lease: 30,
 		script: map[string]http.HandlerFunc{}, states: map[string]string{}, keys: map[string]string{}, above: map[string]string{},
+		held: map[string]int{}, used: map[string]string{},
 	}
 }
 
@@ -177,11 +180,20 @@ func (f *fake) answer(w http.ResponseWriter, r *http.Request) {
 	case "tasks":
 		f.begin(w, r, body, "")
 	case "children":
-		if state, cause := f.fate(id); state != wire.StateActive {
-			refuse(w, http.StatusGone, wire.Problem{Type: "https://broker/problems/task-ended", Title: "Task has ended", State: state, Cause: cause})
-			return
+		if !f.gone(w, id) {
+			f.begin(w, r, body, id)
 		}
-		f.begin(w, r, body, id)
+	case "delegations":
+		if !f.gone(w, id) {
+			f.delegate(w, id, body)
+		}
+	case "joins":
+		f.join(w, r, body)
+	case "adopt":
+		if !f.gone(w, id) {
+			f.held[id]++
+			f.begun(w, id, wire.BeginRequest{}, nil)
+		}
 	case "tokens":
 		f.issue(w, id, body)
 	case "heartbeats":
@@ -190,14 +202,21 @@ func (f *fake) answer(w http.ResponseWriter, r *http.Request) {
 		var answer wire.HeartbeatResponse
 		for _, t := range req.Tasks {
 			state, cause := f.fate(t.ID)
+			if state == wire.StateActive && t.Holder != f.held[t.ID] {
+				state = wire.StateAdopted
+			}
 			answer.Tasks = append(answer.Tasks, wire.Pulse{ID: t.ID, State: state, Cause: cause})
 		}
 		reply(w, http.StatusOK, answer)
 	case "end":
 		var req wire.EndRequest
 		f.read(body, &req)
-		if req.EndKey != endKeyOf(id) {
+		if req.EndKey != endKeyOf(id) && f.held[id] == 1 {
 			f.tb.Errorf("the end of %s came with the key %q", id, req.EndKey)
+		}
+		if f.states[id] == wire.StateActive && req.Holder != f.held[id] {
+			refuse(w, http.StatusConflict, wire.Problem{Type: "https://broker/problems/adopted", Title: "Task adopted"})
+			return
 		}
 		switch f.states[id] {
 		case "":
@@ -233,8 +252,17 @@ func (f *fake) begin(w http.ResponseWriter, r *http.Request, body []byte, parent
 	if id == "" {
 		f.tasks++
 		id = fmt.Sprintf("tsk_00%026d", f.tasks)
-		f.keys[key], f.states[id], f.above[id] = id, wire.StateActive, parent
+		f.keys[key], f.states[id], f.above[id], f.held[id] = id, wire.StateActive, parent, 1
 	}
+	var issued []wire.TokenResponse
+	for _, ask := range req.Tokens {
+		issued = append(issued, f.mint(ask))
+	}
+	f.begun(w, id, req, issued)
+}
+
+// begun answers with a task that the caller holds from now on.
+func (f *fake) begun(w http.ResponseWriter, id string, req wire.BeginRequest, issued []wire.TokenResponse) {
 	lease, deadline := f.lease, int64(3600)
 	if req.LeaseSeconds != nil {
 		lease = *req.LeaseSeconds
@@ -244,31 +272,61 @@ func (f *fake) begin(w http.ResponseWriter, r *http.Request, body []byte, parent
 	}
 	// Its clock is an hour off, which must not matter.
 	now := time.Now().Add(time.Hour)
-	var issued []wire.TokenResponse
-	for _, ask := range req.Tokens {
-		issued = append(issued, f.mint(ask))
+	path := []string{id}
+	for up := f.above[id]; up != ""; up = f.above[up] {
+		path = append([]string{up}, path...)
 	}
-	reply(w, http.StatusCreated, wire.BeginResponse{Tokens: issued, EndKey: endKeyOf(id), Task: wire.Task{
-		ID: id, Root: f.root(id), Audiences: req.Audiences, Scopes: req.Scopes, State: wire.StateActive, BegunAt: now, LeaseSeconds: lease,
+	key := endKeyOf(id)
+	if f.held[id] > 1 {
+		key += fmt.Sprint(".", f.held[id])
+	}
+	reply(w, http.StatusCreated, wire.BeginResponse{Tokens: issued, EndKey: key, Task: wire.Task{
+		ID: id, Root: path[0], Path: path, Holder: f.held[id], Purpose: req.Purpose, Audiences: req.Audiences, Scopes: req.Scopes, State: wire.StateActive, BegunAt: now, LeaseSeconds: lease,
 		LeaseExpiresAt: now.Add(time.Duration(lease) * time.Second), Deadline: now.Add(time.Duration(deadline) * time.Second),
 	}})
 }
 
-func (f *fake) root(id string) string {
-	for f.above[id] != "" {
-		id = f.above[id]
+// gone refuses what needs a task that is active, unless it is.
+func (f *fake) gone(w http.ResponseWriter, id string) bool {
+	state, cause := f.fate(id)
+	if state != wire.StateActive {
+		refuse(w, http.StatusGone, wire.Problem{Type: "https://broker/problems/task-ended", Title: "Task has ended", State: state, Cause: cause})
 	}
-	return id
+	return state != wire.StateActive
+}
+
+// delegate gives a handle that names the task, and how many there were before.
+func (f *fake) delegate(w http.ResponseWriter, id string, body []byte) {
+	var req wire.DelegationRequest
+	f.read(body, &req)
+	f.grants++
+	reply(w, http.StatusCreated, wire.DelegationResponse{ID: fmt.Sprintf("dlg_%026d", f.grants), Handle: fmt.Sprintf("hdl_%s.%026d", id, f.grants)})
+}
+
+func (f *fake) join(w http.ResponseWriter, r *http.Request, body []byte) {
+	var req wire.JoinRequest
+	f.read(body, &req)
+	id, _, _ := strings.Cut(strings.TrimPrefix(req.Handle, "hdl_"), ".")
+	key := r.Header.Get(wire.HeaderIdempotencyKey)
+	if key == "" {
+		f.tb.Error("a join without an idempotency key")
+	}
+	if by := f.used[req.Handle]; by != "" && by != key {
+		refuse(w, http.StatusConflict, wire.Problem{Type: "https://broker/problems/handle-used", Title: "Handle used"})
+		return
+	}
+	if !f.gone(w, id) {
+		f.used[req.Handle] = key
+		f.begin(w, r, body, id)
+	}
 }
 
 func (f *fake) issue(w http.ResponseWriter, id string, body []byte) {
 	var req wire.TokenRequest
 	f.read(body, &req)
-	if state, cause := f.fate(id); state != wire.StateActive {
-		refuse(w, http.StatusGone, wire.Problem{Type: "https://broker/problems/task-ended", Title: "Task has ended", State: state, Cause: cause})
-		return
+	if !f.gone(w, id) {
+		reply(w, http.StatusOK, f.mint(req))
 	}
-	reply(w, http.StatusOK, f.mint(req))
 }
 
 func (f *fake) mint(req wire.TokenRequest) wire.TokenResponse {
@@ -348,6 +406,10 @@ const (
 	tokens     = "POST tokens"
 	heartbeats = "POST heartbeats"
 	end        = "POST end"
+
+	delegations = "POST delegations"
+	joins       = "POST joins"
+	adopt       = "POST adopt"
 )
 
 // down is a broker that does not answer a connection, away one that answers 503, and hang one that

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/errandhq/errand/sdk/wire"
@@ -106,25 +107,20 @@ func (c *Client) beat(ctx context.Context, tasks []*task, patience time.Duration
 	body, room := wire.HeartbeatRequest{}, maxNotes
 	for _, t := range tasks {
 		t.beatBegins()
-		body.Tasks = append(body.Tasks, wire.HeartbeatTask{ID: t.id, Note: t.takeNote(&room)})
+		room -= len(strconv.Itoa(t.holder)) - 1
+		body.Tasks = append(body.Tasks, wire.HeartbeatTask{ID: t.id, Note: t.takeNote(&room), Holder: t.holder})
 	}
 	sent := c.clock()
 	var answer wire.HeartbeatResponse
 	_, err := c.ask(ctx, question{method: http.MethodPost, path: wire.PathHeartbeats, body: body, patience: patience}, &answer)
 	got := c.clock()
-	pulses := map[string]wire.Pulse{}
-	if err == nil {
-		for _, pulse := range answer.Tasks {
-			pulses[pulse.ID] = pulse
-		}
-	}
 	for i, t := range tasks {
 		t.beatEnds(got)
 		if err == nil || errors.Is(err, ErrInvalid) { // a note that the broker does not take must not stop the heartbeats
 			t.dropNote(body.Tasks[i].Note)
 		}
-		if pulse, ok := pulses[t.id]; ok {
-			t.feel(pulse, sent)
+		if err == nil && i < len(answer.Tasks) && answer.Tasks[i].ID == t.id {
+			t.feel(answer.Tasks[i], sent)
 		}
 	}
 	if c.hooks.OnHeartbeat != nil {

@@ -64,7 +64,7 @@ func TestDroppedTaskIsReportedOnceAndLapses(t *testing.T) {
 		for _, c := range f.got(heartbeats) {
 			var req wire.HeartbeatRequest
 			f.read(c.body, &req)
-			if slices.Contains(req.Tasks, wire.HeartbeatTask{ID: dropped}) {
+			if slices.Contains(req.Tasks, wire.HeartbeatTask{ID: dropped, Holder: 1}) {
 				beats++
 			}
 		}

@@ -12,8 +12,8 @@ import (
 const MaxNote = wire.MaxNote
 
 // maxNotes bounds the bytes of notes in one heartbeat, so that it fits into one request together with
-// as many tasks as there may be.
-const maxNotes = 16 << 10
+// as many tasks as there may be, with holders of one digit.
+const maxNotes = 12 << 10
 
 // Progress says in a few words how far the work is. The note goes with the next heartbeat and is shown
 // with the task; one that comes before that takes its place. It is one line of at most MaxNote bytes:

@@ -14,7 +14,8 @@ import (
 // State of a task. All but Active are final.
 type State string
 
-// The states. Unknown is a task that the broker does not know (any more).
+// The states. Unknown is a task that the broker does not know (any more), and Adopted one that goes on and is
+// another process's.
 const (
 	Active    State = wire.StateActive
 	Completed State = wire.StateCompleted
@@ -24,6 +25,7 @@ const (
 	Expired   State = wire.StateExpired // deadline
 	Revoked   State = wire.StateRevoked // by an operator, or with its identity
 	Unknown   State = wire.StateUnknown
+	Adopted   State = wire.StateAdopted
 )
 
 // causeParent is the broker's cause of the end of a task whose parent has ended.
@@ -34,6 +36,8 @@ func causeOf(s State, why string) error {
 	switch {
 	case why == causeParent:
 		return ErrParentEnded
+	case s == Adopted:
+		return ErrAdopted
 	case s == Revoked:
 		return ErrRevoked
 	case s == Lapsed:
@@ -59,6 +63,7 @@ type task struct {
 	above    *task // the parent, if this client has it
 	id, root string
 	parent   string // its ID; "" for a root
+	holder   int    // that this client is; 0 when the broker does not say
 	purpose  string
 	lease    time.Duration
 	deadline time.Time   // by the steady clock
@@ -98,7 +103,7 @@ func newTask(c *Client, answer wire.BeginResponse, sent instant, base context.Co
 	w, key := answer.Task, answer.EndKey
 	t := &task{
 		endKey: func() string { return key },
-		client: c, above: above, id: w.ID, root: w.Root, lease: time.Duration(w.LeaseSeconds) * time.Second,
+		client: c, above: above, id: w.ID, root: w.Root, holder: w.Holder, lease: time.Duration(w.LeaseSeconds) * time.Second,
 		deadline: sent.steady.Add(w.Deadline.Sub(w.BegunAt)),
 		state:    Active, renewed: sent, touched: c.clock().steady, began: time.Now(),
 	}
@@ -109,7 +114,10 @@ func newTask(c *Client, answer wire.BeginResponse, sent instant, base context.Co
 	if above != nil {
 		alone = context.AfterFunc(above.ctx, func() {
 			cause := context.Cause(above.ctx)
-			if above.ended() != nil {
+			switch {
+			case cause == ErrAdopted && above.current() == Adopted:
+				return // it goes on, and what this process has begun below it, too
+			case above.ended() != nil:
 				cause = ErrParentEnded
 			}
 			endWork(cause)
@@ -134,8 +142,8 @@ func (t *Task) Parent() string { return t.parent }
 func (t *Task) Root() string { return t.root }
 
 // Context ends as soon as the task is over, however that came. Its cause (context.Cause) is then
-// ErrTaskEnded, ErrRevoked, ErrLeaseLost or ErrDeadline, and of a child ErrParentEnded when it has ended
-// with its parent.
+// ErrTaskEnded, ErrRevoked, ErrLeaseLost, ErrDeadline, or ErrAdopted when the task goes on and is another
+// process's, and of a child ErrParentEnded when it has ended with its parent.
 func (t *Task) Context() context.Context { return t.ctx }
 
 // State is what this client knows. It is final as soon as Complete, Fail or Cancel is called.
@@ -207,14 +215,14 @@ func (t *task) check() {
 // the broker itself has told so.
 func (t *task) over(s State, cause error, known bool) {
 	t.mu.Lock()
-	t.known = t.known || known
 	first := t.cause == nil
-	if first {
+	if first || s == Adopted && !t.known { // whatever this client had made of it
 		t.state, t.cause = s, cause
-		if t.alarm != nil {
-			t.alarm.Stop()
-		}
 	}
+	if first && t.alarm != nil {
+		t.alarm.Stop()
+	}
+	t.known = t.known || known && s != Adopted
 	tell := first && t.ending == nil
 	t.mu.Unlock()
 	if !first {
@@ -223,12 +231,14 @@ func (t *task) over(s State, cause error, known bool) {
 	t.client.forget(t)
 	t.leave()
 	t.tokens.clear()
-	t.endChildren() // before its own context, of which theirs may be children
+	if s != Adopted {
+		t.endChildren() // before its own context, of which theirs may be children
+	}
 	t.cancel(cause)
 	if tell {
 		level := slog.LevelWarn
-		if cause == ErrParentEnded {
-			level = slog.LevelInfo // that one has been told of
+		if cause == ErrParentEnded || s == Adopted {
+			level = slog.LevelInfo // that one has been told of; and somebody wants it so
 		}
 		t.client.log.Log(context.WithoutCancel(t.life), level, "errand: task is over", "task", t.id, "state", s, "cause", cause)
 		t.tell(s, Receipt{}, cause)

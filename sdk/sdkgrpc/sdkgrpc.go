@@ -224,7 +224,7 @@ func refusal(err error) error {
 		code codes.Code
 		errs []error
 	}{
-		{codes.Unauthenticated, []error{sdk.ErrTaskEnded, sdk.ErrUnauthenticated, sdk.ErrUnregistered, sdk.ErrUnbound, sdk.ErrClosed}},
+		{codes.Unauthenticated, []error{sdk.ErrTaskEnded, sdk.ErrAdopted, sdk.ErrUnauthenticated, sdk.ErrUnregistered, sdk.ErrUnbound, sdk.ErrClosed}},
 		{codes.PermissionDenied, []error{sdk.ErrDenied, sdk.ErrScopeExceeded, sdk.ErrQuarantined, sdk.ErrHost}},
 		{codes.ResourceExhausted, []error{sdk.ErrQuota}},
 		{codes.Unavailable, []error{sdk.ErrUnavailable, sdk.ErrNoIdentity}},

@@ -149,7 +149,7 @@ func refuseToken(w http.ResponseWriter, err error) {
 	status := http.StatusServiceUnavailable
 	var e *sdk.Error
 	switch {
-	case errors.Is(err, sdk.ErrTaskEnded):
+	case errors.Is(err, sdk.ErrTaskEnded), errors.Is(err, sdk.ErrAdopted):
 		status = http.StatusGone
 	case errors.Is(err, sdk.ErrInvalid):
 		status = http.StatusBadRequest

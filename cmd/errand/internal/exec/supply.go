@@ -59,7 +59,7 @@ func (s *supply) keep(ctx context.Context) {
 		switch {
 		case err == nil:
 			s.failing = false
-		case ctx.Err() != nil || errors.Is(err, sdk.ErrTaskEnded):
+		case ctx.Err() != nil || errors.Is(err, sdk.ErrTaskEnded) || errors.Is(err, sdk.ErrAdopted):
 			return
 		case !s.until.IsZero() && time.Until(s.until) < lastToken:
 			// None lives beyond the deadline, so that this is no news.
