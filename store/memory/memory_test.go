@@ -32,8 +32,6 @@ func backend() storetest.Backend {
 
 func TestStore(t *testing.T) { storetest.Run(t, backend()) }
 
-func TestStoreHolders(t *testing.T) { storetest.Holders(t, backend()) }
-
 func TestStoreAging(t *testing.T) { storetest.Aging(t, backend()) }
 
 func TestStoreMachine(t *testing.T) { storetest.Machine(t, backend()) }

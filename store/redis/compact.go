@@ -3,11 +3,14 @@ package redis
 import (
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/errandhq/errand/broker"
 )
@@ -67,23 +70,31 @@ func (r *reply) grantID(bare string) broker.GrantID {
 // packTask adds what a task says about itself only when there is something.
 func packTask(b *broker.Beginning) string {
 	fields := []string{b.Name, b.Purpose, pack(b.Ceiling.Audiences...), pack(b.Ceiling.Scopes...)}
-	if details := b.Ceiling.Details; len(details) > 0 || !b.Attributes.IsZero() {
+	if details := b.Ceiling.Details; len(details) > 0 || !b.Attributes.IsZero() || len(b.Delegators) > 0 {
 		var labels []string
 		for _, key := range slices.Sorted(maps.Keys(b.Labels)) {
 			labels = append(labels, key, b.Labels[key])
 		}
 		fields = append(fields, pack(packDetails(nil, details)...), b.Ticket, b.Ref.Kind, b.Ref.ID, b.Ref.URL, pack(labels...), string(b.Context))
 	}
+	if len(b.Delegators) > 0 {
+		var delegators []string
+		for _, id := range b.Delegators {
+			delegators = append(delegators, id.String())
+		}
+		fields = append(fields, pack(delegators...))
+	}
 	return pack(fields...)
 }
 
 // readTask reads what packTask has packed. A ceiling that cannot be read is empty: nothing is below it.
-func readTask(f []string, t *broker.Task) {
+// Delegators that cannot be read are an error: a denial could miss the task.
+func readTask(f []string, t *broker.Task) error {
 	audiences, _ := unpack(f[2])
 	scopes, _ := unpack(f[3])
 	t.Name, t.Purpose, t.Ceiling = f[0], f[1], broker.Ceiling{Audiences: audiences, Scopes: scopes}
 	if len(f) < 11 {
-		return
+		return nil
 	}
 	details, _ := unpack(f[4])
 	t.Ceiling.Details = readDetails(details)
@@ -95,6 +106,25 @@ func readTask(f []string, t *broker.Task) {
 		}
 		t.Labels[labels[i]] = labels[i+1]
 	}
+	if len(f) < 12 {
+		return nil
+	}
+	return readDelegators(f[11], t)
+}
+
+func readDelegators(packed string, t *broker.Task) error {
+	texts, ok := unpack(packed)
+	if !ok {
+		return errors.New("delegators that are none")
+	}
+	for _, text := range texts {
+		id, err := spiffeid.FromString(text)
+		if err != nil {
+			return err
+		}
+		t.Delegators = append(t.Delegators, id)
+	}
+	return nil
 }
 
 func packDetails(fields []string, details broker.Details) []string {

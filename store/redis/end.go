@@ -91,6 +91,9 @@ func (s *Store) endCall(e broker.Ending) (call, bool) {
 	}
 	before, after := s.around(c.shard)
 	c.args = []any{workload, string(e.State), string(e.Cause), e.Reason, string(e.Event), ifDue, before, after, lost, static}
+	if e.Holder != 0 {
+		c.args = append(c.args, e.Holder)
+	}
 	return c, true
 }
 

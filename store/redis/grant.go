@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/errandhq/errand/broker"
@@ -72,11 +73,19 @@ func (r *reply) made(req broker.GrantRequest, out *broker.GrantReply) {
 	out.Task = broker.Task{
 		ID: req.Task, Workload: req.Workload, Name: b.Name, Purpose: b.Purpose, Ceiling: b.Ceiling, Attributes: b.Attributes,
 		Begun: out.Now, Lease: lease, LeaseEnd: out.Now.Add(b.FirstLease().Truncate(time.Millisecond)), Deadline: r.moment(), State: broker.Active,
-		Presence: b.Presence, Holder: 1,
+		Presence: b.Presence, Holder: 1, Delegators: b.Delegators,
 	}
 	out.Task.Path = append(r.path(), req.Task)
 	out.Task = out.Task.Clone()
 }
+
+// joinKey is where a delegation is kept that a task has joined by.
+func (s *Store) joinKey(shard int, id broker.DelegationID) string {
+	return keyOf(s.prefix, shard, "j:"+strings.TrimPrefix(string(id), "dlg_"))
+}
+
+// ceilMilli is the first millisecond that is not before a moment, and 0 for none after 1970.
+func ceilMilli(t time.Time) int64 { return max(0, t.Add(time.Millisecond-1).UnixMilli()) }
 
 func (s *Store) grantKey(shard int, bare string) string { return s.grantPrefixes[shard] + bare }
 
@@ -108,8 +117,16 @@ func (s *Store) grantCall(req broker.GrantRequest) (call, bool) {
 			parent = elsewhere
 		}
 		c.args = append(c.args, parent, b.Lease.Milliseconds(), b.Deadline.Milliseconds(), requestKey(req), string(b.Digest[:]), packTask(b))
-		if b.Presence {
-			c.args = append(c.args, b.FirstLease().Milliseconds())
+		if b.Presence || b.Join != nil {
+			first := any("")
+			if b.Presence {
+				first = b.FirstLease().Milliseconds()
+			}
+			c.args = append(c.args, first)
+		}
+		if j := b.Join; j != nil {
+			c.keys = append(c.keys, s.joinKey(c.shard, j.Delegation))
+			c.args = append(c.args, j.Delegator.String(), ceilMilli(j.Until))
 		}
 	}
 	return c, true
@@ -136,6 +153,10 @@ func (r *reply) refusal() error {
 		return broker.ErrMismatch
 	case "not found":
 		return broker.ErrNotFound
+	case "used":
+		return broker.ErrUsed
+	case "adopted":
+		return broker.ErrAdopted
 	case "short":
 		return broker.ErrTooShort
 	case "deep":

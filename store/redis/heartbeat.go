@@ -70,29 +70,43 @@ func (s *Store) Heartbeat(ctx context.Context, beats []broker.Beat) ([]broker.Pu
 	return pulses, nil
 }
 
-// heartbeatArgs are two for each beat, three when one of them has a note, and five when one of them is about
-// a stream.
+// beatWords say how much there is of each beat in a run, which is as little as all of them need.
+var beatWords = []struct {
+	word string
+	args int
+	need func(broker.Beat) bool
+}{
+	{"adoptions", 7, func(b broker.Beat) bool { return b.Adopt }},
+	{"streams", 6, func(b broker.Beat) bool { return b.Stream != "" || b.Lost }},
+	{"notes", 4, func(b broker.Beat) bool { return b.Note != "" }},
+	{"holders", 3, func(b broker.Beat) bool { return b.Holder != 0 }},
+	{"heartbeat", 2, func(broker.Beat) bool { return true }},
+}
+
 func heartbeatArgs(beats []broker.Beat, part []int) (echo string, args []any) {
-	echo = "heartbeat"
-	switch {
-	case slices.ContainsFunc(part, func(i int) bool { return beats[i].Stream != "" || beats[i].Lost }):
-		echo = "streams"
-	case slices.ContainsFunc(part, func(i int) bool { return beats[i].Note != "" }):
-		echo = "notes"
+	each := 0
+	for _, w := range beatWords {
+		if slices.ContainsFunc(part, func(i int) bool { return w.need(beats[i]) }) {
+			echo, each = w.word, w.args
+			break
+		}
 	}
+	args = make([]any, 0, each*len(part))
 	for _, i := range part {
-		id, _ := bareTask(beats[i].Task)
-		args = append(args, id, beats[i].Workload.String())
-		if echo != "heartbeat" {
-			args = append(args, beats[i].Note)
+		beat := beats[i]
+		id, _ := bareTask(beat.Task)
+		holder, grace, attach := "", "", ""
+		if beat.Holder != 0 {
+			holder = strconv.Itoa(beat.Holder)
 		}
-		if echo == "streams" {
-			grace := ""
-			if beats[i].Lost {
-				grace = strconv.FormatInt(broker.PresenceGrace.Milliseconds(), 10)
-			}
-			args = append(args, string(beats[i].Stream), grace)
+		if beat.Lost {
+			grace = strconv.FormatInt(broker.PresenceGrace.Milliseconds(), 10)
 		}
+		if beat.Adopt {
+			attach = strconv.FormatInt(broker.AttachTime.Milliseconds(), 10)
+		}
+		all := [...]any{id, beat.Workload.String(), holder, beat.Note, string(beat.Stream), grace, attach}
+		args = append(args, all[:each]...)
 	}
 	return echo, args
 }

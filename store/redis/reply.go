@@ -208,14 +208,14 @@ func (r *reply) task(now time.Time) broker.Task {
 func (r *reply) taskFields(now time.Time) broker.Task {
 	id := r.text()
 	t := broker.Task{ID: r.taskID(id), Workload: r.workload()}
-	readTask(r.strings(4), &t)
+	if err := readTask(r.strings(4), &t); err != nil {
+		r.fail(err.Error())
+	}
 	t.Begun = r.moment()
 	t.Lease = time.Duration(r.number()) * time.Millisecond
 	t.LeaseEnd, t.Deadline = r.moment(), r.moment()
-	if !t.Begun.IsZero() {
-		t.Holder = 1
-	}
 	t.Path = append(r.path(), t.ID)
+	t.Holder = int(r.number())
 	state, cause, at := broker.State(r.text()), broker.Cause(r.text()), r.moment()
 	t.State = broker.Active
 	if !now.Before(at) {

@@ -49,7 +49,7 @@ func newScripts(prefix string, shards int) scripts {
 	}
 	return scripts{
 		open:      make("open", writes, full, "meta feed tasks requests ids due alarms usage"),
-		grant:     make("grant", writes, !full, "meta tasks requests ids due alarms usage", "clock", "tasks", "grants", "quota", "settle", "calls"),
+		grant:     make("grant", writes, !full, "meta tasks requests ids due alarms usage", "clock", "tasks", "grants", "joins", "quota", "settle", "calls"),
 		heartbeat: make("heartbeat", writes, full, "meta tasks alarms", "clock", "tasks"),
 		end:       make("end", writes, full, "meta tasks requests ids due alarms usage feed", "clock", "tasks", "grants", "quota", "feed", "calls"),
 		control:   make("control", writes, full, "meta feed denials locks", "clock", "feed", "controls"),

@@ -44,16 +44,9 @@ type testCase struct {
 // Run checks each promise by itself. The waits of a case add up to a few seconds.
 func Run(t *testing.T, b Backend) {
 	for _, cases := range [][]testCase{
-		beginCases(), attributeCases(), grantCases(), quotaCases(), leaseCases(), presenceCases(), endCases(), lostCases(), cascadeCases(),
+		beginCases(), attributeCases(), grantCases(), quotaCases(), leaseCases(), presenceCases(), holderCases(), joinCases(), endCases(), lostCases(), cascadeCases(),
 		controlCases(), watchCases(), listCases(), raceCases(),
 	} {
-		runCases(t, b, cases)
-	}
-}
-
-// Holders is a part of Run that not every store keeps yet.
-func Holders(t *testing.T, b Backend) {
-	for _, cases := range [][]testCase{holderCases(), joinCases()} {
 		runCases(t, b, cases)
 	}
 }

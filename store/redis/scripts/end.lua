@@ -3,7 +3,8 @@
 -- KEYS: the one of the grant if it is one.
 -- ARGV: id, workload ('' for any), state, cause, reason, event, '1' if only when due, and the position
 -- of the other shards: what stands before this one's number, and what after; and the deadline of a
--- task that is known to have begun ('' for none), and what is kept of such a one.
+-- task that is known to have begun ('' for none), and what is kept of such a one; and, if that matters, who
+-- holds the task.
 local function answer(id, first, path, o, as_state, g)
   local t = path[#path]
   return {'ok', id, now, first, task_reply(path),
@@ -41,7 +42,8 @@ local function end_lost(id, workload, state, cause, reason, event, before, after
   local last = math.min(deadline, now + DENIAL_LIFE - MARGIN) -- when its last token can have expired
   announce('task', id, nil, last + MARGIN)
   local t = {id = id, workload = workload, static = static, begun = 0, lease = 0, lease_end = 0, deadline = deadline, due = 0,
-    above = '', request = '', digest = '', first = '', audiences = {}, last_exp = 0, grants = 0, below = 0, children = 0}
+    above = '', request = '', digest = '', first = '', audiences = {}, last_exp = 0, grants = 0, below = 0, children = 0,
+    holder = 0}
   t.over = {state = state, cause = cause, ended = now, closed = last, event = event, reason = reason, feed = position(before, after)}
   redis.call('ZADD', IDS, 0, id)
   redis.call('ZADD', ALARMS, gone(t), id)
@@ -49,12 +51,13 @@ local function end_lost(id, workload, state, cause, reason, event, before, after
   return answer(id, 1, {t}, t.over, state)
 end
 
-local function end_task(path, state, cause, reason, event, if_due, before, after)
+local function end_task(path, state, cause, reason, event, if_due, before, after, holder)
   local t = path[#path]
   if t.over then return answer(t.id, 0, path, t.over, t.over.state) end
   if if_due == '1' and now < t.due then return {'active', t.id, now, 0, task_reply(path)} end
   local as_state, as_cause, ended = fate(path)
   if now < ended then
+    if holder and tonumber(holder) ~= t.holder then return {'adopted', t.id} end
     if not is_final(state) then return {'invalid', t.id} end
     as_state, as_cause, ended = state, cause, now
   end
@@ -74,10 +77,10 @@ local function end_task(path, state, cause, reason, event, if_due, before, after
 end
 
 local function main(first, last, key, last_key)
-  local id, workload, state, cause, reason, event, if_due, before, after, deadline, static = unpack(ARGV, first, last)
+  local id, workload, state, cause, reason, event, if_due, before, after, deadline, static, holder = unpack(ARGV, first, last)
   if key == last_key then return end_grant(KEYS[key], id, workload, cause, reason, event, before, after) end
   local path = find(id, workload)
-  if path then return end_task(path, state, cause, reason, event, if_due, before, after) end
+  if path then return end_task(path, state, cause, reason, event, if_due, before, after, holder) end
   if deadline == '' then return {'not found', id} end
   return end_lost(id, workload, state, cause, reason, event, before, after, tonumber(deadline), static)
 end

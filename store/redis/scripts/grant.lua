@@ -1,10 +1,12 @@
 -- Begins a task, issues grants in one, or both; or writes nothing. It does not work when memory is
 -- full: nothing new begins then. The order of the checks is the contract's.
 --
--- KEYS: one for each grant that is asked for, and then those that 'declare' named.
+-- KEYS: one for each grant that is asked for, one for the delegation of a join, and then those that 'declare'
+-- named.
 -- ARGV: task, workload, control, quota of tasks, of grants, of children, number of grants, and of each:
 -- audience, life, not after (0 for none), what else is to be kept; then, of a begin: parent ('' for a
--- root), lease, deadline, idempotency key, digest, what else is to be kept, and with presence the first lease.
+-- root), lease, deadline, idempotency key, digest, what else is to be kept, and with presence the first lease ('' without);
+-- and of a join: whose the parent is, and when the delegation is over.
 --
 -- What is new is answered in few words, since the caller knows the rest.
 local ELSEWHERE = string.rep('-', ID) -- the ID of what cannot be in this shard
@@ -91,6 +93,17 @@ local function earlier(id, workload, asks, begin, b, key, last_key, raws)
   end
 end
 
+-- is_used reports whether a task has joined by the delegation of a key, other than one that was never handed
+-- out. What cannot be read counts as used.
+local function is_used(key, raw)
+  if not raw then return false end
+  local j = decode(read_join, raw, key, '')
+  if not j then return true end
+  if passed(j.till) then return false end
+  local t = task(j.task)
+  return not (t and t.over and (t.over.cause == 'audit' or t.over.cause == 'signing'))
+end
+
 -- write_grants writes the grants with their expiries, and adds what is new to the audiences. It returns
 -- their IDs.
 local function write_grants(id, u, expiries, issued, audiences, first, key)
@@ -118,10 +131,15 @@ local function main(first, last, key, last_key)
   if answer then return answer end
 
   local path = {}
-  local on = id -- the task that must be alive; '' for a root
+  local on, whose = id, workload -- the task that must be alive ('' for a root), and the workload that has it
   if begin then on = ARGV[b] end
+  local join = b + 8 <= last
+  if join then
+    whose = ARGV[b + 7]
+    if on == '' or whose == '' then return {'not found', id} end -- '' would be anybody's
+  end
   if on ~= '' then
-    path = find(on, workload)
+    path = find(on, whose)
     if not path then return {'not found', id} end
     local dead = refuse_dead(id, path)
     if dead then return dead end
@@ -132,6 +150,7 @@ local function main(first, last, key, last_key)
       if KEYS[j] == KEYS[i] then return {'mismatch', id} end
     end
   end
+  if join and is_used(KEYS[key + asks], raws[asks + 1]) then return {'used', id} end
   local above = path[#path] -- the parent of a begin; the task itself otherwise
   if begin and #path >= MAX_DEPTH then return {'deep', id} end
   if version > control then return {'behind', id, version} end
@@ -157,6 +176,7 @@ local function main(first, last, key, last_key)
   end
 
   -- From here on everything is written.
+  if join then save_join(KEYS[key + asks], tonumber(ARGV[b + 8]), id) end
   local audiences = path[1] and path[1].audiences or {}
   local ids = write_grants(id, u, expiries, issued, audiences, first, key)
   for _, t in ipairs(path) do
@@ -174,11 +194,11 @@ local function main(first, last, key, last_key)
     above.children, ancestors, audiences = above.children + 1, above.above .. above.id, {}
   end
   local lease, request = tonumber(ARGV[b + 1]), ARGV[b + 3]
-  local alone = b + 6 <= last -- with presence, and without a stream yet
+  local alone = b + 6 <= last and ARGV[b + 6] ~= '' -- with presence, and without a stream yet
   local until_first = alone and tonumber(ARGV[b + 6]) or lease
   local fields = {TASK_VERSION, workload, ARGV[b + 5], now, lease, until_first, deadline - now, ancestors,
-    request, ARGV[b + 4], ids, audiences, last_exp / 1000, asks, 0, 0, false}
-  if alone then fields[18], fields[19], fields[20] = '', 0, '' end
+    request, ARGV[b + 4], ids, audiences, last_exp / 1000, asks, 0, 0, false, 1}
+  if alone then fields[19], fields[20], fields[21] = '', 0, '' end
   redis.call('HSET', TASKS, id, cmsgpack.pack(fields))
   tasks[id] = nil -- a later call of this run finds it
   redis.call('ZADD', IDS, 0, id)

@@ -1,35 +1,45 @@
 -- Extends the lease of each task that has not ended, and keeps its note if it has one; or binds a task to a
--- stream, or cuts its lease short because that is lost. This is broker.Beat.Apply.
+-- stream, or cuts its lease short because that is lost; or gives it another holder. This is broker.Beat.Apply.
 --
--- ARGV: epoch, 'heartbeat', then of each beat: task, workload; or 'notes', and of each also: note ('' for
--- none); or 'streams', and of each also: stream ('' for none), how long the task has if that is lost ('' if it
--- is not).
-local pulses, each = {}, ({heartbeat = 2, notes = 3, streams = 5})[ARGV[2]]
+-- ARGV: epoch, a word that says how many there are of each beat, and those: task, workload; holder ('' for
+-- whoever it is); note ('' for none); stream ('' for none), how long the task has if that is lost ('' if it is
+-- not); how long it has at most without a stream if the caller adopts it ('' if not).
+local pulses, each = {}, ({heartbeat = 2, holders = 3, notes = 4, streams = 6, adoptions = 7})[ARGV[2]]
 
-local function lose(t, stream, grace)
-  if not t.stream or stream == '' or stream ~= t.stream then return end
-  t.stream, t.lease_end = '', math.min(t.lease_end, now + grace)
-  t.due = math.min(t.lease_end, t.deadline)
-  redis.call('ZADD', ALARMS, t.due, t.id)
-  save(t)
+-- renew makes the lease what a beat makes it, and reports whether the beat was about nothing else.
+local function renew(t, stream, grace, attach)
+  if attach ~= '' then
+    t.holder, t.lease_end = t.holder + 1, now + t.lease
+    if t.stream then t.stream, t.lease_end = '', math.min(t.lease_end, now + tonumber(attach)) end
+  elseif grace ~= '' then
+    if t.stream and stream ~= '' and stream == t.stream then
+      t.stream, t.lease_end = '', math.min(t.lease_end, now + tonumber(grace))
+    end
+    return true
+  else
+    if t.stream and stream ~= '' then t.stream = stream end
+    if t.stream ~= '' then t.lease_end = now + t.lease end
+  end
 end
 
-local function extend(t, note, stream)
-  if t.stream and stream ~= '' then t.stream = stream end
-  if t.stream ~= '' then t.lease_end = now + t.lease end
+local function beat(t, holder, note, stream, grace, attach)
+  if holder ~= '' and tonumber(holder) ~= t.holder then return end
+  local due = t.due
+  local lost = renew(t, stream, grace, attach)
+  if note ~= '' and not lost then t.note, t.noted = note, now end
   t.due = math.min(t.lease_end, t.deadline)
-  if note ~= '' then t.note, t.noted = note, now end
+  if t.due < due then redis.call('ZADD', ALARMS, t.due, t.id) end
   save(t)
 end
 
 for i = 3, #ARGV, each do
   local id = ARGV[i]
-  local note, stream, grace = each > 2 and ARGV[i + 2] or '', each > 3 and ARGV[i + 3] or '', each > 3 and ARGV[i + 4] or ''
   local path = find(id, ARGV[i + 1])
   if path then
     local _, _, moment = fate(path)
     if now < moment then
-      if grace ~= '' then lose(path[#path], stream, tonumber(grace)) else extend(path[#path], note, stream) end
+      beat(path[#path], each > 2 and ARGV[i + 2] or '', each > 3 and ARGV[i + 3] or '', each > 4 and ARGV[i + 4] or '',
+        each > 4 and ARGV[i + 5] or '', each > 6 and ARGV[i + 6] or '')
     end
     pulses[#pulses + 1] = {id, task_reply(path)}
   else

@@ -1,14 +1,14 @@
 -- The records of tasks. Each is a MessagePack array; what no script looks at is one string in it. IDs
 -- stand without their prefix and shard.
-local TASK_VERSION, ID = 1, 26
+local TASK_VERSION, ID = 2, 26
 
 local function read_task(raw)
   local f = cmsgpack.unpack(raw)
   local t = {
     workload = f[2], static = f[3], begun = f[4], lease = f[5], lease_end = f[4] + f[6], deadline = f[4] + f[7],
     above = f[8], request = f[9], digest = f[10], first = f[11], audiences = f[12], last_exp = f[13] * 1000,
-    grants = f[14], below = f[15], children = f[16], note = f[18], noted = f[19],
-    stream = f[20], -- of a task with presence alone; '' for none
+    grants = f[14], below = f[15], children = f[16], holder = f[18], note = f[19], noted = f[20],
+    stream = f[21], -- of a task with presence alone; '' for none
   }
   t.due = math.min(t.lease_end, t.deadline) -- when it ends by itself if nothing else happens
   local o = f[17]
@@ -16,7 +16,7 @@ local function read_task(raw)
     t.over = {state = o[1], cause = o[2], ended = o[3], closed = o[4], event = o[5], reason = o[6], feed = o[7]}
     assert(#t.over.state + #t.over.cause + #t.over.event + #t.over.reason + #t.over.feed + t.over.ended + t.over.closed > 0)
   end
-  assert(f[1] == TASK_VERSION and o ~= nil and #t.audiences >= 0 and t.lease + t.grants + t.below + t.children >= 0)
+  assert(f[1] == TASK_VERSION and o ~= nil and #t.audiences >= 0 and t.lease + t.grants + t.below + t.children + t.holder >= 0)
   assert(not t.note or #t.note + t.noted >= 0)
   assert(not t.stream or #t.stream >= 0)
   assert(#(t.workload .. t.static .. t.above .. t.request .. t.digest .. t.first) > 0)
@@ -44,8 +44,8 @@ local function save_tasks()
     local o = t.over
     local f = {TASK_VERSION, t.workload, t.static, t.begun, t.lease, t.lease_end - t.begun,
       t.deadline - t.begun, t.above, t.request, t.digest, t.first, t.audiences, t.last_exp / 1000, t.grants, t.below,
-      t.children, o and {o.state, o.cause, o.ended, o.closed, o.event, o.reason, o.feed} or false, t.note, t.noted}
-    if t.stream then f[18], f[19], f[20] = t.note or '', t.noted or 0, t.stream end
+      t.children, o and {o.state, o.cause, o.ended, o.closed, o.event, o.reason, o.feed} or false, t.holder, t.note, t.noted}
+    if t.stream then f[19], f[20], f[21] = t.note or '', t.noted or 0, t.stream end
     fields[#fields + 1] = id
     fields[#fields + 1] = cmsgpack.pack(f)
   end
@@ -111,6 +111,6 @@ local function task_reply(path)
   local state, cause, at = fate(path)
   local note, noted = t.note, t.noted
   if t.stream then note, noted = note or '', noted or 0 end
-  return {t.id, t.workload, t.static, t.begun, t.lease, t.lease_end, t.deadline, t.above, state, cause, at, note, noted, t.stream}
+  return {t.id, t.workload, t.static, t.begun, t.lease, t.lease_end, t.deadline, t.above, t.holder, state, cause, at, note, noted, t.stream}
 end
 
