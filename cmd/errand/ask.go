@@ -28,10 +28,14 @@ func (a *asking) flags(cmd *cobra.Command, formats []string) {
 	outputFlag(cmd, &a.output, formats)
 	cmd.Flags().BoolVar(&a.curl, "curl", false, "print the request as a curl command line, and do not send it")
 	if a.at == api.Operator {
-		cmd.Flags().StringVar(&a.url, "operator-url", "", "the operator listener (default "+api.EnvOperatorURL+")")
+		operatorURLFlag(cmd, &a.url)
 	} else {
 		brokerURLFlag(cmd, &a.url)
 	}
+}
+
+func operatorURLFlag(cmd *cobra.Command, url *string) {
+	cmd.Flags().StringVar(url, "operator-url", "", "the operator listener (default "+api.EnvOperatorURL+")")
 }
 
 func brokerURLFlag(cmd *cobra.Command, url *string) {
@@ -53,16 +57,30 @@ func (a *asking) send(cmd *cobra.Command, request api.Request, into any) ([]byte
 	if a.curl {
 		return nil, a.print(cmd, request)
 	}
+	var text []byte
+	err := a.open(cmd, func(c *api.Client) (err error) {
+		text, err = a.sendOn(cmd, c, request, into)
+		return err
+	})
+	return text, err
+}
+
+// open has a client for what a function does.
+func (a *asking) open(cmd *cobra.Command, use func(*api.Client) error) error {
 	c, err := api.Open(cmd.Context(), a.environment(), a.at)
 	if err != nil {
-		return nil, inUsage(cmd, err)
+		return inUsage(cmd, err)
 	}
+	return errors.Join(use(c), c.Close())
+}
+
+func (a *asking) sendOn(cmd *cobra.Command, c *api.Client, request api.Request, into any) ([]byte, error) {
 	text, err := c.Send(cmd.Context(), request, into)
 	var refused *api.Refusal
 	if errors.As(err, &refused) && a.output == "json" {
 		_, _ = cmd.OutOrStdout().Write(audit.Printable(refused.JSON))
 	}
-	return text, errors.Join(err, c.Close())
+	return text, err
 }
 
 func (a *asking) print(cmd *cobra.Command, request api.Request) error {

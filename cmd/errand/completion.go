@@ -89,11 +89,7 @@ func complete(cmd *cobra.Command, flag string, from func(*cobra.Command, wire.Wh
 }
 
 func quickWhoami(cmd *cobra.Command) (wire.Whoami, bool) {
-	ctx := cmd.Context()
-	if ctx == nil {
-		ctx = context.Background()
-	}
-	ctx, cancel := context.WithTimeout(ctx, completionBudget)
+	ctx, cancel := quickly(cmd)
 	defer cancel()
 	a := asking{at: api.Workload}
 	a.url, _ = cmd.Flags().GetString("broker-url") // or else the environment's
@@ -104,4 +100,13 @@ func quickWhoami(cmd *cobra.Command) (wire.Whoami, bool) {
 	who, err := c.Whoami(ctx)
 	_ = c.Close() // there is nobody to tell
 	return who, err == nil
+}
+
+// quickly bounds a question that somebody waits for who has pressed Tab.
+func quickly(cmd *cobra.Command) (context.Context, context.CancelFunc) {
+	ctx := cmd.Context()
+	if ctx == nil {
+		ctx = context.Background()
+	}
+	return context.WithTimeout(ctx, completionBudget)
 }

@@ -1,13 +1,10 @@
 package main
 
 import (
-	"bufio"
-	"errors"
 	"fmt"
-	"io"
+	"github.com/errandhq/errand/broker/audit"
 	"net/http"
 	"net/url"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -88,9 +85,10 @@ func (a *asking) say(cmd *cobra.Command, text []byte, err error, what func() str
 		return err
 	}
 	if a.output != "json" {
-		text = []byte(what() + "\n")
+		_, err = plain{cmd.OutOrStdout()}.Write([]byte(what() + "\n"))
+		return err
 	}
-	_, err = cmd.OutOrStdout().Write(text)
+	_, err = cmd.OutOrStdout().Write(audit.Printable(text))
 	return err
 }
 
@@ -146,38 +144,6 @@ func shieldKid(args []string) []string {
 		}
 	}
 	return args
-}
-
-// needReason adds --reason, which has no default.
-func needReason(cmd *cobra.Command, reason *string) {
-	cmd.Flags().StringVar(reason, "reason", "", "why, for the audit log")
-	before := cmd.PreRunE
-	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
-		if strings.TrimSpace(*reason) == "" {
-			return usage(cmd, "--reason is missing: say why; it goes into the audit log")
-		}
-		return before(cmd, args)
-	}
-}
-
-// confirm asks on the terminal, and refuses where there is nobody to ask.
-func confirm(cmd *cobra.Command, what string) error {
-	nobody := usage(cmd, "--yes is missing, and there is no terminal to ask on")
-	if in, ok := cmd.InOrStdin().(*os.File); ok {
-		if mode, err := in.Stat(); err != nil || mode.Mode()&os.ModeCharDevice == 0 {
-			return nobody
-		}
-	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "%s\nType yes to do it: ", what)
-	answer, err := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
-	if errors.Is(err, io.EOF) { // as from /dev/null
-		fmt.Fprintln(cmd.ErrOrStderr())
-		return nobody
-	}
-	if strings.TrimSpace(answer) != "yes" {
-		return errors.New("nothing was done")
-	}
-	return nil
 }
 
 // keyTable is how keys are shown.

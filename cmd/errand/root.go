@@ -89,6 +89,7 @@ var exitCodes = map[string]int{
 	wire.ProblemDenied: exitDenied, wire.ProblemScopeExceeded: exitDenied, wire.ProblemUnregistered: exitDenied, wire.ProblemRoleRequired: exitDenied,
 	wire.ProblemQuarantined: exitLocked,
 	wire.ProblemTooEarly:    exitPrecondition, wire.ProblemTaskEnded: exitPrecondition, wire.ProblemIdempotencyMismatch: exitPrecondition,
+	wire.ProblemPlanChanged: exitPrecondition, wire.ProblemPlanExpired: exitPrecondition,
 	wire.ProblemRateLimited: exitUnreachable, wire.ProblemOverloaded: exitUnreachable,
 	wire.ProblemStoreUnavailable: exitUnreachable, wire.ProblemAuditUnavailable: exitUnreachable, wire.ProblemNotReady: exitUnreachable,
 }
@@ -139,6 +140,7 @@ First look:         errand demo     the life and death of a token, in ten second
 Then try it:        errand dev      a local broker with a sample resource server
 For any program:    errand exec     run it inside a task
 For scripts:        errand token    one token; with errand task several commands share a task
+As an operator:     errand grants   what is out; errand revoke kills it, errand quarantine keeps it dead
 When it fails:      errand doctor   what keeps you from a token; errand verify judges one
 In production:      errand serve    one replica; errand config init has the manual`,
 		SilenceUsage:  true,
@@ -149,7 +151,7 @@ In production:      errand serve    one replica; errand config init has the manu
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%w", err) })
 	root.SetVersionTemplate("errand {{.Version}}\n")
-	root.AddCommand(newDemo(), newDev(), newServe(), newExec(), newConfig(), newKeys(), newToken(), newTask(), newVerify(), newDoctor(), newCompletion(), newVersion())
+	root.AddCommand(newDemo(), newDev(), newServe(), newExec(), newConfig(), newKeys(), newToken(), newTask(), newGrants(), newRevoke(), newRevocations(), newLock(), newQuarantine(), newVerify(), newDoctor(), newCompletion(), newVersion())
 	return root
 }
 

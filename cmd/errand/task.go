@@ -20,7 +20,7 @@ const maxEndKey = 4 << 10
 func newTask() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "task",
-		Short: "Begin a task, look at it, and end it",
+		Short: "Begin a task, look at it, and end it; as an operator, look at all",
 		Long: `task is for scripts and CI jobs whose steps are processes of their own: one begins a task, others get
 tokens in it, and the last one ends it, whatever came in between. Every token of the task is dead then.
 
@@ -29,7 +29,8 @@ tokens in it, and the last one ends it, whatever came in between. Every token of
   errand task end "$task" --outcome completed
 
 Nobody sends heartbeats for such a task, so it lives no longer than its lease, 10m at most. For a longer
-job use errand exec, which does, or the SDK. Who you are comes from SPIFFE_ENDPOINT_SOCKET or
+job use errand exec, which does, or the SDK. list, tree and watch are for operators, and show all workloads'
+tasks; what they need, their own help says. Who you are comes from SPIFFE_ENDPOINT_SOCKET or
 ERRAND_IDENTITY_DIR, and the broker from ERRAND_BROKER_URL and ERRAND_BROKER_ID. The exit code is 0 when
 it is done, 2 for a command line or an environment that makes no sense, 3 for no such task, 4 for no
 identity, 5 for denied by policy, 6 for quarantined, 7 for a task that has ended, 8 for no answer from the
@@ -37,7 +38,7 @@ broker, and 1 for all else.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newTaskBegin(), newTaskShow(), newTaskEnd())
+	cmd.AddCommand(newTaskBegin(), newTaskShow(), newTaskEnd(), newTaskList(), newTaskTree(), newTaskWatch())
 	return cmd
 }
 
@@ -117,12 +118,20 @@ func seconds(cmd *cobra.Command, flag string, d time.Duration) (*int64, error) {
 }
 
 func newTaskShow() *cobra.Command {
+	var operator bool
+	var operatorURL string
 	a := &asking{at: api.Workload}
 	cmd := &cobra.Command{
 		Use:   "show TASK",
 		Short: "Show how a task is",
-		Args:  oneTask,
+		Long: `show shows a task of this workload. With --operator it shows any workload's, from the operator listener at
+--operator-url or ERRAND_OPERATOR_URL, for whom the broker's configuration gives the role viewer.`,
+		Args: oneTask,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if operator {
+				a.at, a.url = api.Operator, operatorURL
+				return showOne(a, cmd, pathOf(wire.PathTask, args[0]), taskItemTable)
+			}
 			var task wire.Task
 			text, err := a.send(cmd, api.Request{Method: http.MethodGet, Path: pathOf(wire.PathTask, args[0])}, &task)
 			if err != nil {
@@ -132,6 +141,8 @@ func newTaskShow() *cobra.Command {
 		},
 	}
 	a.flags(cmd, formats)
+	cmd.Flags().BoolVar(&operator, "operator", false, "show any workload's task, as an operator")
+	operatorURLFlag(cmd, &operatorURL)
 	return cmd
 }
 
