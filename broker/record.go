@@ -137,11 +137,17 @@ type handed struct {
 	done   chan struct{} // closed when it is durable
 }
 
+// closed is what waits for nothing.
+var closed = func() <-chan struct{} { c := make(chan struct{}); close(c); return c }()
+
 // add returns a channel that is closed when the events are durable, and how many found no room.
 func (q *backlog) add(events []Event, now time.Time) (done <-chan struct{}, lost int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	room := min(len(events), q.max-q.events)
+	if room == 0 {
+		return closed, len(events) // an entry without events would never leave
+	}
 	return q.append(events[:room], now), len(events) - room
 }
 
