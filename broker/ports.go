@@ -68,23 +68,43 @@ type Announcer interface {
 // operators have revoked. What is posted is there for its life and not long after, or until there is no room.
 type Board interface {
 	// Post puts notes up, each in the place of the one with the same Kind and ID. At most MaxNotes of a kind are
-	// kept, and of more the ones that would go first anyway are lost. ErrInvalid for a note over MaxNoteBytes;
-	// else the errors of a Store.
+	// kept, and of more the ones that would go first anyway are lost. ErrInvalid for what BoardNote.Check
+	// refuses, and nothing is put up then; else the errors of a Store.
 	Post(context.Context, ...BoardNote) error
-	// Notes returns all notes of a kind that are up, in no order.
+	// Notes returns all notes of a kind that are up, in no order, each with the life that it has left.
 	Notes(ctx context.Context, kind string) ([]BoardNote, error)
 }
 
 // Bounds of a Board.
 const (
 	MaxNotes     = 5000
-	MaxNoteBytes = 16 << 10
+	MaxNoteBytes = 16 << 10 // of the text
+	MaxNoteKind  = 32       // bytes
+	MaxNoteID    = 128      // bytes
 )
 
 // BoardNote is one thing on a Board.
 type BoardNote struct {
 	Kind string // small letters
-	ID   string // printable ASCII, at most 128 bytes
+	ID   string // printable ASCII
 	Text []byte // opaque
 	Life time.Duration
+}
+
+// Check returns ErrInvalid for a note that is outside a Board's bounds.
+func (n BoardNote) Check() error {
+	switch {
+	case n.Kind == "":
+		return invalid("kind", "is empty; name the kind of note")
+	case n.ID == "":
+		return invalid("id", "is empty; name the note")
+	case len(n.Text) > MaxNoteBytes:
+		return invalid("text", "has %d bytes; at most %d are allowed", len(n.Text), MaxNoteBytes)
+	case n.Life < time.Millisecond:
+		return invalid("life", "is %s; it must be a millisecond at least", n.Life)
+	}
+	if err := checkBytes("kind", n.Kind, MaxNoteKind, func(c byte) bool { return c >= 'a' && c <= 'z' }, "small letters"); err != nil {
+		return err
+	}
+	return checkBytes("id", n.ID, MaxNoteID, func(c byte) bool { return c >= ' ' && c <= '~' }, "printable ASCII")
 }

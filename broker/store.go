@@ -104,10 +104,11 @@ type Store interface {
 	// least.
 	Lookup(context.Context, Ref) (Record, error)
 
-	// List returns tasks in the order of their IDs, or grants in that of their tasks, at most Limit of them (1
-	// to MaxPage; 0 means MaxPage), from after the cursor. It returns what Lookup would find, whatever its
-	// state, and each as of one moment. What is there from the first page to the last is in one of them, once;
-	// what comes or goes meanwhile may be. ErrInvalid for a cursor that is none.
+	// List returns tasks or grants in the order of their places, at most Limit of them (1 to MaxPage; 0 means
+	// MaxPage), from after the cursor. It returns what Lookup would find, whatever its state, and each as of one
+	// moment. What is there from the first page to the last is in one of them, once; what comes or goes
+	// meanwhile may be. A page may be shorter than it could be, or empty, and have a Next all the same, when it
+	// takes a long search to find more. What Query.Check refuses is ErrInvalid.
 	List(context.Context, Query) (Page, error)
 
 	// Watch delivers, from the position on, every entry of every shard that has not passed its
@@ -342,7 +343,7 @@ type Query struct {
 	Ref      TaskRef     // only those that have it; the URL is not looked at
 	Due      bool        // only those past their lease or deadline that nobody has ended; not for grants
 	Limit    int
-	After    string // the cursor: Next of the page before
+	After    string // the cursor: Next of the page before, or a Place
 }
 
 // Page is the answer to a List.

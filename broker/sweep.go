@@ -18,26 +18,37 @@ const sweepTimeout = 5 * time.Second
 func (b *Broker) Sweep(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
-	for {
-		page, err := b.Store.List(ctx, Query{Due: true})
-		if err != nil || len(page.Tasks) == 0 {
-			return err
-		}
-		ends := make([]Ending, len(page.Tasks))
-		for i, task := range page.Tasks {
-			ends[i] = Ending{Kind: TargetTask, Task: task.ID, IfDue: true, Event: NewEventID()}
-		}
-		replies, err := b.Store.End(ctx, ends)
+	for query := (Query{Due: true}); ; {
+		page, err := b.Store.List(ctx, query)
 		if err != nil {
-			if errors.Is(err, ErrUnconfirmed) {
-				b.finish(sweeper, "", ends...)
-			}
 			return err
 		}
-		b.followers.ended(replies)
-		b.handOver(b.endEvents(replies, sweeper, ""))
-		if page.Next == "" {
+		if err := b.sweepPage(ctx, page.Tasks); err != nil {
+			return err
+		}
+		if query.After = page.Next; query.After == "" {
 			return nil
 		}
 	}
+}
+
+// sweepPage ends the tasks of one page.
+func (b *Broker) sweepPage(ctx context.Context, tasks []Task) error {
+	if len(tasks) == 0 {
+		return nil
+	}
+	ends := make([]Ending, len(tasks))
+	for i, task := range tasks {
+		ends[i] = Ending{Kind: TargetTask, Task: task.ID, IfDue: true, Event: NewEventID()}
+	}
+	replies, err := b.Store.End(ctx, ends)
+	if err != nil {
+		if errors.Is(err, ErrUnconfirmed) {
+			b.finish(sweeper, "", ends...)
+		}
+		return err
+	}
+	b.followers.ended(replies)
+	b.handOver(b.endEvents(replies, sweeper, ""))
+	return nil
 }
