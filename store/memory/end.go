@@ -2,8 +2,6 @@ package memory
 
 import (
 	"context"
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/errandhq/errand/broker"
@@ -54,7 +52,7 @@ func (s *Store) endTask(e broker.Ending, now time.Time) broker.EndReply {
 	}
 	t := p.task()
 	if t.receipt != nil {
-		return broker.EndReply{Receipt: again(t.receipt), Task: p.asOf(now)}
+		return broker.EndReply{Receipt: again(t.receipt), Task: p.asOf(now), Audiences: p.audiences()}
 	}
 	if at, _, _ := t.Due(); e.IfDue && now.Before(at) {
 		return broker.EndReply{Receipt: broker.Receipt{Task: t.ID, State: broker.Active}, Task: p.asOf(now)}
@@ -77,7 +75,7 @@ func (s *Store) endTask(e broker.Ending, now time.Time) broker.EndReply {
 	receipt.Task, receipt.State, receipt.Cause = t.ID, t.State, t.Cause
 	receipt.Grants, receipt.SubTasks = t.grants, t.subTasks
 	t.receipt = &receipt
-	return broker.EndReply{Receipt: cloneReceipt(receipt), Task: p.asOf(now)}
+	return broker.EndReply{Receipt: cloneReceipt(receipt), Task: p.asOf(now), Audiences: p.audiences()}
 }
 
 // closeTask writes how a task ended, and announces it unless nothing is left to kill.
@@ -93,7 +91,7 @@ func (s *Store) closeTask(sh *shard, p path, as broker.Task, now time.Time) {
 	}
 	s.announce(sh, broker.Entry{
 		Denial:    broker.Denial{Kind: broker.DenyTask, Task: t.ID},
-		Audiences: slices.Sorted(maps.Keys(p[0].audiences)),
+		Audiences: p.audiences(),
 		Until:     until,
 	})
 }
@@ -112,7 +110,7 @@ func (s *Store) endGrant(e broker.Ending, now time.Time) broker.EndReply {
 		return broker.EndReply{Err: err}
 	}
 	if g.receipt != nil {
-		return broker.EndReply{Receipt: again(g.receipt), Task: p.asOf(now), Grant: g.Clone()}
+		return broker.EndReply{Receipt: again(g.receipt), Task: p.asOf(now), Grant: g.Clone(), Audiences: []string{g.Audience}}
 	}
 	g.Revoked = true
 	s.announce(sh, broker.Entry{
@@ -123,7 +121,7 @@ func (s *Store) endGrant(e broker.Ending, now time.Time) broker.EndReply {
 	receipt := s.receipt(e, now)
 	receipt.Task, receipt.Grant, receipt.State, receipt.Cause = g.Task, g.ID, broker.Revoked, e.Cause
 	g.receipt = &receipt
-	return broker.EndReply{Receipt: cloneReceipt(receipt), Task: p.asOf(now), Grant: g.Clone()}
+	return broker.EndReply{Receipt: cloneReceipt(receipt), Task: p.asOf(now), Grant: g.Clone(), Audiences: []string{g.Audience}}
 }
 
 // receipt is the statement about an end that this call makes. What it announces is announced

@@ -30,7 +30,7 @@ type Config struct {
 	Now func() time.Time
 }
 
-// Store implements broker.Store. Make one with New; it is safe for concurrent use.
+// Store implements broker.Store, and broker.Board. Make one with New; it is safe for concurrent use.
 type Store struct {
 	clock func() time.Time
 	epoch uint64
@@ -38,7 +38,8 @@ type Store struct {
 	mu      sync.Mutex // guards all below; held for memory work only
 	last    time.Time  // the store's time is never before it
 	shards  []*shard
-	locks   []*lock // the same in every shard
+	locks   []*lock                      // the same in every shard
+	board   map[string]map[string]posted // by kind and ID
 	alarms  alarms
 	trimmed time.Time
 	changed chan struct{} // closed and replaced when a shard's number moves
@@ -74,7 +75,7 @@ func New(c Config) (*Store, error) {
 		start := time.Now()
 		c.Now = func() time.Time { return start.Add(time.Since(start)) }
 	}
-	s := &Store{clock: c.Now, changed: make(chan struct{})}
+	s := &Store{clock: c.Now, changed: make(chan struct{}), board: map[string]map[string]posted{}}
 	for i := range max(1, c.Shards) {
 		s.shards = append(s.shards, &shard{
 			index:  i,

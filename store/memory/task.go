@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -83,6 +84,17 @@ func (p path) asOf(now time.Time) broker.Task {
 // covered reports whether a task above was ended by a write: its entry kills this task's tokens too.
 func (p path) covered() bool {
 	return slices.ContainsFunc(p.above(), func(t *task) bool { return t.receipt != nil })
+}
+
+// audiences are those of all grants ever issued in the tree, sorted, and nil for every audience when nobody
+// knows them any more.
+func (p path) audiences() []string {
+	if p[0].lost {
+		return nil
+	}
+	out := slices.AppendSeq(make([]string, 0, len(p[0].audiences)), maps.Keys(p[0].audiences))
+	slices.Sort(out)
+	return out
 }
 
 // use returns the counters of a workload; release drops them when nothing is left to count.

@@ -27,6 +27,7 @@ func (s *Store) settle(now time.Time) {
 		sh.denials = slices.DeleteFunc(sh.denials, passed)
 	}
 	s.locks = slices.DeleteFunc(s.locks, func(l *lock) bool { return !now.Before(l.Expires) })
+	s.takeDown(now)
 }
 
 // taskAlarm rings when a task's lease or deadline passes, and again when its record must go.

@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,7 +15,7 @@ import (
 func (s *Store) records() map[string]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := map[string]int{"locks": len(s.locks), "alarms": len(s.alarms)}
+	n := map[string]int{"locks": len(s.locks), "alarms": len(s.alarms), "kinds of notes": len(s.board)}
 	for _, sh := range s.shards {
 		n["entries"] += len(sh.entries)
 		n["denials"] += len(sh.denials)
@@ -79,6 +80,11 @@ func crowd(t *testing.T, s *Store) {
 			broker.Ending{Kind: broker.TargetLock, Lock: lock}, broker.Ending{Kind: broker.TargetLift, Lock: lock},
 			broker.Ending{Kind: broker.TargetLock, Lock: broker.Lock{ID: broker.NewLockID(), Expires: time.Now().Add(time.Hour)}},
 			broker.Ending{Kind: broker.TargetAll}, broker.Ending{Kind: broker.TargetSelector}, broker.Ending{Kind: broker.TargetKey})
+	}
+	for i := range 20 {
+		if err := s.Post(t.Context(), broker.BoardNote{Kind: "kind", ID: fmt.Sprint(i), Life: time.Duration(i+1) * time.Minute}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	replies, err := s.End(t.Context(), ends)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -125,6 +126,7 @@ func (s *Store) endReply(r reply) (broker.EndReply, error) {
 	r.join(l)
 	out.Grant = r.grant(out.Task)
 	out.Receipt.Grant = out.Grant.ID
+	out.Audiences = r.audiences()
 	position, err := parseNumbers(numbers, s.shards)
 	if err != nil {
 		r.fail(err.Error())
@@ -135,6 +137,20 @@ func (s *Store) endReply(r reply) (broker.EndReply, error) {
 	out.Receipt.Feed = broker.Position{Epoch: r.epoch, Numbers: position}
 	s.reached(r.epoch, r.shard, position[r.shard])
 	return out, nil
+}
+
+// audiences reads a list of them, sorted; nil stands for every audience.
+func (r *reply) audiences() []string {
+	if len(r.rest) == 1 && r.rest[0] == "all" {
+		return nil
+	}
+	l, out := r.list(), []string{}
+	for len(l.rest) > 0 {
+		out = append(out, l.text())
+	}
+	r.join(l)
+	slices.Sort(out)
+	return out
 }
 
 // parseNumbers reads "n0.n1…".

@@ -42,11 +42,12 @@ func (s *Store) Lookup(ctx context.Context, ref broker.Ref) (broker.Record, erro
 // List returns tasks in the order of their IDs, which is that of the shards and then that in each.
 // All are shown as of one moment, the first one's: the clocks of the shards may differ a little.
 func (s *Store) List(ctx context.Context, q broker.Query) (broker.Page, error) {
-	if q.Limit == 0 {
-		q.Limit = broker.MaxPage
+	q, _, err := q.Check()
+	if err != nil {
+		return broker.Page{}, err
 	}
-	if q.Limit < 1 || q.Limit > broker.MaxPage {
-		return broker.Page{}, &broker.Invalid{Field: "limit", Detail: fmt.Sprintf("is %d; it must be 1 to %d", q.Limit, broker.MaxPage)}
+	if q.Grants || q.Of != "" || q.Below != "" || q.Ref != (broker.TaskRef{}) {
+		return broker.Page{}, fmt.Errorf("%w: redis lists all tasks, or those that are due", broker.ErrUnavailable)
 	}
 	var page broker.Page
 	for shard := range s.shards {

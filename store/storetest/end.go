@@ -20,6 +20,7 @@ func endCases() []testCase {
 		{"end/grant of an ended task", endGrantOfEnded},
 		{"end/unknown and foreign", endNotFound},
 		{"end/targets are independent", endBatch},
+		{"end/audiences that must know", endAudiences},
 	}
 }
 
@@ -251,5 +252,44 @@ func endBatch(b *bench) {
 	b.same("the feed's length", len(b.feed().Entries), 2)
 	if replies := b.ends(); len(replies) != 0 {
 		b.Errorf("no targets: got %v", replies)
+	}
+}
+
+func endAudiences(b *bench) {
+	told := func(e broker.Ending, first bool, want []string) {
+		b.Helper()
+		reply := b.end(e)
+		if reply.Receipt.First != first || (reply.Audiences == nil) != (want == nil) {
+			b.Fatalf("end of a %s: first %t, audiences %#v; want first %t and %#v", e.Kind, reply.Receipt.First, reply.Audiences, first, want)
+		}
+		b.same("the audiences", reply.Audiences, want)
+	}
+	none := b.begin()
+	told(completing(none), true, []string{})
+	told(completing(none), false, []string{})
+
+	root := b.begin()
+	child := b.begin(below(root), asking(b.ask("c", time.Minute), b.ask("a", time.Minute)))
+	other := b.begin(below(root), asking(b.ask("b", time.Minute), b.ask("a", time.Minute)))
+	told(completing(child), true, []string{"a", "b", "c"})
+	told(completing(child), false, []string{"a", "b", "c"})
+	grant := b.issue(other, "d", time.Minute)
+	told(revoking(grant), true, []string{"d"})
+	told(revoking(grant), false, []string{"d"})
+	told(completing(child), false, []string{"a", "b", "c", "d"})
+	told(completing(root), true, []string{"a", "b", "c", "d"})
+	told(completing(other), true, []string{"a", "b", "c", "d"})
+
+	lost := b.losing(broker.NewTaskID(b.shard), time.Minute)
+	told(lost, true, nil)
+	told(lost, false, nil)
+	lock := b.locking(broker.Selector{Scope: "read"}, time.Hour)
+	lift := lock
+	lift.Kind = broker.TargetLift
+	for _, e := range []broker.Ending{denying(broker.TargetKey), denying(broker.TargetSelector), denying(broker.TargetAll), lock, lift} {
+		told(e, true, nil)
+	}
+	if reply := b.ends(due(b.begin().ID))[0]; reply.Err != nil || reply.Receipt.State != broker.Active || reply.Audiences != nil {
+		b.Errorf("of a task that is not due: got %+v; want none", reply)
 	}
 }

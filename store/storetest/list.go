@@ -3,6 +3,7 @@ package storetest
 import (
 	"errors"
 	"slices"
+	"testing"
 	"time"
 
 	"github.com/errandhq/errand/broker"
@@ -16,6 +17,20 @@ func listCases() []testCase {
 		{"list/limits", listLimits},
 		{"list/as of now", listAsOf},
 	}
+}
+
+// Lists has what else can be asked for.
+func Lists(t *testing.T, b Backend) {
+	runCases(t, b, []testCase{
+		{"list/grants", listGrants},
+		{"list/grants, their limits", listGrantsLimits},
+		{"list/grants, whatever became of them", listGrantsEnded},
+		{"list/of a task", listOf},
+		{"list/below a task", listBelow},
+		{"list/below a task, many", listBelowMany},
+		{"list/by what a task is elsewhere", listRef},
+		{"list/what makes no sense", listNonsense},
+	})
 }
 
 // spread begins n tasks over all shards and returns their IDs in order.
@@ -42,8 +57,8 @@ func (b *bench) pages(q broker.Query) []broker.TaskID {
 		if page.Next == "" {
 			return ids
 		}
-		if len(page.Tasks) == 0 || string(page.Tasks[0].ID) <= q.After {
-			b.Fatalf("after %q comes %+v, and it says that there is more", q.After, page.Tasks)
+		if page.Next <= q.After || len(page.Tasks) > 0 && string(page.Tasks[0].ID) <= q.After {
+			b.Fatalf("after %q comes %+v, and it says that there is more from %q on", q.After, page.Tasks, page.Next)
 		}
 		q.After = page.Next
 	}
@@ -65,8 +80,11 @@ func listPages(b *bench) {
 		b.Errorf("after the last: got %+v", page)
 	}
 	// The cursor's task need not be there.
-	between := ids[5] + "0"
-	b.same("after no task's ID", b.pages(broker.Query{After: string(between)}), ids[6:])
+	for shard := range b.shards {
+		nobody := broker.NewTaskID(shard)
+		rest := slices.DeleteFunc(slices.Clone(ids), func(id broker.TaskID) bool { return id <= nobody })
+		b.same("after no task's ID", b.pages(broker.Query{After: string(nobody), Limit: 2}), rest)
+	}
 }
 
 func listWorkload(b *bench) {

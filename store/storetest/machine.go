@@ -196,6 +196,9 @@ func (m *machine) differs(e broker.Ending, got, want broker.EndReply) string {
 	}
 	got.Receipt.Feed, want.Receipt.Feed = broker.Position{}, broker.Position{}
 	got.Receipt.Durable, want.Receipt.Durable = false, false
+	if (got.Audiences == nil) != (want.Audiences == nil) { // none and all are not the same
+		return fmt.Sprintf("audiences: got %#v; want %#v", got.Audiences, want.Audiences)
+	}
 	if e.Kind != broker.TargetTask && e.Kind != broker.TargetGrant {
 		got.Receipt.State, want.Receipt.State = "", ""
 	}

@@ -35,7 +35,7 @@ func (m *model) endTask(e broker.Ending, now time.Time) broker.EndReply {
 		return broker.EndReply{Err: broker.ErrNotFound}
 	}
 	if t.end != nil {
-		return broker.EndReply{Receipt: repeated(t.end), Task: m.view(t, now)}
+		return broker.EndReply{Receipt: repeated(t.end), Task: m.view(t, now), Audiences: m.audiences(t)}
 	}
 	if e.IfDue && !m.self(t, now) {
 		return broker.EndReply{Receipt: broker.Receipt{Task: t.Task, State: broker.Active}, Task: m.view(t, now)}
@@ -57,7 +57,23 @@ func (m *model) endTask(e broker.Ending, now time.Time) broker.EndReply {
 	}
 	r.Feed = m.position()
 	t.end = &r
-	return broker.EndReply{Receipt: r, Task: m.view(t, now)}
+	return broker.EndReply{Receipt: r, Task: m.view(t, now), Audiences: m.audiences(t)}
+}
+
+// audiences are those of all grants in the tree of a task, and nil when its root is lost.
+func (m *model) audiences(t *modelTask) []string {
+	root := m.path(t.Task)[0]
+	if m.task(root).lost {
+		return nil
+	}
+	out := []string{}
+	for _, g := range m.grants {
+		if m.under(g.Task, root) {
+			out = append(out, g.Audience)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // bury ends a task that the model has never had.
@@ -89,19 +105,13 @@ func (m *model) announceTask(t *modelTask, now time.Time) {
 		}
 	}
 	var last time.Time
-	var audiences []string
-	root := m.path(t.Task)[0]
 	for _, g := range m.grants {
-		if m.under(g.Task, root) {
-			audiences = append(audiences, g.Audience)
-		}
 		if m.under(g.Task, t.Task) && g.Expires.After(last) {
 			last = g.Expires
 		}
 	}
 	if until := last.Add(broker.Margin); !last.IsZero() && now.Before(until) {
-		slices.Sort(audiences)
-		m.announce(t.Task.Shard(), broker.Entry{Denial: ofTask(broker.Task{ID: t.Task}), Audiences: slices.Compact(audiences), Until: until})
+		m.announce(t.Task.Shard(), broker.Entry{Denial: ofTask(broker.Task{ID: t.Task}), Audiences: m.audiences(t), Until: until})
 	}
 }
 
@@ -112,7 +122,7 @@ func (m *model) endGrant(e broker.Ending, now time.Time) broker.EndReply {
 	}
 	task := m.view(m.task(g.Task), now)
 	if g.end != nil {
-		return broker.EndReply{Receipt: repeated(g.end), Task: task, Grant: g.Grant}
+		return broker.EndReply{Receipt: repeated(g.end), Task: task, Grant: g.Grant, Audiences: []string{g.Audience}}
 	}
 	g.Revoked = true
 	m.announce(g.ID.Shard(), broker.Entry{
@@ -122,7 +132,7 @@ func (m *model) endGrant(e broker.Ending, now time.Time) broker.EndReply {
 		Event: e.Event, Task: g.Task, Grant: g.ID, State: broker.Revoked, Cause: e.Cause, Reason: e.Reason,
 		Ended: now, Feed: m.position(), First: true,
 	}
-	return broker.EndReply{Receipt: *g.end, Task: task, Grant: g.Grant}
+	return broker.EndReply{Receipt: *g.end, Task: task, Grant: g.Grant, Audiences: []string{g.Audience}}
 }
 
 func (m *model) deny(e broker.Ending, denial broker.Denial, now time.Time) broker.EndReply {

@@ -7,8 +7,10 @@
 -- holds the task.
 local function answer(id, first, path, o, as_state, g)
   local t = path[#path]
+  local audiences = path[1].audiences
+  if g then audiences = {g.audience} elseif path[1].begun == 0 then audiences = 'all' end -- known by its end alone
   return {'ok', id, now, first, task_reply(path),
-    {o.event, as_state, o.cause, o.reason, o.ended, g and 0 or t.grants, g and 0 or t.below, o.feed}, g and grant_reply(g) or {}}
+    {o.event, as_state, o.cause, o.reason, o.ended, g and 0 or t.grants, g and 0 or t.below, o.feed}, g and grant_reply(g) or {}, audiences}
 end
 
 local function is_final(state) return state ~= '' and state ~= 'active' end
