@@ -46,10 +46,8 @@ func (b *Broker) EndByKey(ctx context.Context, address string, workload spiffeid
 }
 
 func (b *Broker) endAs(ctx context.Context, actor string, w Workload, id TaskID, req EndRequest) (Receipt, error) {
-	switch req.State {
-	case Completed, Failed, Canceled:
-	default:
-		return Receipt{}, invalid("outcome", "is %q; it must be completed, failed or canceled", req.State)
+	if err := checkOutcome("outcome", req.State); err != nil {
+		return Receipt{}, err
 	}
 	if len(req.Reason) > MaxPurpose {
 		return Receipt{}, invalid("reason", "has %d bytes; at most %d are allowed", len(req.Reason), MaxPurpose)
@@ -62,6 +60,15 @@ func (b *Broker) endAs(ctx context.Context, actor string, w Workload, id TaskID,
 		p.until = lost.Add(Margin)
 	}
 	return b.endOne(ctx, p)
+}
+
+// checkOutcome wants a state in which whoever does the work can leave it.
+func checkOutcome(field string, s State) error {
+	switch s {
+	case Completed, Failed, Canceled:
+		return nil
+	}
+	return invalid(field, "is %q; it must be completed, failed or canceled", s)
 }
 
 // endOne ends one target and records the end if this call made it. While the store is away it is

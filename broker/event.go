@@ -33,7 +33,7 @@ type Event struct {
 	Workload string // the SPIFFE ID that it is about
 	Owner    string
 	Address  string // the peer's
-	Actor    string // who asked: a SPIFFE ID, an operator, EndKeyHolder, or "errand" itself
+	Actor    string // who asked: a SPIFFE ID, an operator, EndKeyHolder, a source's, or "errand" itself
 
 	Task     TaskID
 	TaskPath []TaskID

@@ -62,17 +62,20 @@ func (b *Broker) controlAt(ctx context.Context, shard int, version uint64) (Cont
 
 // Self is what the broker knows of a workload.
 type Self struct {
-	Registration WorkloadRegistration // empty for one that only serves audiences
+	Registration WorkloadRegistration // empty for one that only serves audiences, or is a source of ends
 	Serves       []string             // audiences, sorted
+	Source       string               // the name of the source of ends that it is, or ""
 	Locks        []Lock               // those that stand on it, whatever else they name
 }
 
-// Whoami returns the workload's registration, the audiences that it serves, and the locks on it.
+// Whoami returns the workload's registration, the audiences that it serves, the source of ends that it
+// is, and the locks on it.
 // Errors: ErrUnregistered, ErrNotReady.
 func (b *Broker) Whoami(_ context.Context, w Workload) (Self, error) {
 	serves := b.Registry.Serves(w.ID)
+	source, noSource := b.Registry.Source(w.ID)
 	registration, err := b.Registry.Workload(w.ID)
-	if err != nil && (len(serves) == 0 || !errors.Is(err, ErrUnregistered)) {
+	if err != nil && (len(serves) == 0 && noSource != nil || !errors.Is(err, ErrUnregistered)) {
 		return Self{}, unregistered(w, err)
 	}
 	shard, err := b.rootShard(w.ID)
@@ -83,7 +86,7 @@ func (b *Broker) Whoami(_ context.Context, w Workload) (Self, error) {
 	if err != nil {
 		return Self{}, err
 	}
-	self := Self{Registration: registration, Serves: serves}
+	self := Self{Registration: registration, Serves: serves, Source: source.Name}
 	for _, lock := range control.Locks {
 		if now.Before(lock.Expires) && lock.Selector.MatchesSubject(w.ID.String()) {
 			self.Locks = append(self.Locks, lock)

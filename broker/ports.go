@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"crypto/sha256"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -15,6 +16,11 @@ type Registry interface {
 	Audience(name string) (AudienceRegistration, error)
 	// Serves returns the audiences that have the ID among their servers, sorted.
 	Serves(spiffeid.ID) []string
+	// Source returns the source of ends that has the SPIFFE ID, or ErrUnregistered.
+	Source(spiffeid.ID) (SourceRegistration, error)
+	// SourceByToken returns the source whose token has this SHA-256, or ErrUnregistered. How long that takes
+	// says nothing about any of them.
+	SourceByToken(digest [sha256.Size]byte) (SourceRegistration, error)
 }
 
 // Policy answers one question. An error counts as a denial; so does the zero Decision.

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"time"
@@ -74,14 +75,16 @@ func (r *refusals) period(e *Event) *refused {
 	if r.of == nil {
 		r.of = map[string]*refused{}
 	}
-	of := r.of[e.Workload]
+	key := cmp.Or(e.Workload, e.Actor) // a source of ends may have no SPIFFE ID
+	of := r.of[key]
 	if of == nil && e.Owner == "" && r.strangers >= maxRefused {
 		e.Workload, e.Actor, e.Address, e.Reason = "", "", "", "by workloads too many to be named"
+		key = ""
 		of = r.of[""]
 	}
 	if of == nil {
 		of = &refused{since: e.Time, stranger: e.Owner == "", more: map[string]*Event{}}
-		r.of[e.Workload] = of
+		r.of[key] = of
 		if of.stranger {
 			r.strangers++
 		}

@@ -142,6 +142,7 @@ const (
 	CausePresence Cause = "presence" // its client's connection was lost
 	CauseParent   Cause = "parent"
 	CauseOperator Cause = "operator"
+	CauseRef      Cause = "ref"      // what its reference names has ended, says a source
 	CauseIdentity Cause = "identity" // its trust domain is not trusted any more
 	CauseAudit    Cause = "audit"    // it could not be recorded, so it must not be
 	CauseSigning  Cause = "signing"

@@ -26,8 +26,8 @@ const (
 	UsageRate     = 20 // reports a second of one SPIFFE ID
 	UsageBurst    = 200
 	maxRecording  = 4  // reports that are recorded at once
-	maxReading    = 16 // and whose bodies are read or in memory
-	maxReadingOne = 8  // of these, of one SPIFFE ID
+	maxReading    = 16 // and whose bodies are read or in memory; the same of events of sources
+	maxReadingOne = 8  // of these, of one SPIFFE ID or source
 )
 
 // Bounds of what comes from outside. A caller of the public listener may be anybody, and there may be a
@@ -35,9 +35,11 @@ const (
 const (
 	AddressRate       = 200  // requests a second of one address that need a secret
 	AddressBurst      = 1000 // that may come at once
-	maxOutside        = 64   // that are worked on at once
-	maxReadingOutside = 512  // and whose bodies are read
-	maxReadingAddress = 256  // of these, of one address
+	SourceRate        = 100  // events a second of one source
+	SourceBurst       = 1000
+	maxOutside        = 64  // that are worked on at once
+	maxReadingOutside = 512 // and whose bodies are read
+	maxReadingAddress = 256 // of these, of one address
 )
 
 // admission decides which requests are worked on, and when.
@@ -49,27 +51,35 @@ type admission struct {
 	// Of the public listener, where nobody has shown who they are before their request is read.
 	addresses *rates[netip.Prefix]
 	outside   reading[netip.Prefix]
+
+	// Of sources, by name, wherever they come.
+	sources *rates[string]
+	hooks   reading[string]
 }
 
 func newAdmission(l Limits, known func(spiffeid.ID) bool) *admission {
 	return &admission{
 		rates: map[string]*rates[spiffeid.ID]{
 			kindIssue: newRates(l.IssueRate, l.IssueBurst, known), kindOther: newRates(l.Rate, l.Burst, known),
-			kindUsage: newRates(min(UsageRate, l.Rate), min(UsageBurst, l.Burst), known),
+			kindUsage:   newRates(min(UsageRate, l.Rate), min(UsageBurst, l.Burst), known),
+			kindOutside: newRates(l.Rate, l.Burst, known),
 		},
 		places:  map[string]*places{kindIssue: newPlaces(l.Issuing), kindOther: newPlaces(l.Others), kindUsage: newPlaces(maxRecording), kindOutside: newPlaces(min(maxOutside, l.Others))},
 		reading: reading[spiffeid.ID]{most: maxReading, mostOne: maxReadingOne},
 		// Every address is known: more than there is room for share buckets by chance, and none has less for others.
 		addresses: newRates(min(AddressRate, l.Rate), min(AddressBurst, l.Burst), func(netip.Prefix) bool { return true }),
 		outside:   reading[netip.Prefix]{most: maxReadingOutside, mostOne: maxReadingAddress},
+		sources:   newRates(min(SourceRate, l.Rate), min(SourceBurst, l.Burst), func(string) bool { return true }),
+		hooks:     reading[string]{most: maxReading, mostOne: maxReadingOne},
 	}
 }
 
-// knownTo says who is in an inventory: a workload, or a server of an audience.
+// knownTo says who is in an inventory: a workload, a server of an audience, or a source of ends.
 func knownTo(registry broker.Registry) func(spiffeid.ID) bool {
 	return func(id spiffeid.ID) bool {
 		_, err := registry.Workload(id)
-		return err == nil || len(registry.Serves(id)) > 0
+		_, noSource := registry.Source(id)
+		return err == nil || noSource == nil || len(registry.Serves(id)) > 0
 	}
 }
 

@@ -110,6 +110,7 @@ func (a *API) Workload() http.Handler {
 	get(r, wire.PathFeedSnapshot, a.snapshot)
 	get(r, wire.PathFeedPosition, a.position)
 	post(r.reporting(), wire.PathFeedUsage, http.StatusNoContent, a.usage)
+	post(r.outside(withSource), wire.PathCloudEvents, http.StatusOK, a.refEnded)
 	r.stream(wire.PathFeed, a.follow)
 	r.stream(wire.PathEvents, a.events)
 	return r
@@ -124,6 +125,7 @@ func (a *API) Public() http.Handler {
 	r.raw(wire.PathProblems, a.problemIndex)
 	r.raw("/healthz", a.healthz)
 	post(r.outside(withEndKey), wire.PathTaskEnd, http.StatusOK, a.endByKey)
+	post(r.outside(withToken), wire.PathCloudEvents, http.StatusOK, a.refEnded)
 	return r
 }
 

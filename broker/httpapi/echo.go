@@ -68,11 +68,7 @@ func post[Body, Answer any](r *router, path string, status int, h handler[Body, 
 	h = within(r, h)
 	r.add(http.MethodPost, path, func(c echo.Context) error {
 		var body Body
-		limit := int64(MaxBody)
-		if large, ok := any(body).(interface{ limit() int64 }); ok {
-			limit = large.limit()
-		}
-		if err := decode(c.Response(), c.Request(), limit, &body); err != nil {
+		if err := read(c, &body); err != nil {
 			return err
 		}
 		req := newRequest(c, body)
@@ -96,6 +92,20 @@ func post[Body, Answer any](r *router, path string, status int, h handler[Body, 
 		}
 		return c.JSON(code, answer)
 	})
+}
+
+// read decodes a body: as JSON, unless it knows better, of MaxBody bytes, unless it has a limit of its own.
+func read[Body any](c echo.Context, body *Body) error {
+	if custom, ok := any(body).(interface {
+		read(http.ResponseWriter, *http.Request) error
+	}); ok {
+		return custom.read(c.Response(), c.Request())
+	}
+	limit := int64(MaxBody)
+	if large, ok := any(*body).(interface{ limit() int64 }); ok {
+		limit = large.limit()
+	}
+	return decode(c.Response(), c.Request(), limit, body)
 }
 
 // stream and raw are for handlers that write the answer themselves.

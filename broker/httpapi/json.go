@@ -28,16 +28,12 @@ const (
 // decode reads a JSON body of at most limit bytes into v: one object and nothing after it, valid UTF-8, no member that v
 // does not have, none twice, none in another letter case, and within the bounds.
 func decode(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
-	if err := wantJSON(r.Header); err != nil {
-		return err
+	if media, err := mediaType(r.Header); err != nil || media != wire.TypeJSON {
+		return errMediaType
 	}
-	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
-	var large *http.MaxBytesError
-	if errors.As(err, &large) {
-		return errTooLarge
-	}
+	text, err := readText(w, r, limit)
 	if err != nil {
-		return &malformed{fmt.Sprintf("the body could not be read: %v", err)}
+		return err
 	}
 	if err := wantShape(text); err != nil {
 		return err
@@ -48,30 +44,47 @@ func decode(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
 	return nil
 }
 
-func wantJSON(h http.Header) error {
+// mediaType is that of the one Content-Type, of a body in UTF-8 without content coding.
+func mediaType(h http.Header) (string, error) {
 	media, params, err := mime.ParseMediaType(h.Get("Content-Type"))
-	if err != nil || media != wire.TypeJSON || len(h.Values("Content-Type")) != 1 {
-		return errMediaType
+	if err != nil || len(h.Values("Content-Type")) != 1 {
+		return "", errMediaType
 	}
 	if charset, ok := params["charset"]; ok && !strings.EqualFold(charset, "utf-8") {
-		return errMediaType
+		return "", errMediaType
 	}
 	for _, encoding := range h.Values("Content-Encoding") {
 		if encoding != "identity" {
-			return errMediaType
+			return "", errMediaType
 		}
 	}
-	return nil
+	return media, nil
+}
+
+// readText reads a body of at most limit bytes.
+func readText(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	var large *http.MaxBytesError
+	if errors.As(err, &large) {
+		return nil, errTooLarge
+	}
+	if err != nil {
+		return nil, &malformed{fmt.Sprintf("the body could not be read: %v", err)}
+	}
+	return text, nil
 }
 
 // wantShape checks the bounds by reading tokens, before anything is built from them.
-func wantShape(text []byte) error {
+func wantShape(text []byte) error { return wantShapeOf('{', text) }
+
+// wantShapeOf wants an object, '{', or a list, '['.
+func wantShapeOf(kind jsontext.Kind, text []byte) error {
 	d := jsontext.NewDecoder(bytes.NewReader(text))
-	if d.PeekKind() != '{' {
+	if d.PeekKind() != kind {
 		if len(bytes.TrimSpace(text)) == 0 {
-			return &malformed{"the body is empty; a JSON object is expected"}
+			return &malformed{"the body is empty; a JSON " + kindName(kind) + " is expected"}
 		}
-		return &malformed{"the body is not a JSON object"}
+		return &malformed{"the body is not a JSON " + kindName(kind)}
 	}
 	for {
 		_, err := d.ReadToken()
@@ -90,7 +103,7 @@ func wantShape(text []byte) error {
 			return &malformed{fmt.Sprintf("an object has more than %d members", MaxMembers)}
 		}
 		if depth == 0 && len(bytes.TrimSpace(text[d.InputOffset():])) > 0 {
-			return &malformed{"there is something after the JSON object"}
+			return &malformed{"there is something after the JSON " + kindName(kind)}
 		}
 	}
 }

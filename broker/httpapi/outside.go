@@ -11,10 +11,11 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// outsider is a caller of the public listener with what they have shown.
+// outsider is somebody outside of any task, with what they have shown.
 type outsider struct {
-	address string // for the audit log
-	key     broker.EndKey
+	address string                    // for the audit log
+	key     broker.EndKey             // of a task that they want to end
+	source  broker.SourceRegistration // that they are
 }
 
 type outsiderKey struct{}
@@ -24,27 +25,19 @@ func outsiderOf(ctx context.Context) outsider {
 	return o
 }
 
-// outside is the same router for routes of the public listener that need a secret. A caller is held to the
-// rate of its address first, then to show one, and only then is a body read, of few at once.
-func (r *router) outside(show func(*API, http.Header) (outsider, error)) *router {
+// outside is the same router for routes that are about what outsiders say. admit decides whether one is let
+// in before anything of the body is read, and returns what takes that back.
+func (r *router) outside(admit func(*API, *http.Request) (outsider, func(), error)) *router {
 	outside := *r
 	outside.admission, outside.kind = r.api.admission, kindOutside
 	outside.guard = func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c echo.Context) error {
 			req := c.Request()
-			if err := r.api.withinAddress(req.RemoteAddr, 1); err != nil {
-				return err
-			}
-			who, err := show(r.api, req.Header)
+			who, leave, err := admit(r.api, req)
 			if err != nil {
 				return err
 			}
-			who.address = req.RemoteAddr
-			from := network(req.RemoteAddr)
-			if !r.api.admission.outside.enter(from) {
-				return errOverloaded
-			}
-			defer r.api.admission.outside.leave(from)
+			defer leave()
 			c.SetRequest(req.WithContext(context.WithValue(req.Context(), outsiderKey{}, who)))
 			return next(c)
 		}
@@ -77,13 +70,20 @@ func authorization(h http.Header, scheme string) string {
 }
 
 // withEndKey wants something that looks like an end key. Only the path and the body tell whether it is the
-// right one.
-func withEndKey(_ *API, h http.Header) (outsider, error) {
-	key, err := broker.ParseEndKey(authorization(h, "EndKey"))
-	if err != nil || key == (broker.EndKey{}) {
-		return outsider{}, broker.ErrEndKey
+// right one. A caller is held to the rate of its address first.
+func withEndKey(a *API, r *http.Request) (outsider, func(), error) {
+	if err := a.withinAddress(r.RemoteAddr, 1); err != nil {
+		return outsider{}, nil, err
 	}
-	return outsider{key: key}, nil
+	key, err := broker.ParseEndKey(authorization(r.Header, "EndKey"))
+	if err != nil || key == (broker.EndKey{}) {
+		return outsider{}, nil, broker.ErrEndKey
+	}
+	from := network(r.RemoteAddr)
+	if !a.admission.outside.enter(from) {
+		return outsider{}, nil, errOverloaded
+	}
+	return outsider{address: r.RemoteAddr, key: key}, func() { a.admission.outside.leave(from) }, nil
 }
 
 // keyedEnd is an EndRequest of somebody who has the end key alone.

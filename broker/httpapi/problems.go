@@ -18,6 +18,7 @@ var (
 	errMethod    = errors.New("this path does not have that method")
 	errTooLarge  = errors.New("the body is too large")
 	errMediaType = errors.New("the body must be application/json in UTF-8, without content coding")
+	errEventType = errors.New("the body must be a CloudEvent: application/cloudevents+json, application/cloudevents-batch+json, or application/json with the attributes as Ce- headers")
 	errNotServer = errors.New("there is no such audience, or the caller is not among its servers in the inventory")
 )
 
@@ -63,14 +64,15 @@ var problemTypes = []problemType{
 	{wire.ProblemMalformed, 400, "Malformed request", "", "The body or a header cannot be read; \"detail\" says where. Send one JSON object with the members that the API documents, each once, in lower case.", as[*malformed]},
 	{wire.ProblemUnauthenticated, 401, "No good SVID", "", "Present an X.509-SVID of a trust domain that the broker knows, over TLS 1.3. If it did work before, the SVID has expired or its trust bundle was withdrawn: get a new one and connect again.", as[*unauthenticated]},
 	{wire.ProblemBadEndKey, 401, "No good end key", "", "Send the end key that came with the answer to the begin, as \"Authorization: EndKey end_…\", once, to the path of its own task, with the workload that has begun that in \"workload\". Whether there is such a task is told to nobody without its key; without the key the workload itself can end the task, at the workload listener.", matches(broker.ErrEndKey)},
+	{wire.ProblemBadToken, 401, "No good bearer token", "", "Send \"Authorization: Bearer …\", once, with the token whose SHA-256 the inventory has under sources. It has at least 43 characters. A source that has an SVID comes to the workload listener with that, and without a token.", as[*noToken]},
 	{wire.ProblemMethodNotAllowed, 405, "Method not allowed", "", "Use one of the methods that the Allow header names.", matches(errMethod)},
-	{wire.ProblemTooLarge, 413, "Body too large", "", "Send at most 64 KiB; a report of usage may have 1 MiB.", matches(errTooLarge)},
-	{wire.ProblemMediaType, 415, "Unsupported media type", "", "Send Content-Type: application/json, in UTF-8, without a content coding.", matches(errMediaType)},
+	{wire.ProblemTooLarge, 413, "Body too large", "", "Send at most 64 KiB; a report of usage may have 1 MiB, a batch of events 256 KiB, and an end by its end key alone 12 KiB.", matches(errTooLarge)},
+	{wire.ProblemMediaType, 415, "Unsupported media type", "", "Send Content-Type: application/json, in UTF-8, without a content coding; events also as application/cloudevents+json, or as application/cloudevents-batch+json.", matches(errMediaType, errEventType)},
 	{wire.ProblemInvalid, 422, "Invalid request", "", "The member named in \"field\" has a value that is not allowed. Give it one that is: \"detail\" says which.", matches(broker.ErrInvalid)},
 	{wire.ProblemTooShort, 422, "Too little life left", "", "A token would have lived for less than two seconds, since the task's deadline or the SVID's end is near. Begin a new task, or wait for the next SVID.", matches(broker.ErrTooShort)},
 	{wire.ProblemUnregistered, 403, "Workload not registered", "", "Add the workload's SPIFFE ID to the inventory with an owner, a purpose and a ceiling.", matches(broker.ErrUnregistered)},
 	{wire.ProblemScopeExceeded, 403, "Outside the task's ceiling", "", "A token can only narrow what its task asked for when it began, and a task what its parent did. Name the audience, scope or detail there, or begin a task for it.", matches(broker.ErrScopeExceeded)},
-	{wire.ProblemDenied, 403, "Denied by policy", "", "\"rule\" says what decided, and \"missing\" what would have changed the answer: ask the owner named there to widen the workload's ceiling in the inventory, or ask for no more than \"granted_instead\".", matches(broker.ErrDenied, errNotServer)},
+	{wire.ProblemDenied, 403, "Denied by policy", "", "\"rule\" says what decided, and \"missing\" what would have changed the answer: ask the owner named there to widen the workload's ceiling in the inventory, or ask for no more than \"granted_instead\".", matches(broker.ErrDenied, errNotServer, errNotSource)},
 	{wire.ProblemQuarantined, 403, "Quarantined", "", "An operator has locked this workload, audience or scope; \"detail\" has the reason and the end. Ask the operators; trying again does not help before then.", matches(broker.ErrQuarantined)},
 	{wire.ProblemRoleRequired, 403, "Operator's role required", "", "\"detail\" names the role. Whoever keeps the broker's configuration can give it to your SPIFFE ID, under operators.", as[*roleNeeded]},
 	{wire.ProblemNotFound, 404, "Not found", "", "There is no such path, or no task, grant or key with that ID, or it is not yours. Check the path and the ID, and the listener; a task that has ended is forgotten half a minute after its last token.", matches(broker.ErrNotFound, errRoute)},
@@ -112,6 +114,9 @@ func (a *API) problem(err error) (wire.Problem, map[string]string) {
 	}
 	if challenge := challenges[row.name]; challenge != "" {
 		header["WWW-Authenticate"] = challenge
+	}
+	if missing := (*noToken)(nil); errors.As(err, &missing) {
+		header["WWW-Authenticate"] = missing.challenge()
 	}
 	if limited := (*rateLimited)(nil); errors.As(err, &limited) {
 		header["Retry-After"] = strconv.Itoa(int((limited.wait + time.Second - 1) / time.Second))

@@ -177,7 +177,7 @@ func (a *API) whoami(ctx context.Context, r request[none]) (wire.Whoami, error) 
 	out := wire.Whoami{
 		Workload: r.Workload.ID.String(), ExpiresAt: r.Workload.NotAfter.UTC(),
 		Owner: self.Registration.Owner, Purpose: self.Registration.Purpose,
-		Ceiling: map[string][]string{}, Locks: []wire.Lock{}, Serves: append([]string{}, self.Serves...),
+		Ceiling: map[string][]string{}, Locks: []wire.Lock{}, Serves: append([]string{}, self.Serves...), Source: self.Source,
 		Replica: a.replica(),
 	}
 	for audience, scopes := range self.Registration.Ceiling {

@@ -26,6 +26,7 @@ const (
 type File struct {
 	Workloads []Workload `yaml:"workloads"`
 	Audiences []Audience `yaml:"audiences"`
+	Sources   []Source   `yaml:"sources"` // Optional.
 }
 
 // Workload registers one SPIFFE ID.

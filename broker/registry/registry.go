@@ -1,5 +1,5 @@
 // Package registry is the inventory: which workloads and audiences exist, who answers for them, and
-// the most that they may ask for. Load one YAML file with Load, or its text with Parse.
+// the most that they may ask for; and which sources outside may say that work has ended. Load one YAML file with Load, or its text with Parse.
 //
 // The whole file is checked before any of it counts, and a mistake is reported with its place. What
 // Parse returns never changes; its revision is a digest of the text.
@@ -7,6 +7,7 @@ package registry
 
 import (
 	"crypto/sha256"
+	"crypto/subtle"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -27,6 +28,7 @@ type Registry struct {
 	workloads map[spiffeid.ID]broker.WorkloadRegistration
 	audiences map[string]broker.AudienceRegistration
 	serves    map[spiffeid.ID][]string // by server: its audiences, sorted
+	sources   []broker.SourceRegistration
 	revision  string
 }
 
@@ -48,7 +50,8 @@ func Load(path string) (*Registry, error) {
 	return r, nil
 }
 
-// Parse checks a registry file's text. Its error joins all mistakes of the audiences, or of the workloads.
+// Parse checks a registry file's text. Its error joins all mistakes of the audiences, or of the workloads
+// and sources.
 func Parse(text []byte) (*Registry, error) {
 	if len(text) > MaxFile {
 		return nil, fmt.Errorf("registry: the file is larger than %d bytes", MaxFile)
@@ -81,6 +84,15 @@ func Parse(text []byte) (*Registry, error) {
 	for i, w := range file.Workloads {
 		if err := r.addWorkload(w); err != nil {
 			mistakes = append(mistakes, fmt.Errorf("registry: workloads[%d] (%s): %w", i, w.ID, plain(err)))
+		}
+	}
+	if len(file.Sources) > MaxSources {
+		mistakes = append(mistakes, fmt.Errorf("registry: sources has %d entries; at most %d are allowed", len(file.Sources), MaxSources))
+		file.Sources = nil
+	}
+	for i, s := range file.Sources {
+		if err := r.addSource(s); err != nil {
+			mistakes = append(mistakes, fmt.Errorf("registry: sources[%d] (%s): %w", i, s.Name, plain(err)))
 		}
 	}
 	if mistakes != nil {
@@ -119,6 +131,32 @@ func (r *Registry) Audience(name string) (broker.AudienceRegistration, error) {
 // Serves returns the audiences that have the ID among their servers, sorted. It is asked about each request
 // of somebody who is no workload.
 func (r *Registry) Serves(id spiffeid.ID) []string { return slices.Clone(r.serves[id]) }
+
+// Source implements broker.Registry.
+func (r *Registry) Source(id spiffeid.ID) (broker.SourceRegistration, error) {
+	for _, s := range r.sources {
+		if s.ID == id && !id.IsZero() {
+			return s, nil
+		}
+	}
+	return broker.SourceRegistration{}, broker.ErrUnregistered
+}
+
+// SourceByToken implements broker.Registry. It looks at all of them, whichever it is.
+func (r *Registry) SourceByToken(digest [sha256.Size]byte) (broker.SourceRegistration, error) {
+	found := -1
+	for i, s := range r.sources {
+		same := subtle.ConstantTimeCompare(s.Token[:], digest[:])
+		if !s.ID.IsZero() {
+			same = 0
+		}
+		found = subtle.ConstantTimeSelect(same, i, found)
+	}
+	if found < 0 {
+		return broker.SourceRegistration{}, broker.ErrUnregistered
+	}
+	return r.sources[found], nil
+}
 
 // TrustDomains counts the registered workloads by their trust domain.
 func (r *Registry) TrustDomains() map[spiffeid.TrustDomain]int {

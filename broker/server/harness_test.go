@@ -46,7 +46,17 @@ workloads:
   - {id: spiffe://partner/agent, owner: team-partner, purpose: their agents, ceiling: {orders: ["orders:read"]}}
   - {id: spiffe://prod/night, owner: team-fin, purpose: batches, ceiling: {orders: ["orders:read"]}}
   - {id: spiffe://prod/small, owner: team-fin, purpose: little, ceiling: {orders: ["orders:read"]}, max_tasks: 2, max_grants: 3}
+sources:
+  - {name: cluster, owner: team-platform, id: spiffe://prod/watcher, kinds: [k8s/job, k8s/pod], workloads: [spiffe://prod/report, spiffe://prod/batch/*]}
+  - {name: forge, owner: team-build, source: [https://forge.example/runs], kinds: [ci/run], workloads: [spiffe://prod/*], token_sha256: ` + forgeDigest + `}
 `
+
+const (
+	watcherID  = "spiffe://prod/watcher"
+	forgeToken = "a-token-of-32-random-bytes-would-be-this-long"
+	// forgeDigest is what sha256sum prints of it.
+	forgeDigest = "2f670c3d6481b370accfd8f2253a10dfa312b0fb946faf97e4d5f1fcd825a71d"
+)
 
 // output collects what a replica logs.
 type output struct {

@@ -2,6 +2,7 @@ package brokertest
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -79,6 +80,22 @@ func (i *inventory) Serves(id spiffeid.ID) []string {
 		audience, err := i.Audience(name)
 		return err != nil || !slices.Contains(audience.Servers, id)
 	})
+}
+
+// Source implements broker.Registry.
+func (i *inventory) Source(id spiffeid.ID) (broker.SourceRegistration, error) {
+	if i.file != nil {
+		return i.file.Source(id)
+	}
+	return broker.SourceRegistration{}, broker.ErrUnregistered
+}
+
+// SourceByToken implements broker.Registry.
+func (i *inventory) SourceByToken(digest [sha256.Size]byte) (broker.SourceRegistration, error) {
+	if i.file != nil {
+		return i.file.SourceByToken(digest)
+	}
+	return broker.SourceRegistration{}, broker.ErrUnregistered
 }
 
 // Revision implements server.Inventory.

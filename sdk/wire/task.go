@@ -286,7 +286,7 @@ type Grant struct {
 }
 
 // Whoami is what the broker knows of the caller. Owner is empty for one that is registered as a server
-// of audiences alone, and can begin no task.
+// of audiences or a source alone, and can begin no task.
 type Whoami struct {
 	Workload  string              `json:"workload"`
 	ExpiresAt time.Time           `json:"svid_expires_at"`
@@ -294,7 +294,8 @@ type Whoami struct {
 	Purpose   string              `json:"purpose"`
 	Ceiling   map[string][]string `json:"ceiling"` // scopes by audience
 	Locks     []Lock              `json:"locks"`
-	Serves    []string            `json:"serves"` // audiences whose part of the feed it may read
+	Serves    []string            `json:"serves"`           // audiences whose part of the feed it may read
+	Source    string              `json:"source,omitempty"` // the name of the source that it is: see PathCloudEvents
 	Replica   Replica             `json:"replica"`
 }
 
@@ -335,6 +336,7 @@ const (
 	ProblemInvalid             = "invalid"
 	ProblemUnauthenticated     = "unauthenticated"
 	ProblemBadEndKey           = "bad-end-key"
+	ProblemBadToken            = "bad-token"
 	ProblemUnregistered        = "unregistered"
 	ProblemDenied              = "denied"
 	ProblemScopeExceeded       = "scope-exceeded"
