@@ -38,6 +38,8 @@ func TestStoreBoard(t *testing.T) { storetest.Board(t, backend()) }
 
 func TestStoreAging(t *testing.T) { storetest.Aging(t, backend()) }
 
+func TestStoreRaces(t *testing.T) { storetest.Races(t, backend()) }
+
 func TestStoreMachine(t *testing.T) { storetest.Machine(t, backend()) }
 
 // TestP7_OneWriteEndsALargeTree: 100 000 tasks.

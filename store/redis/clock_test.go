@@ -136,6 +136,11 @@ func TestStore(t *testing.T) {
 	}
 }
 
+func TestStoreRaces(t *testing.T) {
+	t.Parallel()
+	storetest.Races(t, backend(start(t).URL(), 1))
+}
+
 // TestStoreMachine compares random calls with the model that store/memory is compared with.
 func TestStoreMachine(t *testing.T) {
 	t.Parallel()

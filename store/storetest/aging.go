@@ -20,6 +20,8 @@ func agingCases() []testCase {
 		{"aging/no entry when all tokens are past", agingNoEntry},
 		{"aging/denials by a property", agingControl},
 		{"aging/a key goes with its task", agingKey},
+		{"aging/a delegation goes when it is over", agingDelegation},
+		{"aging/a delegation of a task that was never handed out", agingGivenUp},
 		{"aging/a long task outlives its tokens", agingLong},
 		{"aging/epoch and numbers stay", agingIdle},
 	}

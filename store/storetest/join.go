@@ -343,3 +343,36 @@ func joinAcrossShards(b *bench) {
 	b.refused(req, broker.ErrNotFound)
 	b.absent(req.Task)
 }
+
+// agingDelegation: it outlives the task that has joined by it, and everything between.
+func agingDelegation(b *bench) {
+	parent := b.begin(lease(2*time.Hour), deadline(2*time.Hour))
+	over := parent.Begun.Add(40 * time.Minute)
+	join := joining(parent, broker.NewDelegationID())
+	joined := b.begin(join, usable(over), asking(b.ask("a", time.Minute)))
+	b.end(completing(joined))
+	for _, at := range []time.Time{joined.Begun.Add(10 * time.Minute), over} {
+		b.until(at, time.Second)
+		b.refused(b.root(join, usable(over)), broker.ErrUsed)
+	}
+	b.absent(joined.ID)
+	b.until(over, 0)
+	b.begin(join)
+	b.refused(b.root(join), broker.ErrUsed)
+}
+
+// agingGivenUp: when nobody knows any more that its task was never handed out, it is used.
+func agingGivenUp(b *bench) {
+	parent := b.begin(lease(2*time.Hour), deadline(2*time.Hour))
+	kept, gone := joining(parent, broker.NewDelegationID()), joining(parent, broker.NewDelegationID())
+	var last time.Time
+	for _, join := range []option{kept, gone} {
+		e := completing(b.begin(join))
+		e.Cause = broker.CauseAudit
+		last = b.end(e).Receipt.Ended
+	}
+	b.until(last.Add(broker.Margin), 2*time.Second)
+	b.begin(kept)
+	b.until(last.Add(broker.Margin), -grace)
+	b.refused(b.root(gone), broker.ErrUsed)
+}

@@ -6,13 +6,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"pgregory.net/rapid"
 
 	"github.com/errandhq/errand/broker"
 )
 
 // Lives makes random trees at random times, and wants that nothing makes a life longer than was said when
-// it began: no heartbeat, no further token, no child, no end, and, by the store's time, no step of its
+// it began: no heartbeat, no further token, no child, no join, no adoption, no end, and, by the store's time, no step of its
 // clock, for which step is called with up to 5 s to either side if it is not nil.
 func Lives(t *testing.T, b Backend, step func(time.Duration)) {
 	b.In(t, func(t *testing.T) {
@@ -47,6 +48,7 @@ func (l *lives) run() {
 		"begin":     func(*rapid.T) { l.begin("") },
 		"child":     func(*rapid.T) { l.begin(l.draw().ID) },
 		"child too": func(*rapid.T) { l.begin(l.draw().ID) },
+		"join":      func(*rapid.T) { l.join() },
 		"issue":     func(*rapid.T) { l.issue() },
 		"heartbeat": func(*rapid.T) { l.heartbeat() },
 		"end":       func(*rapid.T) { l.end() },
@@ -85,11 +87,23 @@ func (l *lives) asks() []broker.Asked {
 	return asks
 }
 
-func (l *lives) begin(parent broker.TaskID) {
+// join begins a task of another workload.
+func (l *lives) join() {
+	parent := l.draw()
+	l.begin(parent.ID, joining(parent.Task, broker.NewDelegationID()), by(rapid.SampledFrom([]spiffeid.ID{bob(), carol()}).Draw(l.T, "joiner")))
+}
+
+func (l *lives) begin(parent broker.TaskID, options ...option) {
 	req := l.bench.root(asking(l.asks()...),
 		lease(time.Duration(rapid.IntRange(5, 60).Draw(l.T, "lease"))*time.Second),
 		deadline(time.Duration(rapid.IntRange(5, 120).Draw(l.T, "deadline"))*time.Second))
 	req.Begin.Parent = parent
+	if parent != "" {
+		req.Workload = l.tasks[parent].Workload
+	}
+	for _, o := range options {
+		o(&req)
+	}
 	reply, err := l.bench.store.Grant(l.bench.Context(), req)
 	if l.refused(err) {
 		return
@@ -149,13 +163,18 @@ func (l *lives) issue() {
 
 func (l *lives) heartbeat() {
 	t := l.draw()
-	pulses, err := l.bench.store.Heartbeat(l.bench.Context(), []broker.Beat{{Task: t.ID, Workload: t.Workload}})
+	beat := broker.Beat{Task: t.ID, Workload: t.Workload, Holder: rapid.SampledFrom([]int{0, 0, 1, 2}).Draw(l.T, "holder")}
+	beat.Adopt = rapid.IntRange(0, 2).Draw(l.T, "adopts") == 2
+	pulses, err := l.bench.store.Heartbeat(l.bench.Context(), []broker.Beat{beat})
 	if err != nil {
 		l.Fatalf("Heartbeat: %v", err)
 	}
 	if pulse := pulses[0]; pulse.Err == nil {
 		l.at(pulse.Now)
-		if pulse.Task.State == broker.Active {
+		if works := beat.Holder == 0 || beat.Holder == t.Holder; works && pulse.Task.State == broker.Active {
+			if beat.Adopt {
+				t.Holder++
+			}
 			t.LeaseEnd = pulse.Now.Add(t.Lease)
 		}
 		l.saw(t, pulse.Task, pulse.Now)
@@ -164,7 +183,8 @@ func (l *lives) heartbeat() {
 
 func (l *lives) end() {
 	t := l.draw()
-	replies, err := l.bench.store.End(l.bench.Context(), []broker.Ending{completing(t.Task)})
+	e := held(completing(t.Task), rapid.SampledFrom([]int{0, 1, 2}).Draw(l.T, "holder"))
+	replies, err := l.bench.store.End(l.bench.Context(), []broker.Ending{e})
 	if err != nil {
 		l.Fatalf("End: %v", err)
 	}
@@ -197,6 +217,9 @@ func (l *lives) look(t *life) {
 
 // saw compares what the store says of a task with what it has said before.
 func (l *lives) saw(t *life, now broker.Task, at time.Time) {
+	if now.Holder != t.Holder {
+		l.Fatalf("its holder is %d; want %d", now.Holder, t.Holder)
+	}
 	if !now.Deadline.Equal(t.Deadline) || !slices.Equal(now.Path, t.Path) {
 		l.Fatalf("its deadline was %s, and is %s", t.Deadline, now.Deadline)
 	}

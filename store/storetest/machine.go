@@ -146,6 +146,8 @@ func (m *machine) heartbeat() {
 		beat := broker.Beat{Task: m.drawTask(), Workload: m.drawWorkload(), Note: rapid.SampledFrom([]string{"", "", "n1", "n2"}).Draw(m.T, "note")}
 		beat.Stream = rapid.SampledFrom([]broker.StreamID{"", "", "s1", "s2"}).Draw(m.T, "stream")
 		beat.Lost = beat.Stream != "" && rapid.Bool().Draw(m.T, "lost")
+		beat.Adopt = rapid.IntRange(0, 3).Draw(m.T, "adopts") == 3
+		beat.Holder = m.drawHolder()
 		agree(m, "Heartbeat", func() (broker.Pulse, []time.Time) {
 			pulses, err := m.store.Heartbeat(m.bench.Context(), []broker.Beat{beat})
 			if err != nil || len(pulses) != 1 {
@@ -302,6 +304,23 @@ func (m *machine) drawTask() broker.TaskID {
 	return ids[rapid.IntRange(0, len(ids)-1).Draw(m.T, "task")]
 }
 
+func (m *machine) drawHolder() int {
+	return rapid.SampledFrom([]int{0, 0, 0, 1, 1, 2, 3}).Draw(m.T, "holder")
+}
+
+// drawJoin makes a begin below a task a join, mostly by a delegation of who has that task.
+func (m *machine) drawJoin(b *broker.Beginning) {
+	b.Join = &broker.Join{
+		Delegation: rapid.SampledFrom([]broker.DelegationID{"dlg_a", "dlg_b", "dlg_c", "dlg_d"}).Draw(m.T, "delegation"),
+		Delegator:  m.drawWorkload(),
+		Until:      m.now().Add(m.drawMillis("until", 3_600_000, 3_600_000, 300, -1000)),
+	}
+	if parent := m.model.task(b.Parent); parent != nil && rapid.IntRange(0, 4).Draw(m.T, "foreign") > 0 {
+		b.Join.Delegator = parent.Workload
+	}
+	b.Delegators = rapid.SampledFrom([][]spiffeid.ID{nil, {alice()}, {alice(), bob()}}).Draw(m.T, "delegators")
+}
+
 func (m *machine) drawGrant() broker.GrantID {
 	ids := []broker.GrantID{m.newGrant(0)}
 	for _, g := range m.model.grants {
@@ -341,6 +360,9 @@ func (m *machine) drawBegin() broker.GrantRequest {
 	if rapid.Bool().Draw(m.T, "below") {
 		req.Begin.Parent = m.drawTask()
 		shard = req.Begin.Parent.Shard()
+		if rapid.Bool().Draw(m.T, "join") {
+			m.drawJoin(req.Begin)
+		}
 	}
 	req.Task = m.newTask(shard)
 	m.drawRest(&req)
@@ -391,12 +413,14 @@ func (m *machine) drawEnds() []broker.Ending {
 				broker.TargetTask, broker.TargetTask, broker.TargetTask, broker.TargetGrant, broker.TargetSelector,
 				broker.TargetKey, broker.TargetAll, broker.TargetLock, broker.TargetLift,
 			}).Draw(m.T, "kind"),
-			Event: broker.NewEventID(), Reason: "because", Cause: broker.CauseCaller,
+			Event: broker.NewEventID(), Reason: "because",
+			Cause: rapid.SampledFrom([]broker.Cause{broker.CauseCaller, broker.CauseCaller, broker.CauseAudit}).Draw(m.T, "cause"),
 			State: rapid.SampledFrom([]broker.State{broker.Completed, broker.Failed, broker.Revoked}).Draw(m.T, "state"),
 		}
 		switch e.Kind {
 		case broker.TargetTask:
 			e.Task, e.IfDue = m.drawTask(), rapid.IntRange(0, 3).Draw(m.T, "if due") == 3
+			e.Holder = m.drawHolder()
 			if !e.IfDue && rapid.IntRange(0, 2).Draw(m.T, "lost") == 2 {
 				e.Lost = m.now().Add(m.drawMillis("left", 60_000, 1000, -60_000, 3_600_000))
 			}

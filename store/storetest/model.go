@@ -27,6 +27,7 @@ type modelTask struct {
 	begun, lapse        time.Time
 	stream              broker.StreamID
 	deadline            time.Time
+	holder              int
 	note                string
 	noted               time.Time
 	end                 *broker.Receipt // nil until an end was written
@@ -117,9 +118,7 @@ func (m *model) view(t *modelTask, now time.Time) broker.Task {
 		ID: t.Task, Workload: t.Workload, Name: t.Begin.Name, Purpose: t.Begin.Purpose, Ceiling: t.Begin.Ceiling, Attributes: t.Begin.Attributes,
 		Begun: t.begun, Lease: t.Begin.Lease, LeaseEnd: t.lapse, Deadline: t.deadline, Path: m.path(t.Task),
 		Note: t.note, Noted: t.noted, Presence: t.Begin.Presence, Stream: t.stream,
-	}
-	if !t.lost {
-		out.Holder = 1
+		Holder: t.holder, Delegators: t.Begin.Delegators,
 	}
 	out.State, out.Cause, out.Ended = m.fate(t, now)
 	return out
@@ -219,7 +218,7 @@ func (m *model) Grant(req broker.GrantRequest, now time.Time) (broker.GrantReply
 		return broker.GrantReply{}, err
 	}
 	if req.Begin != nil {
-		m.tasks = append(m.tasks, modelTask{GrantRequest: req, begun: now, lapse: now.Add(req.Begin.Lease), deadline: deadline})
+		m.tasks = append(m.tasks, modelTask{GrantRequest: req, begun: now, lapse: now.Add(req.Begin.Lease), deadline: deadline, holder: 1})
 		if t := &m.tasks[len(m.tasks)-1]; req.Begin.Presence && req.Begin.Lease > broker.AttachTime {
 			t.lapse = now.Add(broker.AttachTime)
 		}
@@ -238,21 +237,38 @@ func (m *model) madeBefore(req broker.GrantRequest) (*modelTask, []broker.Asked,
 		}
 		return nil, nil, nil
 	}
+	t := m.task(req.Task)
+	for i := range m.tasks {
+		other := &m.tasks[i]
+		if req.Begin.Key != "" && other.Begin.Key == req.Begin.Key && other.Workload == req.Workload && other.Task.Shard() == req.Task.Shard() && !other.neverWas() {
+			t = other
+		}
+	}
+	switch {
+	case t == nil:
+		return nil, nil, nil
+	case t.lost:
+		return nil, nil, m.ended(t, time.Time{})
+	case t.Begin.Digest != req.Begin.Digest || t.Workload != req.Workload:
+		return nil, nil, broker.ErrMismatch
+	}
+	return t, t.Grants, nil
+}
+
+// neverWas reports whether a task was never handed out: what was used for it can be used again.
+func (t *modelTask) neverWas() bool {
+	return t.end != nil && (t.end.Cause == broker.CauseAudit || t.end.Cause == broker.CauseSigning)
+}
+
+// used reports whether a task has joined by a delegation that is not over.
+func (m *model) used(shard int, join broker.Join, now time.Time) bool {
 	for i := range m.tasks {
 		t := &m.tasks[i]
-		sameKey := req.Begin.Key != "" && t.Begin.Key == req.Begin.Key && t.Workload == req.Workload && t.Task.Shard() == req.Task.Shard()
-		if !sameKey && t.Task != req.Task {
-			continue
+		if j := t.Begin.Join; j != nil && j.Delegation == join.Delegation && t.Task.Shard() == shard && now.Before(j.Until) && !t.neverWas() {
+			return true
 		}
-		if t.lost {
-			return nil, nil, m.ended(t, time.Time{})
-		}
-		if t.Begin.Digest != req.Begin.Digest {
-			return nil, nil, broker.ErrMismatch
-		}
-		return t, t.Grants, nil
 	}
-	return nil, nil, nil
+	return false
 }
 
 func (m *model) replay(t *modelTask, asks []broker.Asked, now time.Time, err error) (broker.GrantReply, error) {
@@ -282,15 +298,22 @@ func (m *model) ended(t *modelTask, now time.Time) error {
 // check is everything that can be wrong before lives are counted. The task that the request builds
 // on is "" for a root.
 func (m *model) check(req broker.GrantRequest, on broker.TaskID, now time.Time) error {
-	shard := req.Task.Shard()
-	if on != "" {
+	shard, whose := req.Task.Shard(), req.Workload
+	var join *broker.Join
+	if req.Begin != nil && req.Begin.Join != nil {
+		join, whose = req.Begin.Join, req.Begin.Join.Delegator
+	}
+	if on != "" || join != nil {
 		t := m.task(on)
-		if t == nil || t.Workload != req.Workload || t.Task.Shard() != shard {
+		if t == nil || t.Workload != whose || t.Task.Shard() != shard {
 			return broker.ErrNotFound
 		}
 		if err := m.ended(t, now); err != nil {
 			return err
 		}
+	}
+	if join != nil && m.used(shard, *join, now) {
+		return broker.ErrUsed
 	}
 	if req.Begin != nil && len(m.path(on))+1 > broker.MaxDepth {
 		return broker.ErrInvalid
@@ -364,6 +387,15 @@ func (m *model) Heartbeat(beat broker.Beat, now time.Time) broker.Pulse {
 	bound := t.Begin.Presence
 	switch {
 	case m.ended(t, now) != nil:
+	case beat.Holder != 0 && beat.Holder != t.holder:
+	case beat.Adopt:
+		t.holder, t.stream, t.lapse = t.holder+1, "", now.Add(t.Begin.Lease)
+		if bound && t.Begin.Lease > broker.AttachTime {
+			t.lapse = now.Add(broker.AttachTime)
+		}
+		if beat.Note != "" {
+			t.note, t.noted = beat.Note, now
+		}
 	case beat.Lost:
 		if bound && beat.Stream != "" && beat.Stream == t.stream {
 			t.stream = ""

@@ -40,6 +40,9 @@ func (m *model) endTask(e broker.Ending, now time.Time) broker.EndReply {
 	if e.IfDue && !m.self(t, now) {
 		return broker.EndReply{Receipt: broker.Receipt{Task: t.Task, State: broker.Active}, Task: m.view(t, now)}
 	}
+	if e.Holder != 0 && e.Holder != t.holder && m.ended(t, now) == nil {
+		return broker.EndReply{Err: broker.ErrAdopted}
+	}
 	r := broker.Receipt{Event: e.Event, Task: t.Task, Reason: e.Reason, First: true}
 	if r.State, r.Cause, r.Ended = m.fate(t, now); r.State == broker.Active {
 		r.State, r.Cause, r.Ended = e.State, e.Cause, now
