@@ -1,7 +1,10 @@
 package redistest
 
 import (
+	"iter"
+	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -9,8 +12,12 @@ import (
 
 // Fault is what a Proxy does to what passes through it.
 type Fault struct {
-	// Latency is added to every piece of data, each way.
-	Latency time.Duration
+	// Latency is added to every piece of data, each way, and something between nothing and Jitter.
+	Latency, Jitter time.Duration
+	// Rate is how many bytes pass in a second, each way; 0 for all.
+	Rate int
+	// Slice is how many bytes pass at once at most; 0 for all that there are.
+	Slice int
 	// Silent holds everything back, as a network does that has lost a route: connections stay open,
 	// new ones are accepted, and nothing arrives.
 	Silent bool
@@ -163,8 +170,11 @@ func (p *Proxy) pass(from, to net.Conn, answers bool) {
 	buffer := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buffer)
-		if n > 0 && !p.suffer(answers) {
-			if _, err := to.Write(buffer[:n]); err != nil {
+		for piece := range p.pieces(buffer[:n]) {
+			if p.suffer(len(piece), answers) {
+				continue
+			}
+			if _, err := to.Write(piece); err != nil {
 				return
 			}
 		}
@@ -174,16 +184,31 @@ func (p *Proxy) pass(from, to net.Conn, answers bool) {
 	}
 }
 
-// suffer does what the fault asks for, and reports whether the data are lost.
-func (p *Proxy) suffer(answers bool) (lost bool) {
+func (p *Proxy) pieces(data []byte) iter.Seq[[]byte] {
+	size := len(data)
+	if f, _ := p.now(); f.Slice > 0 {
+		size = f.Slice
+	}
+	return slices.Chunk(data, max(1, size))
+}
+
+// suffer does what the fault asks for with so many bytes, and reports whether they are lost.
+func (p *Proxy) suffer(size int, answers bool) (lost bool) {
 	for {
 		f, changed := p.now()
 		switch {
 		case f.Silent:
 			<-changed
 			continue
-		case f.Latency > 0:
-			time.Sleep(f.Latency)
+		default:
+			late := f.Latency
+			if f.Jitter > 0 {
+				late += rand.N(f.Jitter)
+			}
+			if f.Rate > 0 {
+				late += time.Duration(size) * time.Second / time.Duration(f.Rate)
+			}
+			time.Sleep(late)
 		}
 		return f.Deaf && answers
 	}

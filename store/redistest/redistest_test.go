@@ -99,6 +99,17 @@ func TestProxyFaults(t *testing.T) {
 	if !c.hears(t, long) || time.Since(start) < 2*short {
 		t.Fatalf("the answer took %s; want %s each way", time.Since(start), short)
 	}
+	for name, f := range map[string]redistest.Fault{"jitter": {Jitter: 2 * short}, "slices": {Slice: 1}} {
+		p.Set(f)
+		if !c.hears(t, long) {
+			t.Fatalf("no answer with %s", name)
+		}
+	}
+	start = time.Now()
+	p.Set(redistest.Fault{Rate: 100})
+	if !c.hears(t, long) || time.Since(start) < short { // seven bytes there, and seven back
+		t.Fatalf("the answer took %s over a slow line", time.Since(start))
+	}
 	p.Reset()
 	if c.hears(t, long) {
 		t.Fatal("an answer on a connection that was reset")
