@@ -32,8 +32,6 @@ func backend() storetest.Backend {
 
 func TestStore(t *testing.T) { storetest.Run(t, backend()) }
 
-func TestStoreLists(t *testing.T) { storetest.Lists(t, backend()) }
-
 func TestStoreBoard(t *testing.T) { storetest.Board(t, backend()) }
 
 func TestStoreAging(t *testing.T) { storetest.Aging(t, backend()) }

@@ -170,7 +170,7 @@ func TestSize(t *testing.T) {
 	if _, err := store.Grant(t.Context(), first); err != nil {
 		t.Fatal(err)
 	}
-	measure("a grant", 400, func(int) broker.GrantRequest {
+	measure("a grant", 540, func(int) broker.GrantRequest {
 		return broker.GrantRequest{Workload: first.Workload, Task: first.Task, Control: 1 << 40, Grants: []broker.Asked{ask()}}
 	})
 	measure("a task", 600, func(i int) broker.GrantRequest {

@@ -116,7 +116,7 @@ func (s *Store) grantCall(req broker.GrantRequest) (call, bool) {
 		if b.Parent != "" && (!ok || b.Parent.Shard() != c.shard) {
 			parent = elsewhere
 		}
-		c.args = append(c.args, parent, b.Lease.Milliseconds(), b.Deadline.Milliseconds(), requestKey(req), string(b.Digest[:]), packTask(b))
+		c.args = append(c.args, parent, b.Lease.Milliseconds(), b.Deadline.Milliseconds(), requestKey(req), string(b.Digest[:]), packTask(b), refKey(b.Ref))
 		if b.Presence || b.Join != nil {
 			first := any("")
 			if b.Presence {
@@ -141,7 +141,19 @@ func requestKey(req broker.GrantRequest) string {
 	if req.Begin.Key == "" {
 		return ""
 	}
-	sum := sha256.Sum256([]byte(pack(req.Workload.String(), req.Begin.Key)))
+	return digest(req.Workload.String(), req.Begin.Key)
+}
+
+// refKey is how it is known what a task is in another system, and "" when it is nothing there.
+func refKey(ref broker.TaskRef) string {
+	if ref.Kind == "" && ref.ID == "" {
+		return ""
+	}
+	return digest(ref.Kind, ref.ID)
+}
+
+func digest(fields ...string) string {
+	sum := sha256.Sum256([]byte(pack(fields...)))
 	return string(sum[:16])
 }
 

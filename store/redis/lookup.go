@@ -2,8 +2,7 @@ package redis
 
 import (
 	"context"
-	"fmt"
-	"strings"
+	"time"
 
 	"github.com/errandhq/errand/broker"
 )
@@ -30,87 +29,20 @@ func (s *Store) Lookup(ctx context.Context, ref broker.Ref) (broker.Record, erro
 	if r.status != "ok" {
 		return broker.Record{}, r.refusal()
 	}
-	record := broker.Record{Now: r.moment(), Control: uint64(r.number())}
-	record.Task = r.task(record.Now)
-	record.Grant = r.grant(record.Task)
+	record := r.record(time.Time{})
 	if r.err != nil {
 		return broker.Record{}, r.err
 	}
 	return record, nil
 }
 
-// List returns tasks in the order of their IDs, which is that of the shards and then that in each.
-// All are shown as of one moment, the first one's: the clocks of the shards may differ a little.
-func (s *Store) List(ctx context.Context, q broker.Query) (broker.Page, error) {
-	q, _, err := q.Check()
-	if err != nil {
-		return broker.Page{}, err
+// record reads what a look-up has found, as of a moment, or as of the answer's own when that is zero.
+func (r *reply) record(as time.Time) broker.Record {
+	record := broker.Record{Now: r.moment(), Control: uint64(r.number())}
+	if as.IsZero() {
+		as = record.Now
 	}
-	if q.Grants || q.Of != "" || q.Below != "" || q.Ref != (broker.TaskRef{}) {
-		return broker.Page{}, fmt.Errorf("%w: redis lists all tasks, or those that are due", broker.ErrUnavailable)
-	}
-	var page broker.Page
-	for shard := range s.shards {
-		prefix := fmt.Sprintf("tsk_%02d", shard)
-		after, here := strings.CutPrefix(q.After, prefix)
-		switch {
-		case here:
-		case q.After < prefix:
-			after = ""
-		case shard < s.shards-1:
-			continue
-		default:
-			after = "\xff" // behind every ID; but the page has the store's time
-		}
-		if err := s.listShard(ctx, shard, q, after, &page); err != nil {
-			return broker.Page{}, err
-		}
-		if page.Next != "" {
-			break
-		}
-	}
-	return page, nil
-}
-
-// listShard adds the tasks of one shard to the page.
-func (s *Store) listShard(ctx context.Context, shard int, q broker.Query, after string, page *broker.Page) error {
-	workload, due := "", "0"
-	if !q.Workload.IsZero() {
-		workload = q.Workload.String()
-	}
-	if q.Due {
-		due = "1"
-	}
-	ctx, cancel := context.WithTimeout(ctx, s.limits.send)
-	defer cancel()
-	for more := true; more; {
-		want := q.Limit + 1 - len(page.Tasks)
-		r := s.send(ctx, []call{{script: s.scripts.list, shard: shard, echo: "list", args: []any{after, want, workload, due}}})[0]
-		if r.err == nil && r.status == "again" {
-			continue
-		}
-		if r.err == nil && r.status != "ok" {
-			r.err = r.refusal()
-		}
-		now := r.moment()
-		if page.Now.IsZero() {
-			page.Now = now
-		}
-		r.each(func(item *reply) {
-			task := item.taskFields(page.Now)
-			if at, _, _ := task.Due(); q.Due && page.Now.Before(at) {
-				return
-			}
-			page.Tasks = append(page.Tasks, task)
-		})
-		after, more = r.text(), r.flag()
-		if r.err != nil {
-			return r.err
-		}
-		if len(page.Tasks) > q.Limit {
-			page.Tasks, page.Next = page.Tasks[:q.Limit], string(page.Tasks[q.Limit-1].ID)
-			return nil
-		}
-	}
-	return nil
+	record.Task = r.task(as)
+	record.Grant = r.grant(record.Task)
+	return record
 }

@@ -48,13 +48,13 @@ func newScripts(prefix string, shards int) scripts {
 		return sc
 	}
 	return scripts{
-		open:      make("open", writes, full, "meta feed tasks requests ids due alarms usage"),
-		grant:     make("grant", writes, !full, "meta tasks requests ids due alarms usage", "clock", "tasks", "grants", "joins", "quota", "settle", "calls"),
+		open:      make("open", writes, full, "meta feed tasks requests lists due alarms usage"),
+		grant:     make("grant", writes, !full, "meta tasks requests lists due alarms usage", "clock", "tasks", "lists", "grants", "joins", "quota", "settle", "calls"),
 		heartbeat: make("heartbeat", writes, full, "meta tasks alarms", "clock", "tasks"),
-		end:       make("end", writes, full, "meta tasks requests ids due alarms usage feed", "clock", "tasks", "grants", "quota", "feed", "calls"),
+		end:       make("end", writes, full, "meta tasks requests lists due alarms usage feed", "clock", "tasks", "lists", "grants", "quota", "feed", "calls"),
 		control:   make("control", writes, full, "meta feed denials locks", "clock", "feed", "controls"),
 		lookup:    make("lookup", reads, full, "meta tasks", "clock", "tasks", "grants", "calls"),
-		list:      make("list", reads, full, "meta tasks requests ids due alarms usage", "clock", "tasks", "quota", "settle"),
+		list:      make("list", reads, full, "meta tasks requests lists due alarms usage", "clock", "tasks", "lists", "quota", "settle"),
 		watch:     make("watch", reads, full, "meta feed denials locks", "clock", "feed", "controls"),
 		record:    make("record", writes, full, "meta", "clock"),
 		probe:     make("probe", reads, full, "meta"),

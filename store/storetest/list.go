@@ -3,7 +3,6 @@ package storetest
 import (
 	"errors"
 	"slices"
-	"testing"
 	"time"
 
 	"github.com/errandhq/errand/broker"
@@ -16,12 +15,6 @@ func listCases() []testCase {
 		{"list/what is due", listDue},
 		{"list/limits", listLimits},
 		{"list/as of now", listAsOf},
-	}
-}
-
-// Lists has what else can be asked for.
-func Lists(t *testing.T, b Backend) {
-	runCases(t, b, []testCase{
 		{"list/grants", listGrants},
 		{"list/grants, their limits", listGrantsLimits},
 		{"list/grants, whatever became of them", listGrantsEnded},
@@ -30,7 +23,7 @@ func Lists(t *testing.T, b Backend) {
 		{"list/below a task, many", listBelowMany},
 		{"list/by what a task is elsewhere", listRef},
 		{"list/what makes no sense", listNonsense},
-	})
+	}
 }
 
 // spread begins n tasks over all shards and returns their IDs in order.

@@ -63,6 +63,7 @@ func (m *machine) run() {
 		"sweep":     func(*rapid.T) { m.sweep() },
 		"look up":   func(*rapid.T) { m.lookup() },
 		"list":      func(*rapid.T) { m.list() },
+		"list too":  func(*rapid.T) { m.list() },
 		"watch":     func(*rapid.T) { m.compareFeed(m.drawPosition()) },
 		"advance":   func(*rapid.T) { m.advance() },
 	})
@@ -246,12 +247,26 @@ func (m *machine) lookup() {
 }
 
 func (m *machine) list() {
-	q := broker.Query{Due: rapid.Bool().Draw(m.T, "due"), Limit: rapid.IntRange(0, 4).Draw(m.T, "limit")}
+	q := broker.Query{Grants: rapid.Bool().Draw(m.T, "grants"), Limit: rapid.IntRange(0, 4).Draw(m.T, "limit")}
+	switch rapid.SampledFrom([]string{"", "due", "of", "below", "below", "ref"}).Draw(m.T, "which") {
+	case "due":
+		q.Grants, q.Due = false, true
+	case "of":
+		q.Of = m.drawTask()
+	case "below":
+		q.Below = m.drawTask()
+	case "ref":
+		a, _ := everything()
+		q.Ref = a.Ref
+	}
 	if rapid.Bool().Draw(m.T, "of one") {
 		q.Workload = m.drawWorkload()
 	}
 	if rapid.Bool().Draw(m.T, "later page") {
 		q.After = string(m.drawTask())
+		if g := m.model.grant(m.drawGrant()); q.Grants && g != nil {
+			q.After = broker.PlaceOf(g.Grant).String()
+		}
 	}
 	m.compareList(q)
 }

@@ -416,25 +416,3 @@ func (m *model) Heartbeat(beat broker.Beat, now time.Time) broker.Pulse {
 	}
 	return broker.Pulse{Task: m.view(t, now), Now: now}
 }
-
-// List answers a query.
-func (m *model) List(q broker.Query, now time.Time) broker.Page {
-	page := broker.Page{Now: now}
-	for i := range m.tasks {
-		t := &m.tasks[i]
-		wanted := string(t.Task) > q.After && (q.Workload.IsZero() || t.Workload == q.Workload)
-		if wanted && (!q.Due || t.end == nil && m.self(t, now)) {
-			page.Tasks = append(page.Tasks, m.view(t, now))
-		}
-	}
-	slices.SortFunc(page.Tasks, func(x, y broker.Task) int {
-		if x.ID < y.ID {
-			return -1
-		}
-		return 1
-	})
-	if q.Limit > 0 && len(page.Tasks) > q.Limit {
-		page.Tasks, page.Next = page.Tasks[:q.Limit], string(page.Tasks[q.Limit-1].ID)
-	}
-	return page
-}

@@ -40,14 +40,15 @@ local function end_lost(id, workload, state, cause, reason, event, before, after
   if old then
     if not old.over then retire(old) end
     give_up_key(old)
+    unlist(id, old)
   end
   local last = math.min(deadline, now + DENIAL_LIFE - MARGIN) -- when its last token can have expired
   announce('task', id, nil, last + MARGIN)
   local t = {id = id, workload = workload, static = static, begun = 0, lease = 0, lease_end = 0, deadline = deadline, due = 0,
     above = '', request = '', digest = '', first = '', audiences = {}, last_exp = 0, grants = 0, below = 0, children = 0,
-    holder = 0}
+    holder = 0, ref = ''}
   t.over = {state = state, cause = cause, ended = now, closed = last, event = event, reason = reason, feed = position(before, after)}
-  redis.call('ZADD', IDS, 0, id)
+  redis.call('ZADD', LISTS, 0, 't' .. id)
   redis.call('ZADD', ALARMS, gone(t), id)
   save(t)
   return answer(id, 1, {t}, t.over, state)

@@ -5,8 +5,8 @@
 -- named.
 -- ARGV: task, workload, control, quota of tasks, of grants, of children, number of grants, and of each:
 -- audience, life, not after (0 for none), what else is to be kept; then, of a begin: parent ('' for a
--- root), lease, deadline, idempotency key, digest, what else is to be kept, and with presence the first lease ('' without);
--- and of a join: whose the parent is, and when the delegation is over.
+-- root), lease, deadline, idempotency key, digest, what else is to be kept, what it is in another system
+-- ('' for nothing), and with presence the first lease ('' without); and of a join: whose the parent is, and when the delegation is over.
 --
 -- What is new is answered in few words, since the caller knows the rest.
 local ELSEWHERE = string.rep('-', ID) -- the ID of what cannot be in this shard
@@ -105,19 +105,20 @@ local function is_used(key, raw)
 end
 
 -- write_grants writes the grants with their expiries, and adds what is new to the audiences. It returns
--- their IDs.
+-- their IDs, and what they are in the lists.
 local function write_grants(id, u, expiries, issued, audiences, first, key)
-  local ids = ''
+  local ids, listed = '', {}
   for i, expires in ipairs(expiries) do
     local k, audience = KEYS[key + i - 1], ARGV[first + 3 + 4 * i]
     save_grant(k, id, audience, ARGV[first + 6 + 4 * i], issued, expires, number, false)
     count_grant(u, expires)
     ids = ids .. string.sub(k, -ID)
+    listed[2 * i - 1], listed[2 * i] = 0, listed_grant(id, expires, string.sub(k, -ID))
     local new = true
     for _, known_audience in ipairs(audiences) do new = new and known_audience ~= audience end
     if new then audiences[#audiences + 1] = audience end
   end
-  return ids
+  return ids, listed
 end
 
 local function main(first, last, key, last_key)
@@ -133,9 +134,9 @@ local function main(first, last, key, last_key)
   local path = {}
   local on, whose = id, workload -- the task that must be alive ('' for a root), and the workload that has it
   if begin then on = ARGV[b] end
-  local join = b + 8 <= last
+  local join = b + 9 <= last
   if join then
-    whose = ARGV[b + 7]
+    whose = ARGV[b + 8]
     if on == '' or whose == '' then return {'not found', id} end -- '' would be anybody's
   end
   if on ~= '' then
@@ -176,16 +177,19 @@ local function main(first, last, key, last_key)
   end
 
   -- From here on everything is written.
-  if join then save_join(KEYS[key + asks], tonumber(ARGV[b + 8]), id) end
+  if join then save_join(KEYS[key + asks], tonumber(ARGV[b + 9]), id) end
   local audiences = path[1] and path[1].audiences or {}
-  local ids = write_grants(id, u, expiries, issued, audiences, first, key)
+  local ids, listed = write_grants(id, u, expiries, issued, audiences, first, key)
   for _, t in ipairs(path) do
     t.grants, t.last_exp = t.grants + asks, math.max(t.last_exp, last_exp)
     if begin then t.below = t.below + 1 end
     save(t)
   end
   if asks > 0 or begin then used[workload], changed = u, true end
-  if not begin then return {'issued', id, now, version, number, expiries, task_reply(path)} end
+  if not begin then
+    if asks > 0 then redis.call('ZADD', LISTS, unpack(listed)) end
+    return {'issued', id, now, version, number, expiries, task_reply(path)}
+  end
 
   if load_task(id) then drop(id) end -- it is gone, and nobody has come by to take it away
   u.tasks = u.tasks + 1
@@ -193,15 +197,16 @@ local function main(first, last, key, last_key)
   if above then
     above.children, ancestors, audiences = above.children + 1, above.above .. above.id, {}
   end
-  local lease, request = tonumber(ARGV[b + 1]), ARGV[b + 3]
-  local alone = b + 6 <= last and ARGV[b + 6] ~= '' -- with presence, and without a stream yet
-  local until_first = alone and tonumber(ARGV[b + 6]) or lease
+  local lease, request, ref = tonumber(ARGV[b + 1]), ARGV[b + 3], ARGV[b + 6]
+  local alone = b + 7 <= last and ARGV[b + 7] ~= '' -- with presence, and without a stream yet
+  local until_first = alone and tonumber(ARGV[b + 7]) or lease
   local fields = {TASK_VERSION, workload, ARGV[b + 5], now, lease, until_first, deadline - now, ancestors,
-    request, ARGV[b + 4], ids, audiences, last_exp / 1000, asks, 0, 0, false, 1}
-  if alone then fields[19], fields[20], fields[21] = '', 0, '' end
+    request, ARGV[b + 4], ids, audiences, last_exp / 1000, asks, 0, 0, false, 1, ref}
+  if alone then fields[20], fields[21], fields[22] = '', 0, '' end
   redis.call('HSET', TASKS, id, cmsgpack.pack(fields))
   tasks[id] = nil -- a later call of this run finds it
-  redis.call('ZADD', IDS, 0, id)
+  listed_task(listed, id, ancestors, ref)
+  redis.call('ZADD', LISTS, unpack(listed))
   redis.call('ZADD', ALARMS, math.min(now + until_first, deadline), id)
   if request ~= '' then redis.call('HSET', REQUESTS, request, id) end
   return {'begun', id, now, version, number, expiries, deadline, ancestors}

@@ -1,24 +1,126 @@
--- Reads tasks in the order of their IDs, and at most as many as are asked for. It looks at no more
--- than 100, for which all others must wait; the answer says up to which, and whether there is more to
--- look at.
+-- Finds tasks or grants in the order of their places, and at most as many as are asked for. It looks at no
+-- more than 100 things, for which all others must wait; the answer says up to which place, and whether there is
+-- more to look at. Of grants, which have keys of their own, it answers with the IDs alone.
 --
--- ARGV: epoch, 'list', after ('' for the beginning), how many, workload ('' for all), '1' for what is
--- due.
-local MOST = 100
-local after, want, workload, set = ARGV[3], tonumber(ARGV[4]), ARGV[5], IDS
-if ARGV[6] == '1' then
-  set = DUE
-  if settle(200) then return {'again', 'list'} end
-end
-local ids = redis.call('ZRANGEBYLEX', set, after == '' and '-' or '(' .. after, '+', 'LIMIT', 0, MOST)
-local out, reached, more = {}, after, #ids == MOST
-for _, id in ipairs(ids) do
-  if #out == want then
-    more = true
-    break
+-- ARGV: epoch, 'list', 'tasks' or 'grants', which: 'all', 'due', 'of', 'below' or 'ref', and of what; workload
+-- ('' for all), after ('' for the beginning), how many. A place is a task's ID, or that and what follows it in
+-- the member of a grant.
+local kind, which, what, workload, after, want = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
+local from = string.sub(after, 1, ID) -- the task of the place
+local looks = 100
+local out, reached, more = {}, after, false
+
+if which == 'due' and settle(200) then return {'again', 'list'} end
+
+-- is_before compares bytes: the language compares as the server's locale does.
+local function is_before(a, b)
+  for i = 1, #b do
+    local x, y = string.byte(a, i) or -1, string.byte(b, i)
+    if x ~= y then return x < y end
   end
-  reached = id
-  local path = find(id, workload)
-  if path then out[#out + 1] = task_reply(path) end
+  return false
+end
+
+-- members returns those of a set that begin with a prefix, from one on, and whether there may be more.
+local function members(set, prefix, least, limit)
+  local list = redis.call('ZRANGEBYLEX', set, least, '(' .. prefix .. '\255', 'LIMIT', 0, limit)
+  return list, #list == limit
+end
+
+-- is_meant reports whether the last task of a path is of those that are asked for, where the index tells less.
+local function is_meant(path)
+  if which ~= 'below' then return true end
+  for _, t in ipairs(path) do
+    if t.id == what then return true end
+  end
+  return false
+end
+
+-- tasks_below returns tasks of the tree that has the one that is asked for, from a place on: of the root, the
+-- index has only those below it.
+local function tasks_below(open)
+  local top = find(what, '')
+  if not top then return {}, false end
+  local root = top[1].id
+  local list, cut = members(LISTS, 'b' .. root, open .. 'b' .. root .. from, looks)
+  if is_before(root, from) or root == from and open == '(' then return list, cut end
+  local at = 1
+  while list[at] and is_before(string.sub(list[at], -ID), root) do at = at + 1 end
+  if list[at] or not cut then table.insert(list, at, root) end
+  return list, cut
+end
+
+-- candidates returns the tasks to look at, or members that end with them. open is '(' when what is after the
+-- place is looked at, and '[' when the task of the place is.
+local function candidates(open)
+  if which == 'of' then
+    if is_before(what, from) or what == from and open == '(' then return {}, false end
+    return {what}, false
+  end
+  if which == 'due' then return members(DUE, '', open .. from, looks) end
+  if which == 'below' then return tasks_below(open) end
+  local prefix = which == 'ref' and 'r' .. what or 't'
+  return members(LISTS, prefix, open .. prefix .. from, looks)
+end
+
+local function list_tasks()
+  local list, cut = candidates('(')
+  more = cut
+  for _, member in ipairs(list) do
+    if #out == want then
+      more = true
+      return
+    end
+    local id = string.sub(member, -ID)
+    local path = find(id, workload)
+    if path and is_meant(path) then out[#out + 1] = task_reply(path) end
+    reached = id
+  end
+end
+
+-- list_grants adds what members name, and reports whether it could add all.
+local function list_grants(list)
+  for _, member in ipairs(list) do
+    if #out == want then
+      more = true
+      return false
+    end
+    reached = string.sub(member, 2)
+    local id, expires = string.sub(member, 2, ID + 1), struct.unpack('>I4', member, ID + 2) * 1000
+    local path = not passed(expires + MARGIN) and find(id, workload)
+    if path and is_meant(path) then out[#out + 1] = string.sub(member, -ID) end
+  end
+  return true
+end
+
+-- list_grants_of goes from task to task.
+local function list_grants_of()
+  local list, cut = candidates('[')
+  more = cut
+  for _, candidate in ipairs(list) do
+    local id = string.sub(candidate, -ID)
+    local path = find(id, workload)
+    looks = looks - 1
+    if path and is_meant(path) then
+      local grants, rest = members(LISTS, 'g' .. id, '(g' .. (id == from and after or id), math.max(0, looks))
+      if not list_grants(grants) then return end
+      looks = looks - #grants
+      if rest then
+        more = true
+        return
+      end
+    end
+    reached = id .. LAST
+  end
+end
+
+if kind == 'tasks' then
+  list_tasks()
+elseif which == 'all' then
+  local list
+  list, more = members(LISTS, 'g', '(g' .. after, looks)
+  list_grants(list)
+else
+  list_grants_of()
 end
 return {'ok', 'list', now, out, reached, more and 1 or 0}

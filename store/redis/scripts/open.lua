@@ -16,7 +16,7 @@ local function begin(epoch, shards, deployment)
   for i = 1, #feed, 2 do
     if feed[i] == 'last-generated-id' then number = string.match(feed[i + 1], '^%d+') end
   end
-  redis.call('UNLINK', TASKS, REQUESTS, IDS, DUE, ALARMS, USAGE)
+  redis.call('UNLINK', TASKS, REQUESTS, LISTS, DUE, ALARMS, USAGE)
   redis.call('HSET', META, 'epoch', epoch, 'shards', shards, 'deployment', deployment, 'number', number or '0')
 end
 

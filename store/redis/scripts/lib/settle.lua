@@ -12,29 +12,38 @@ local function drop(id)
   tasks[id], dirty[id] = false, nil
   changed = true
   redis.call('HDEL', TASKS, id)
-  redis.call('ZREM', IDS, id)
+  unlist(id, t)
   redis.call('ZREM', DUE, id)
   redis.call('ZREM', ALARMS, id)
 end
 
--- settle does what has come due, at most limit of it, and reports whether there may be more.
+-- settle does what has come due, at most limit of it, and reports whether there may be more. A task that is
+-- alive comes due whenever its lease would have passed without a heartbeat, and so, some time after they have
+-- gone, its grants go off the lists.
 local function settle(limit)
   local ids = redis.call('ZRANGEBYSCORE', ALARMS, '-inf', now, 'LIMIT', 0, limit)
   if #ids == 0 then return false end
+  local grants = 5 * limit -- that may go off the lists
 
   local function ring(id)
     local t = load_task(id)
-    if not t or now >= gone(t) then
+    local is_gone, again = not t or now >= gone(t), nil
+    if not t or t.grants > 0 then
+      grants = grants - unlist_grants(id, is_gone, grants)
+      if grants == 0 then again = now end -- for the rest
+    end
+    if is_gone then
       drop(id)
     elseif t.over then
-      redis.call('ZADD', ALARMS, gone(t), id)
+      again = again or gone(t)
     elseif now < t.due then
-      redis.call('ZADD', ALARMS, t.due, id) -- a heartbeat moved it
+      again = again or t.due -- a heartbeat moved it
     else
       retire(t)
       redis.call('ZADD', DUE, 0, id)
-      redis.call('ZADD', ALARMS, gone(t), id)
+      again = again or gone(t)
     end
+    if again then redis.call('ZADD', ALARMS, again, id) end
   end
 
   for _, id in ipairs(ids) do ring(id) end

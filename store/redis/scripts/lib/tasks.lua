@@ -1,14 +1,14 @@
 -- The records of tasks. Each is a MessagePack array; what no script looks at is one string in it. IDs
 -- stand without their prefix and shard.
-local TASK_VERSION, ID = 2, 26
+local TASK_VERSION, ID = 3, 26
 
 local function read_task(raw)
   local f = cmsgpack.unpack(raw)
   local t = {
     workload = f[2], static = f[3], begun = f[4], lease = f[5], lease_end = f[4] + f[6], deadline = f[4] + f[7],
     above = f[8], request = f[9], digest = f[10], first = f[11], audiences = f[12], last_exp = f[13] * 1000,
-    grants = f[14], below = f[15], children = f[16], holder = f[18], note = f[19], noted = f[20],
-    stream = f[21], -- of a task with presence alone; '' for none
+    grants = f[14], below = f[15], children = f[16], holder = f[18], ref = f[19], note = f[20], noted = f[21],
+    stream = f[22], -- of a task with presence alone; '' for none
   }
   t.due = math.min(t.lease_end, t.deadline) -- when it ends by itself if nothing else happens
   local o = f[17]
@@ -19,7 +19,7 @@ local function read_task(raw)
   assert(f[1] == TASK_VERSION and o ~= nil and #t.audiences >= 0 and t.lease + t.grants + t.below + t.children + t.holder >= 0)
   assert(not t.note or #t.note + t.noted >= 0)
   assert(not t.stream or #t.stream >= 0)
-  assert(#(t.workload .. t.static .. t.above .. t.request .. t.digest .. t.first) > 0)
+  assert(#(t.workload .. t.static .. t.above .. t.request .. t.digest .. t.first .. t.ref) > 0)
   return t
 end
 
@@ -44,8 +44,8 @@ local function save_tasks()
     local o = t.over
     local f = {TASK_VERSION, t.workload, t.static, t.begun, t.lease, t.lease_end - t.begun,
       t.deadline - t.begun, t.above, t.request, t.digest, t.first, t.audiences, t.last_exp / 1000, t.grants, t.below,
-      t.children, o and {o.state, o.cause, o.ended, o.closed, o.event, o.reason, o.feed} or false, t.holder, t.note, t.noted}
-    if t.stream then f[19], f[20], f[21] = t.note or '', t.noted or 0, t.stream end
+      t.children, o and {o.state, o.cause, o.ended, o.closed, o.event, o.reason, o.feed} or false, t.holder, t.ref, t.note, t.noted}
+    if t.stream then f[20], f[21], f[22] = t.note or '', t.noted or 0, t.stream end
     fields[#fields + 1] = id
     fields[#fields + 1] = cmsgpack.pack(f)
   end
