@@ -32,6 +32,9 @@ type Config struct {
 	// count for nothing.
 	EndKeySecret []byte
 
+	// Board is where the replicas tell each other which verifiers are how far. nil is one of this replica's own.
+	Board Board
+
 	// MaxFollowers and MaxFollowersPerWorkload bound who follows their tasks at once: DefaultFollowers and
 	// DefaultFollowersPerWorkload when zero.
 	MaxFollowers, MaxFollowersPerWorkload int
@@ -65,6 +68,7 @@ type Broker struct {
 	endKeys  endKeys
 
 	followers followers
+	verifiers verifiers
 }
 
 // New checks the configuration. The broker issues nothing before Run has read the store's feed.
@@ -86,6 +90,9 @@ func New(c Config) (*Broker, error) {
 	if c.SweepInterval == 0 {
 		c.SweepInterval = DefaultSweep
 	}
+	if c.Board == nil {
+		c.Board = &ownBoard{now: c.Now, notes: map[string]map[string]ownNote{}}
+	}
 	if c.MaxFollowers == 0 {
 		c.MaxFollowers = DefaultFollowers
 	}
@@ -99,7 +106,8 @@ func New(c Config) (*Broker, error) {
 	c.EndKeySecret = nil // it is in keys, which does not print it
 	return &Broker{
 		Config: c, view: newView(), pending: newPending(), lost: newLostEnds(), followers: newFollowers(), endKeys: keys,
-		backlog: backlog{max: maxBacklog, wake: make(chan struct{})},
+		verifiers: newVerifiers(),
+		backlog:   backlog{max: maxBacklog, wake: make(chan struct{})},
 	}, nil
 }
 
@@ -112,6 +120,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	tasks.Go(func() error { return b.writeBacklog(ctx) })
 	tasks.Go(func() error { return b.writePending(ctx) })
 	tasks.Go(func() error { return b.recordRefusals(ctx) })
+	tasks.Go(func() error { return b.shareVerifiers(ctx) })
 	err := tasks.Wait()
 	b.flushPending(ctx)
 	if events := b.refusals.due(b.Now(), true); len(events) > 0 {

@@ -96,6 +96,30 @@ type Position struct {
 // IsZero reports whether it is the beginning.
 func (p Position) IsZero() bool { return p.Epoch == 0 && len(p.Numbers) == 0 }
 
+// covers reports whether whoever is at p has everything that one at q has, or q is of a data set that is no
+// more.
+func (p Position) covers(q Position) bool {
+	if p.Epoch != q.Epoch {
+		return p.Epoch > q.Epoch
+	}
+	for shard, n := range q.Numbers {
+		if shard >= len(p.Numbers) || p.Numbers[shard] < n {
+			return false
+		}
+	}
+	return true
+}
+
+// Of is the position without what it says of other shards than one: how far a reader must be to know of
+// something there.
+func (p Position) Of(shard int) Position {
+	out := Position{Epoch: p.Epoch, Numbers: make([]uint64, len(p.Numbers))}
+	if shard < len(p.Numbers) {
+		out.Numbers[shard] = p.Numbers[shard]
+	}
+	return out
+}
+
 // Clone returns a copy that shares no memory with p.
 func (p Position) Clone() Position {
 	p.Numbers = slices.Clone(p.Numbers)

@@ -16,6 +16,11 @@ type EndRequest struct {
 	// Key is the task's end key. One that is not this task's and workload's is no key: their identity
 	// alone decides, for as long as the store can say whose the task is.
 	Key EndKey
+
+	// Wait has End also Await what the verifiers of the task's audiences say, and put it into the receipt; at most
+	// MaxWait. Waiting, if set, is called when it begins to.
+	Wait    time.Duration
+	Waiting func()
 }
 
 // End ends a task of the workload, with everything below it and every token. It may be repeated:
@@ -52,6 +57,9 @@ func (b *Broker) endAs(ctx context.Context, actor string, w Workload, id TaskID,
 	if len(req.Reason) > MaxPurpose {
 		return Receipt{}, invalid("reason", "has %d bytes; at most %d are allowed", len(req.Reason), MaxPurpose)
 	}
+	if err := checkWait(req.Wait); err != nil {
+		return Receipt{}, err
+	}
 	lost := b.endKeys.proves(req.Key, id, w.ID)
 	p := &pendingEnd{actor: actor, address: w.Address, Ending: Ending{
 		Kind: TargetTask, Task: id, Workload: w.ID, State: req.State, Cause: CauseCaller, Reason: req.Reason, Lost: lost,
@@ -59,7 +67,27 @@ func (b *Broker) endAs(ctx context.Context, actor string, w Workload, id TaskID,
 	if !lost.IsZero() {
 		p.until = lost.Add(Margin)
 	}
-	return b.endOne(ctx, p)
+	receipt, err := b.endOne(ctx, p)
+	if err == nil && req.Wait > 0 {
+		if req.Waiting != nil {
+			req.Waiting()
+		}
+		receipt.Propagation = b.propagated(ctx, w.ID, receipt.Feed.Of(id.Shard()), p.audiences, req.Wait)
+	}
+	return receipt, err
+}
+
+// propagated waits for the verifiers of what has ended. It is nil when nothing can be said: the end is not in the
+// store's feed yet, the caller has gone, too many wait, or the Board is away. The end stands whatever it is.
+func (b *Broker) propagated(ctx context.Context, caller spiffeid.ID, p Position, audiences []string, wait time.Duration) *Propagation {
+	if p.Epoch == 0 {
+		return nil
+	}
+	out, err := b.await(ctx, caller, p, audiences, wait)
+	if err != nil {
+		return nil
+	}
+	return &out
 }
 
 // checkOutcome wants a state in which whoever does the work can leave it.
@@ -90,6 +118,7 @@ func (b *Broker) endOne(ctx context.Context, p *pendingEnd) (Receipt, error) {
 	if replies[0].Err != nil {
 		return Receipt{}, replies[0].Err
 	}
+	p.audiences = replies[0].Audiences
 	b.record(ctx, b.endEvents(replies, p.actor, p.address))
 	return replies[0].Receipt, nil
 }

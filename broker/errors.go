@@ -107,13 +107,16 @@ func (e *Ended) Is(target error) bool { return target == ErrEnded }
 
 // QuotaExceeded is ErrQuota with what there is too much of.
 type QuotaExceeded struct {
-	What  string // "live tasks", "live grants" or "live children"
+	What  string // "live tasks", "live grants", "live children" or "verifiers"
 	Limit int
 }
 
 func (e *QuotaExceeded) Error() string {
 	if e.What == "live grants" {
 		return fmt.Sprintf("%v: at most %d %s at once; each counts until its token has expired, also when its task has ended: wait, or use a token for longer", ErrQuota, e.Limit, e.What)
+	}
+	if e.What == "verifiers" {
+		return fmt.Sprintf("%v: at most %d %s of one SPIFFE ID; one that is silent for %s is forgotten", ErrQuota, e.Limit, e.What, VerifierSilence)
 	}
 	return fmt.Sprintf("%v: at most %d %s at once; end some first", ErrQuota, e.Limit, e.What)
 }

@@ -25,13 +25,13 @@ const (
 	followReads = 16
 )
 
-// Errors of those who follow their tasks. Both say: ask another replica.
+// Errors that say: ask another replica.
 var (
 	// ErrLeaving: this replica is going away, or the connection has reached its age. It is also the
 	// cause of a context that ends for that.
 	ErrLeaving = errors.New("this replica sends its followers elsewhere")
-	// ErrCrowded: there are as many followers as allowed.
-	ErrCrowded = errors.New("too many followers of tasks")
+	// ErrCrowded: there are as many followers as allowed, or as many who wait for verifiers, or verifiers.
+	ErrCrowded = errors.New("too many at once on this replica")
 )
 
 // Fate says that a task is over, and how.
@@ -223,8 +223,12 @@ func (b *Broker) look(ctx context.Context, w Workload, f *follower) (fates []Fat
 // Followers is how many follow their tasks now.
 func (b *Broker) Followers() int { return int(b.followers.size.Load()) }
 
-// Dismiss sends all who follow their tasks elsewhere, and refuses new ones: the replica is going away.
-func (b *Broker) Dismiss() { b.followers.reset(true) }
+// Dismiss sends all who follow their tasks elsewhere, and refuses new ones; who waits for verifiers is told how it
+// stands: the replica is going away.
+func (b *Broker) Dismiss() {
+	b.followers.reset(true)
+	b.verifiers.dismiss()
+}
 
 // early tells of a denial that the store's feed does not have yet.
 func (b *Broker) early(e Entry) {

@@ -31,6 +31,7 @@ const (
 type pendingEnd struct {
 	Ending
 	actor, address string
+	audiences      []string // whose verifiers must know, once the store has said; nil for all
 
 	// told says that a receipt was given: the end is in force here. One that nobody was told of is
 	// only to happen at last, or to be recorded if it has happened after all.

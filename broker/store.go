@@ -318,6 +318,8 @@ type Receipt struct {
 	Feed    Position // everything about this end is in the feed up to here
 	Durable bool
 	First   bool // this call ended it
+
+	Propagation *Propagation // of an end that was waited for, if it can be said; stores leave it nil
 }
 
 // Ref names a grant, or a task when Grant is "".

@@ -119,15 +119,40 @@ func (v *view) control(shard int) (Control, time.Time, error) {
 func (v *view) covers(p Position) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if p.Epoch != v.position.Epoch {
-		return p.Epoch < v.position.Epoch
-	}
-	for shard, n := range p.Numbers {
-		if shard >= len(v.position.Numbers) || v.position.Numbers[shard] < n {
-			return false
+	return v.position.covers(p)
+}
+
+// reached is how far the view is; zero before the first reading.
+func (v *view) reached() Position {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.position.Clone()
+}
+
+// reach waits for a moment until the view has reached a position of its data set.
+func (v *view) reach(ctx context.Context, p Position) error {
+	late := time.NewTimer(WatchInterval)
+	defer late.Stop()
+	for {
+		v.mu.Lock()
+		at, changed := v.position, v.changed
+		v.mu.Unlock()
+		switch {
+		case at.IsZero():
+			return notReady("the store's feed has not been read yet")
+		case p.Epoch != at.Epoch || len(p.Numbers) != len(at.Numbers):
+			return ErrEpoch
+		case at.covers(p):
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-late.C:
+			return notReady("the position is ahead of what this replica has read")
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
-	return true
 }
 
 // catchUp waits until the control list of a shard has reached a version, or ctx ends.

@@ -18,6 +18,7 @@ const (
 	kindUsage = "usage" // reports of usage
 
 	kindOutside = "outside" // comes from callers of the public listener, or is about what they say
+	kindAck     = "ack"     // verifiers' acknowledgements
 )
 
 // Bounds of reports of usage. Each is large to read and up to a thousand events to record, so that they
@@ -63,8 +64,9 @@ func newAdmission(l Limits, known func(spiffeid.ID) bool) *admission {
 			kindIssue: newRates(l.IssueRate, l.IssueBurst, known), kindOther: newRates(l.Rate, l.Burst, known),
 			kindUsage:   newRates(min(UsageRate, l.Rate), min(UsageBurst, l.Burst), known),
 			kindOutside: newRates(l.Rate, l.Burst, known),
+			kindAck:     newRates(AckRate, AckBurst, known),
 		},
-		places:  map[string]*places{kindIssue: newPlaces(l.Issuing), kindOther: newPlaces(l.Others), kindUsage: newPlaces(maxRecording), kindOutside: newPlaces(min(maxOutside, l.Others))},
+		places:  map[string]*places{kindIssue: newPlaces(l.Issuing), kindOther: newPlaces(l.Others), kindUsage: newPlaces(maxRecording), kindOutside: newPlaces(min(maxOutside, l.Others)), kindAck: newPlaces(maxAckAtOnce)},
 		reading: reading[spiffeid.ID]{most: maxReading, mostOne: maxReadingOne},
 		// Every address is known: more than there is room for share buckets by chance, and none has less for others.
 		addresses: newRates(min(AddressRate, l.Rate), min(AddressBurst, l.Burst), func(netip.Prefix) bool { return true }),
@@ -187,7 +189,8 @@ func within[Body, Answer any](r *router, h handler[Body, Answer]) handler[Body, 
 		if err := places.enter(ctx); err != nil {
 			return answer, err
 		}
-		defer places.leave()
+		req.Leave = sync.OnceFunc(places.leave)
+		defer req.Leave()
 		return h(ctx, req)
 	}
 }

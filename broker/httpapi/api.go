@@ -42,7 +42,7 @@ type Config struct {
 	Logger  *slog.Logger
 	Metrics http.Handler // of /metrics
 	Observe func(listener, route, method string, status int, took time.Duration)
-	Limited func(kind string) // is told of each request over its rate: "issue", "usage", "outside" or "other"
+	Limited func(kind string) // is told of each request over its rate: "issue", "usage", "outside", "ack" or "other"
 }
 
 // API has the handlers of one replica.
@@ -87,6 +87,7 @@ type request[Body any] struct {
 	Key      string // the Idempotency-Key
 	Body     Body
 	Query    func(name string) string
+	Leave    func() // gives up the request's place among those that are worked on, before the handler returns
 }
 
 // none is the body of a request that has none.
@@ -111,6 +112,7 @@ func (a *API) Workload() http.Handler {
 	get(r, wire.PathFeedPosition, a.position)
 	post(r.reporting(), wire.PathFeedUsage, http.StatusNoContent, a.usage)
 	post(r.outside(withSource), wire.PathCloudEvents, http.StatusOK, a.refEnded)
+	post(r.acknowledging(), wire.PathFeedAcks, http.StatusNoContent, a.acknowledge)
 	r.stream(wire.PathFeed, a.follow)
 	r.stream(wire.PathEvents, a.events)
 	return r

@@ -71,6 +71,11 @@ func post[Body, Answer any](r *router, path string, status int, h handler[Body, 
 		if err := read(c, &body); err != nil {
 			return err
 		}
+		if waits, ok := any(body).(interface{ wait() time.Duration }); ok {
+			if err := outlast(c.Response(), waits.wait()); err != nil {
+				return err
+			}
+		}
 		req := newRequest(c, body)
 		var err error
 		if req.Key, err = idempotencyKey(c.Request().Header); err != nil {
@@ -108,6 +113,19 @@ func read[Body any](c echo.Context, body *Body) error {
 	return decode(c.Response(), c.Request(), limit, body)
 }
 
+// outlast gives an answer that is waited for as much more time. The body has been read, and what reads on finds out
+// that the caller has gone.
+func outlast(w http.ResponseWriter, wait time.Duration) error {
+	if wait <= 0 || wait > broker.MaxWait {
+		return nil
+	}
+	control := http.NewResponseController(w)
+	if err := control.SetReadDeadline(time.Time{}); err != nil {
+		return err
+	}
+	return control.SetWriteDeadline(time.Now().Add(wait + WriteTimeout))
+}
+
 // stream and raw are for handlers that write the answer themselves.
 func (r *router) stream(path string, h func(http.ResponseWriter, *http.Request, broker.Workload) error) {
 	r.add(http.MethodGet, path, func(c echo.Context) error {
@@ -130,6 +148,7 @@ func (r *router) raw(path string, h http.HandlerFunc) {
 func newRequest[Body any](c echo.Context, body Body) request[Body] {
 	return request[Body]{
 		Workload: workloadOf(c.Request().Context()), ID: c.Param("id"), Body: body, Query: c.QueryParam,
+		Leave: func() {},
 	}
 }
 

@@ -20,6 +20,7 @@ func (a *API) Operator() http.Handler {
 	r := a.router("operator", a.identify)
 	viewer, admin := r.forRole(broker.RoleViewer), r.forRole(broker.RoleAdmin)
 	get(viewer, wire.PathKeys, a.listKeys)
+	get(viewer, wire.PathVerifiers, a.listVerifiers)
 	post(admin, wire.PathKeyRotate, http.StatusOK, a.rotateKey)
 	post(admin, wire.PathKeyRevoke, http.StatusOK, a.revokeKey)
 	return r
@@ -63,6 +64,21 @@ func (a *API) revokeKey(ctx context.Context, r request[wire.OperatorRequest]) (w
 		Event: string(receipt.Event), Key: r.ID, Reason: r.Body.Reason, RevokedAt: receipt.Ended.UTC(),
 		Feed: wire.Position(receipt.Feed).String(), Durable: receipt.Durable,
 	}, nil
+}
+
+func (a *API) listVerifiers(ctx context.Context, _ request[none]) (wire.VerifierList, error) {
+	at, verifiers, err := a.Broker.Verifiers(ctx)
+	if err != nil {
+		return wire.VerifierList{}, err
+	}
+	out := wire.VerifierList{Position: wire.Position(at).String(), Verifiers: []wire.Verifier{}}
+	for _, v := range verifiers {
+		out.Verifiers = append(out.Verifiers, wire.Verifier{
+			ID: v.ID, Workload: v.Workload.String(), Audience: v.Audience, Position: wire.Position(v.Position).String(), Behind: v.Behind(at),
+			SeenAt: v.SeenAt.UTC().Truncate(time.Millisecond), MaxStale: int64(v.MaxStale / time.Second), Version: v.Version,
+		})
+	}
+	return out, nil
 }
 
 func encodeKey(k keys.Key) wire.Key {

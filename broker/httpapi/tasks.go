@@ -86,7 +86,17 @@ func (e ended) status() int {
 	return http.StatusAccepted
 }
 
-func (a *API) end(ctx context.Context, r request[wire.EndRequest]) (ended, error) {
+// endRequest is an EndRequest that knows how long its answer is waited for.
+type endRequest struct{ wire.EndRequest }
+
+func (e endRequest) wait() time.Duration { return waitOf(e.WaitSeconds) }
+
+// waitOf is a wait in seconds, without an overflow.
+func waitOf(seconds int) time.Duration {
+	return time.Duration(min(max(seconds, -1), wire.MaxWait+1)) * time.Second
+}
+
+func (a *API) end(ctx context.Context, r request[endRequest]) (ended, error) {
 	id, err := broker.ParseTaskID(r.ID)
 	if err != nil {
 		return ended{}, err
@@ -100,6 +110,7 @@ func (a *API) end(ctx context.Context, r request[wire.EndRequest]) (ended, error
 	}
 	receipt, err := a.Broker.End(ctx, r.Workload, id, broker.EndRequest{
 		State: broker.State(r.Body.Outcome), Reason: r.Body.Reason, Key: key,
+		Wait: r.Body.wait(), Waiting: r.Leave, // who waits takes nobody's place
 	})
 	if err != nil {
 		return ended{}, err
@@ -112,6 +123,7 @@ func encodeReceipt(receipt broker.Receipt) wire.Receipt {
 		Event: string(receipt.Event), Task: string(receipt.Task), State: string(receipt.State),
 		Cause: string(receipt.Cause), Reason: receipt.Reason, EndedAt: receipt.Ended.UTC(),
 		Grants: receipt.Grants, SubTasks: receipt.SubTasks, Durable: receipt.Durable,
+		Propagation: encodePropagation(receipt.Propagation),
 	}
 	if !receipt.Feed.IsZero() {
 		out.Feed = wire.Position(receipt.Feed).String()

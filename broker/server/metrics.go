@@ -48,7 +48,7 @@ func newMetrics(s *Server) *metrics {
 			Name: "errand_http_request_duration_seconds", Help: "Requests, by listener, route, method and status.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
 		}, []string{"listener", "route", "method", "status"}),
-		rateLimited: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "errand_rate_limited_total", Help: "Requests refused since their sender sent too many, by kind: issue, usage, outside, or other."}, []string{"kind"}),
+		rateLimited: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "errand_rate_limited_total", Help: "Requests refused since their sender sent too many, by kind: issue, usage, outside, ack, or other."}, []string{"kind"}),
 		refused:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "errand_refused_connections_total", Help: "Connections that were not kept, by listener and the limit that was reached: connections, address, or handshakes."}, []string{"listener", "limit"}),
 	}
 	m.registry.MustRegister(m.begun, m.ended, m.issued, m.decisions, m.checks, m.unreported, m.events, m.auditErrors, m.requests, m.rateLimited, m.refused,
@@ -56,6 +56,7 @@ func newMetrics(s *Server) *metrics {
 		gauge("errand_feed_subscribers", "Verifiers that follow the feed.", func() float64 { return float64(s.feed.Readers()) }),
 		gauge("errand_feed_entries", "Denials held for the feed.", func() float64 { return float64(s.feed.Entries()) }),
 		gauge("errand_ends_pending", "Ends in force on this replica that its store does not have yet.", func() float64 { return float64(s.broker.PendingEnds()) }),
+		gauge("errand_verifiers", "Verifiers that are known to be at work.", func() float64 { return float64(s.broker.KnownVerifiers()) }),
 		gauge("errand_task_followers", "Streams of workloads that follow their tasks.", func() float64 { return float64(s.broker.Followers()) }),
 		gauge("errand_ready", "1 while the replica should get traffic.", func() float64 {
 			if s.Ready() != nil {

@@ -262,7 +262,9 @@ func (s *Server) assemble() error {
 			return err
 		}
 	}
+	board, _ := c.Store.(broker.Board)
 	if s.broker, err = broker.New(broker.Config{
+		Board: board,
 		Store: c.Store, Registry: c.Registry, Policy: c.Policy, Minter: minter,
 		Auditor: metrics.auditor(s.audit), Announcer: s.feed, Logger: c.Logger, Now: c.Now, EndKeySecret: c.EndKeySecret,
 	}); err != nil {

@@ -59,13 +59,16 @@ const (
 	MaxUsageBytes  = 1 << 20 // of its JSON
 )
 
-// AckRequest says how far a verifier is. It sends one when it has applied entries, at most four a second, and
-// one each 15 s if nothing else.
+// AckRequest says how far a verifier is. It sends one when it has applied entries, at most four a second; some seconds
+// after its position has moved otherwise; and one each 15 s if nothing else. One of which nothing is heard for a minute is forgotten.
 type AckRequest struct {
 	ID       string `json:"id"`        // of this instance, fresh and random at its start: 1 to 64 letters, digits, - and _
 	Position string `json:"position"`  // everything up to here is in force
 	MaxStale int64  `json:"max_stale"` // seconds after which it refuses what it has not heard about; 0 if it accepts
 	Version  string `json:"version,omitempty"`
+
+	// Closed is its good-bye: it accepts nothing any more. It needs no Position.
+	Closed bool `json:"closed,omitempty"`
 }
 
 // UsageReport is what a verifier has done with the tokens of its audience since its last report. Each
