@@ -53,6 +53,7 @@ var operatorRoutes = []struct {
 	problem            string
 }{
 	{"GET", wire.PathKeys, "", broker.RoleViewer, 200, ""},
+	{"GET", wire.PathVerifiers, "", broker.RoleViewer, 200, ""},
 	{"POST", wire.PathKeyRotate, `{"reason":"a test"}`, broker.RoleAdmin, 409, wire.ProblemTooEarly},
 	{"POST", "/v1/keys/nothing/revoke", `{"reason":"a test"}`, broker.RoleAdmin, 404, wire.ProblemNotFound},
 }
@@ -92,7 +93,7 @@ func TestOperatorRoles(t *testing.T) {
 	admin := r.client(adminID)
 	for _, path := range []string{
 		wire.PathWhoami, wire.PathTasks, wire.PathHeartbeats, taskPath("x", ""), taskPath("x", "/end"), taskPath("x", "/tokens"), "/v1/grants/x",
-		wire.PathFeed, wire.PathFeedSnapshot, wire.PathFeedPosition, wire.PathFeedUsage, wire.PathJWKS, wire.PathMetadata, "/metrics", "/readyz",
+		wire.PathFeed, wire.PathFeedSnapshot, wire.PathFeedPosition, wire.PathFeedUsage, wire.PathFeedAcks, wire.PathJWKS, wire.PathMetadata, "/metrics", "/readyz",
 	} {
 		for _, method := range []string{"GET", "POST"} {
 			if a := admin.send(method, path, "", admin.at("operator")); a.status != 404 {
