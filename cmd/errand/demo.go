@@ -24,16 +24,33 @@ func newDemo() *cobra.Command {
 		Short: "Watch a token live exactly as long as its task",
 		Long: `demo runs everything in this one process, on loopback and in memory: a dev CA with the
 SPIFFE Workload API, the broker, a workload, a resource server that verifies offline,
-and a stranger. It shows seven steps with the times that it measured, and leaves
-nothing behind. With -o json each step is an object. The exit code is 0 only if every step held.`,
+and a stranger. It shows ten steps with the times that it measured, and leaves nothing
+behind. For the step crash it starts another process of the workload, and kills it.
+
+The task of that process has a lease of five seconds, which runs out; with --fast it has
+presence instead, and ends within two seconds of the loss of its connection. With -o json
+each step is an object. The exit code is 0 only if every step held.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return runDemo(cmd, fast, output)
 		},
 	}
-	cmd.Flags().BoolVar(&fast, "fast", false, "do not pause between the steps")
+	cmd.Flags().BoolVar(&fast, "fast", false, "do not pause between the steps, nor wait for a lease")
 	outputFlag(cmd, &output, said)
+	cmd.AddCommand(newDemoWorker())
 	return cmd
+}
+
+// newDemoWorker is for the tour, which starts this program once more with it.
+func newDemoWorker() *cobra.Command {
+	return &cobra.Command{
+		Use:    "worker",
+		Hidden: true,
+		Args:   noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return demo.Work(cmd.Context(), cmd.InOrStdin(), cmd.OutOrStdout())
+		},
+	}
 }
 
 func runDemo(cmd *cobra.Command, fast bool, output string) error {
@@ -42,13 +59,18 @@ func runDemo(cmd *cobra.Command, fast bool, output string) error {
 		return fmt.Errorf("no folder for the sockets: %w; set TMPDIR to a short folder that you can write to", err)
 	}
 	defer os.RemoveAll(dir)
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	config := demo.TourConfig{Dir: dir, Worker: []string{self, "demo", "worker"}, Fast: fast}
 	out := cmd.OutOrStdout()
 	show := showJSON(out)
 	if output == "text" {
-		fmt.Fprintf(out, "errand %s demo: one process, loopback and memory only; it leaves nothing behind\n\n", Version)
+		fmt.Fprintf(out, "errand %s demo: on loopback and in memory alone; it leaves nothing behind\n\n", Version)
 		show = showText(cmd.Context(), out, fast)
 	}
-	ok, err := demo.Tour(cmd.Context(), dir, show)
+	ok, err := demo.Tour(cmd.Context(), config, show)
 	if cmd.Context().Err() != nil {
 		return errInterrupted
 	}

@@ -136,7 +136,7 @@ func newRoot() *cobra.Command {
 says which task it is about to do, and gets short-lived tokens for that task only.
 When the task ends, however it ends, its tokens are dead at every verifier.
 
-First look:         errand demo     the life and death of a token, in ten seconds
+First look:         errand demo     the life and death of a token, in a quarter of a minute
 Then try it:        errand dev      a local broker with a sample resource server
 For any program:    errand exec     run it inside a task
 For scripts:        errand token    one token; with errand task several commands share a task
@@ -192,7 +192,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	switch {
 	case len(args) == 0:
 		return nil
-	case !cmd.HasSubCommands():
+	case !cmd.HasAvailableSubCommands():
 		return usage(cmd, "%s takes no argument, and got %q", cmd.CommandPath(), args[0])
 	}
 	cmd.SuggestionsMinimumDistance = 2

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"time"
@@ -42,15 +43,22 @@ func (s Step) MarshalJSON() ([]byte, error) {
 	}{s.Name, s.OK, s.Detail, float64(s.Took.Microseconds()) / 1000})
 }
 
+// TourConfig says how the tour is made.
+type TourConfig struct {
+	Dir    string   // as in Config
+	Worker []string // a command line that runs Work, for a process that can be killed
+	Fast   bool     // with presence where a lease would be waited for
+}
+
 // Tour shows the life and death of a token. It calls show after each step and returns whether all
 // of them held; an error means that it could not be shown at all.
-func Tour(ctx context.Context, dir string, show func(Step)) (ok bool, err error) {
-	local, err := Start(ctx, Config{Dir: dir, Identities: []string{reportName}, Strangers: []string{strangerName}})
+func Tour(ctx context.Context, c TourConfig, show func(Step)) (ok bool, err error) {
+	local, err := Start(ctx, Config{Dir: c.Dir, Identities: []string{reportName}, Strangers: []string{strangerName}})
 	if err != nil {
 		return false, err
 	}
 	defer func() { err = errors.Join(err, local.Close()) }()
-	t := &tour{local: local}
+	t := &tour{TourConfig: c, local: local}
 	defer t.close()
 	if err := t.open(ctx); err != nil {
 		return false, err
@@ -62,6 +70,7 @@ func Tour(ctx context.Context, dir string, show func(Step)) (ok bool, err error)
 	}{
 		{"identities", t.identities}, {"task", t.task}, {"token", t.token}, {"use", t.use},
 		{"done", t.done}, {"reuse", t.reuse}, {"theft", t.theft},
+		{"crash", t.crash}, {"cascade", t.cascade}, {"incident", t.incident},
 	} {
 		s, err := step.run(ctx)
 		s.Name = step.name
@@ -78,6 +87,7 @@ func Tour(ctx context.Context, dir string, show func(Step)) (ok bool, err error)
 
 // tour has what one step leaves for the next.
 type tour struct {
+	TourConfig
 	local    *Local
 	report   *devmode.Identity
 	stranger *devmode.Identity
@@ -85,8 +95,7 @@ type tour struct {
 
 	running *sdk.Task
 	live    *sdk.Token
-	after   reply         // the first refusal after the end
-	waited  time.Duration // from the answer to the end until then
+	after   refused // the first refusal after the end
 	clients []*http.Client
 }
 
@@ -99,7 +108,7 @@ func (t *tour) open(ctx context.Context) (err error) {
 	}
 	brokerID := id(BrokerName)
 	t.client, err = sdk.New(ctx, sdk.WithBroker(t.local.BrokerURL), sdk.WithBrokerID(brokerID),
-		sdk.WithIdentity(sdk.FromSource(t.report.Source(), t.report.Source())))
+		sdk.WithIdentity(sdk.FromSource(t.report.Source(), t.report.Source())), sdk.WithLogger(slog.New(slog.DiscardHandler)))
 	return err
 }
 
@@ -174,7 +183,7 @@ func (t *tour) token(ctx context.Context) (Step, error) {
 }
 
 func (t *tour) use(ctx context.Context) (Step, error) {
-	answer, err := t.call(ctx, t.report, t.live)
+	answer, err := t.send(ctx, t.report, t.live.Header())
 	if err != nil {
 		return Step{}, err
 	}
@@ -193,7 +202,7 @@ func (t *tour) done(ctx context.Context) (Step, error) {
 	if err != nil {
 		return Step{}, err
 	}
-	if err := t.untilRefused(ctx, ended); err != nil {
+	if t.after, err = t.untilRefused(ctx, t.live.Header(), ended, Bound, 0); err != nil {
 		return Step{}, err
 	}
 	return Step{
@@ -203,15 +212,27 @@ func (t *tour) done(ctx context.Context) (Step, error) {
 	}, nil
 }
 
-// untilRefused sends the token over the certificate that it is bound to until it is refused.
-func (t *tour) untilRefused(ctx context.Context, ended time.Time) (err error) {
+// refused is how a token was refused that was good before.
+type refused struct {
+	reply
+	waited time.Duration // from what should have ended it until then
+}
+
+func (r refused) revoked() bool {
+	return r.status == http.StatusUnauthorized && strings.Contains(r.reason, "revoked")
+}
+
+// untilRefused sends a token over the certificate that it is bound to until it is refused, or so much time has
+// passed since then.
+func (t *tour) untilRefused(ctx context.Context, header string, since time.Time, bound, pause time.Duration) (r refused, err error) {
 	for {
-		if t.after, err = t.call(ctx, t.report, t.live); err != nil {
-			return err
+		if r.reply, err = t.send(ctx, t.report, header); err != nil {
+			return r, err
 		}
-		if t.waited = time.Since(ended); t.after.status != http.StatusOK || t.waited > Bound {
-			return nil
+		if r.waited = time.Since(since); r.status != http.StatusOK || r.waited > bound {
+			return r, nil
 		}
+		time.Sleep(pause)
 	}
 }
 
@@ -219,8 +240,8 @@ func (t *tour) untilRefused(ctx context.Context, ended time.Time) (err error) {
 func (t *tour) reuse(context.Context) (Step, error) {
 	left := time.Until(t.live.Expires).Round(time.Second)
 	return Step{
-		OK:     t.after.status == http.StatusUnauthorized && strings.Contains(t.after.reason, "revoked") && t.waited <= Bound,
-		Took:   t.waited,
+		OK:     t.after.revoked() && t.after.waited <= Bound,
+		Took:   t.after.waited,
 		Detail: fmt.Sprintf("same token, %d s before it expires: %d %s", int(left.Seconds()), t.after.status, t.after.reason),
 		More:   []string{"the time is from the answer to the end until the refusal"},
 	}, nil
@@ -237,10 +258,10 @@ func (t *tour) theft(ctx context.Context) (Step, error) {
 	if err != nil {
 		return Step{}, err
 	}
-	if answer, err := t.call(ctx, t.report, token); err != nil || answer.status != http.StatusOK {
+	if answer, err := t.send(ctx, t.report, token.Header()); err != nil || answer.status != http.StatusOK {
 		return Step{}, fmt.Errorf("the token was refused to its owner: %d %s, %w", answer.status, answer.reason, err)
 	}
-	answer, err := t.call(ctx, t.stranger, token)
+	answer, err := t.send(ctx, t.stranger, token.Header())
 	if err != nil {
 		return Step{}, err
 	}
@@ -258,14 +279,14 @@ type reply struct {
 	took   time.Duration
 }
 
-// call is a plain HTTP request with a token and a certificate, and nothing of the SDK in between.
-func (t *tour) call(ctx context.Context, who *devmode.Identity, token *sdk.Token) (reply, error) {
+// send is a plain HTTP request with a token and a certificate, and nothing of the SDK in between.
+func (t *tour) send(ctx context.Context, who *devmode.Identity, header string) (reply, error) {
 	client := t.clientOf(who)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, t.local.OrdersURL, nil)
 	if err != nil {
 		return reply{}, err
 	}
-	req.Header.Set("Authorization", token.Header())
+	req.Header.Set("Authorization", header)
 	start := time.Now()
 	resp, err := client.Do(req)
 	if err != nil {
