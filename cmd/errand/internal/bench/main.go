@@ -25,6 +25,8 @@ type options struct {
 	verifiers []int
 	grants    int
 	tree      int
+	tasks     int
+	lapses    int
 	length    time.Duration
 	ends      int
 	profile   string
@@ -58,6 +60,8 @@ func parse(args []string) (o options, err error) {
 	verifiers := flags.String("verifiers", "1,50,200", "connected verifiers")
 	flags.IntVar(&o.grants, "grants", 1_000_000, "live grants whose memory is measured; 0 for none")
 	flags.IntVar(&o.tree, "tree", 100_000, "tasks below one that is ended; 0 for none")
+	flags.IntVar(&o.tasks, "tasks", 100_000, "tasks that are beaten; 0 for none")
+	flags.IntVar(&o.lapses, "lapses", 10_000, "leases that end in about a second; 0 for none")
 	flags.DurationVar(&o.length, "length", 3*time.Second, "how long each load lasts")
 	flags.IntVar(&o.ends, "ends", 100, "ends that the verifiers are timed on")
 	flags.StringVar(&o.profile, "profile", "", "write a CPU profile of the broker to this file")
@@ -125,6 +129,9 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 			return err
 		}
 		fmt.Fprintf(out, "\n%s\n", t)
+	}
+	if err := p.leases(ctx, o, out); err != nil {
+		return err
 	}
 	if o.grants == 0 {
 		return nil
