@@ -60,16 +60,27 @@ func (b *Broker) Begin(ctx context.Context, w Workload, req BeginRequest) (Begun
 	if err != nil {
 		return Begun{}, err
 	}
-	task := req.task(w)
+	return b.beginFrom(ctx, asking, w, registration, &req, from)
+}
+
+// beginning is what a task was begun on.
+type beginning struct {
+	Decision
+	delegation DelegationID // by which it has joined, "" for none
+}
+
+// beginFrom begins a task from where it is to be. asking bounds what the store is asked for.
+func (b *Broker) beginFrom(ctx, asking context.Context, w Workload, registration WorkloadRegistration, req *BeginRequest, from start) (Begun, error) {
+	task := from.task(w, req)
 	task.ID = NewTaskID(from.shard)
 	var asks []approved
-	var decision Decision
-	reply, err := b.commit(asking, from.shard, func(control Control, now time.Time) (GrantRequest, error) {
+	begun := beginning{delegation: from.delegation}
+	reply, err := b.commit(asking, from.shard, func(control Control, now time.Time) (_ GrantRequest, err error) {
 		asks, task.Ceiling = nil, from.ceiling
-		if decision, err = b.decideBegin(ctx, w, registration, task, control, now); err != nil {
+		if begun.Decision, err = b.decideBegin(ctx, w, registration, task, control, now); err != nil {
 			return GrantRequest{}, err
 		}
-		task.Ceiling = from.bound(decision.Ceiling)
+		task.Ceiling = from.bound(begun.Ceiling)
 		for _, token := range req.Tokens {
 			// What the request left open is the policy's to refuse, in its own words.
 			if err := b.withinCeiling(w, registration, task, from.ceiling, token); err != nil {
@@ -81,7 +92,7 @@ func (b *Broker) Begin(ctx context.Context, w Workload, req BeginRequest) (Begun
 			}
 			asks = append(asks, ask)
 		}
-		return req.commitment(w, registration, task, asks), nil
+		return req.commitment(w, registration, task, from, asks), nil
 	})
 	if err != nil {
 		return Begun{}, err
@@ -89,7 +100,7 @@ func (b *Broker) Begin(ctx context.Context, w Workload, req BeginRequest) (Begun
 	if err := b.stillGood(asking, w, &reply); err != nil {
 		return Begun{}, err
 	}
-	tokens, err := b.release(ctx, w, registration, reply, asks, &decision)
+	tokens, err := b.release(ctx, w, registration, reply, asks, &begun)
 	if err != nil {
 		return Begun{}, err
 	}
@@ -108,27 +119,32 @@ func (b *Broker) decideBegin(ctx context.Context, w Workload, registration Workl
 		err := &Quarantined{Lock: lock}
 		return Decision{}, b.refuse(w, registration, task, Decision{Rule: "lock/" + string(lock.ID)}, err)
 	}
-	ask := Ask{Action: ActionBegin, Workload: registration, Task: task}
+	ask := Ask{Action: ActionBegin, Workload: registration, Delegators: b.registrations(task.Delegators), Task: task}
 	names := task.Ceiling.Audiences
 	if len(names) == 0 {
 		names = slices.Sorted(maps.Keys(registration.Ceiling))
 	}
-	for _, name := range names {
-		// One that is not registered is left out here and then missing in every ceiling.
-		if audience, err := b.Registry.Audience(name); err == nil {
-			ask.Audiences = append(ask.Audiences, audience)
-		}
-	}
+	ask.Audiences = b.audiences(names)
 	return b.decide(ctx, w, ask)
 }
 
-func (req *BeginRequest) commitment(w Workload, registration WorkloadRegistration, task Task, asks []approved) GrantRequest {
+// audiences are the registrations of those that have one. One that has none is missing in every ceiling.
+func (b *Broker) audiences(names Audiences) (known []AudienceRegistration) {
+	for _, name := range names {
+		if audience, err := b.Registry.Audience(name); err == nil {
+			known = append(known, audience)
+		}
+	}
+	return known
+}
+
+func (req *BeginRequest) commitment(w Workload, registration WorkloadRegistration, task Task, from start, asks []approved) GrantRequest {
 	out := GrantRequest{
 		Workload: w.ID,
 		Task:     task.ID,
 		Begin: &Beginning{
-			Parent: req.Parent, Name: req.Name, Purpose: req.Purpose, Ceiling: task.Ceiling, Attributes: req.Attributes,
-			Lease: req.Lease, Deadline: req.Deadline, Presence: req.Presence, Key: req.Key, Digest: req.digest(),
+			Parent: from.parent, Join: from.join, Delegators: from.delegators, Name: req.Name, Purpose: req.Purpose, Ceiling: task.Ceiling, Attributes: req.Attributes,
+			Lease: req.Lease, Deadline: req.Deadline, Presence: req.Presence, Key: req.Key, Digest: req.digest(from.delegation),
 		},
 		Quota: Quota{Tasks: registration.MaxTasks, Grants: registration.MaxGrants, Children: MaxChildren},
 	}
@@ -139,9 +155,12 @@ func (req *BeginRequest) commitment(w Workload, registration WorkloadRegistratio
 }
 
 // digest stands for the request as it was asked, so that a policy that has changed in between does
-// not make a repetition look like another request.
-func (req *BeginRequest) digest() [32]byte {
-	text, err := json.Marshal(req)
+// not make a repetition look like another request. The same one by another delegation is another one.
+func (req *BeginRequest) digest(by DelegationID) [32]byte {
+	text, err := json.Marshal(struct {
+		*BeginRequest
+		By DelegationID `json:",omitempty"`
+	}{req, by})
 	if err != nil {
 		panic("broker: a begin request of plain values must marshal: " + err.Error())
 	}

@@ -67,6 +67,7 @@ type Broker struct {
 	lost     lostEnds
 	endKeys  endKeys
 
+	adoptions adoptions
 	followers followers
 	verifiers verifiers
 }
@@ -106,8 +107,8 @@ func New(c Config) (*Broker, error) {
 	c.EndKeySecret = nil // it is in keys, which does not print it
 	return &Broker{
 		Config: c, view: newView(), pending: newPending(), lost: newLostEnds(), followers: newFollowers(), endKeys: keys,
-		verifiers: newVerifiers(),
-		backlog:   backlog{max: maxBacklog, wake: make(chan struct{})},
+		verifiers: newVerifiers(), adoptions: newAdoptions(),
+		backlog: backlog{max: maxBacklog, wake: make(chan struct{})},
 	}, nil
 }
 

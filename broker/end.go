@@ -13,6 +13,9 @@ type EndRequest struct {
 	State  State  // Completed, Failed or Canceled
 	Reason string // at most MaxPurpose bytes; may be empty
 
+	// Holder is who ends it, as the task counts them: if another one holds it, nothing ends. 0 is whoever it is.
+	Holder int
+
 	// Key is the task's end key. One that is not this task's and workload's is no key: their identity
 	// alone decides, for as long as the store can say whose the task is.
 	Key EndKey
@@ -26,13 +29,15 @@ type EndRequest struct {
 // End ends a task of the workload, with everything below it and every token. It may be repeated:
 // the first end wins, whoever called for it, and its receipt is the answer to all. When End returns
 // nil the tokens are dead for every look-up of this replica and on its feed, and when the receipt is
-// Durable for every look-up. A ctx that ends does not undo it. Errors: ErrInvalid, ErrNotFound and
-// those of the store; after ErrUnconfirmed it may have happened, or happen yet.
+// Durable for every look-up. A ctx that ends does not undo it. Errors: ErrInvalid, ErrNotFound, ErrAdopted
+// and those of the store; after ErrUnconfirmed it may have happened, or happen yet.
 //
 // With its end key a task also ends while the store is away, or, within MaxLostEnds, when it has lost
 // the task. What the store does not have yet is not Durable: the receipt says what is in force here,
 // and this replica brings it into the store as soon as that is back. If the task had ended by itself
-// before, that is then what its receipt says.
+// before, that is then what its receipt says. Who holds the task the store alone can say: while it is away,
+// an end by a holder that this replica knows no successor of is in force like any other, and stays so,
+// since verifiers have heard of it.
 func (b *Broker) End(ctx context.Context, w Workload, id TaskID, req EndRequest) (Receipt, error) {
 	return b.endAs(ctx, w.ID.String(), w, id, req)
 }
@@ -60,9 +65,12 @@ func (b *Broker) endAs(ctx context.Context, actor string, w Workload, id TaskID,
 	if err := checkWait(req.Wait); err != nil {
 		return Receipt{}, err
 	}
+	if req.Holder < 0 {
+		return Receipt{}, badHolder("holder", req.Holder)
+	}
 	lost := b.endKeys.proves(req.Key, id, w.ID)
 	p := &pendingEnd{actor: actor, address: w.Address, Ending: Ending{
-		Kind: TargetTask, Task: id, Workload: w.ID, State: req.State, Cause: CauseCaller, Reason: req.Reason, Lost: lost,
+		Kind: TargetTask, Task: id, Workload: w.ID, State: req.State, Cause: CauseCaller, Reason: req.Reason, Holder: req.Holder, Lost: lost,
 	}}
 	if !lost.IsZero() {
 		p.until = lost.Add(Margin)
@@ -126,8 +134,15 @@ func (b *Broker) endOne(ctx context.Context, p *pendingEnd) (Receipt, error) {
 // endHere puts an end in force on this replica, which then brings it into the store. What may not be
 // in force without the store is only looked after when it may have happened.
 func (b *Broker) endHere(p *pendingEnd, unsure bool, away error) (Receipt, error) {
+	if p.Kind == TargetTask && b.adoptions.passed(p.Task, p.Holder) {
+		if unsure { // by a holder it would only happen if the store knows better
+			b.finish(p.actor, p.address, p.Ending)
+		}
+		return Receipt{}, ErrAdopted
+	}
 	now := b.Now().UTC().Truncate(time.Millisecond)
 	if p.told = now.Before(p.until); p.told {
+		p.Holder = 0 // nobody can take back what is in force
 		p.receipt = Receipt{
 			Event: p.Event, Task: p.Task, Grant: p.Grant, State: p.State, Cause: p.Cause, Reason: p.Reason, Ended: now, First: true,
 		}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // The errors of the domain and of its ports. Compare with errors.Is; the typed ones below carry
@@ -23,8 +25,12 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrEnded: the task has a final state. Always an *Ended.
 	ErrEnded = errors.New("task has ended")
-	// ErrUsed: another task has joined by the delegation, which is good for one.
+	// ErrUsed: another task has joined by the delegation, which is good for one. Outside of the store always a *Used.
 	ErrUsed = errors.New("delegation used")
+	// ErrNotDelegate: the delegation is for another workload. Always a *NotDelegate.
+	ErrNotDelegate = errors.New("not the delegate")
+	// ErrHandleExpired: nobody has joined by the delegation in time. Always a *HandleExpired.
+	ErrHandleExpired = errors.New("delegation expired")
 	// ErrAdopted: another process of the workload holds the task now.
 	ErrAdopted = errors.New("task adopted by another process")
 	// ErrEndKey: the end key is not that of this task and workload, or there is none.
@@ -104,6 +110,42 @@ func (e *Ended) Error() string {
 
 // Is matches ErrEnded.
 func (e *Ended) Is(target error) bool { return target == ErrEnded }
+
+// Used is ErrUsed with the delegation.
+type Used struct{ Delegation DelegationID }
+
+func (e *Used) Error() string {
+	return fmt.Sprintf("%v: a task has joined by %s already; ask the delegator for another handle", ErrUsed, e.Delegation)
+}
+
+// Is matches ErrUsed.
+func (e *Used) Is(target error) bool { return target == ErrUsed }
+
+// NotDelegate is ErrNotDelegate with whose the delegation is.
+type NotDelegate struct {
+	Delegation DelegationID
+	To         spiffeid.ID
+}
+
+func (e *NotDelegate) Error() string {
+	return fmt.Sprintf("%v: %s is for %s alone", ErrNotDelegate, e.Delegation, e.To)
+}
+
+// Is matches ErrNotDelegate.
+func (e *NotDelegate) Is(target error) bool { return target == ErrNotDelegate }
+
+// HandleExpired is ErrHandleExpired with when.
+type HandleExpired struct {
+	Delegation DelegationID
+	At         time.Time
+}
+
+func (e *HandleExpired) Error() string {
+	return fmt.Sprintf("%v: %s could be joined by until %s; ask the delegator for another handle", ErrHandleExpired, e.Delegation, e.At.UTC().Format(time.RFC3339Nano))
+}
+
+// Is matches ErrHandleExpired.
+func (e *HandleExpired) Is(target error) bool { return target == ErrHandleExpired }
 
 // QuotaExceeded is ErrQuota with what there is too much of.
 type QuotaExceeded struct {

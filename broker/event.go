@@ -7,21 +7,23 @@ type EventKind string
 
 // The kinds of event.
 const (
-	EventTaskBegun    EventKind = "task.begun"
-	EventGrantIssued  EventKind = "grant.issued"
-	EventDenied       EventKind = "request.denied"
-	EventDeniedMore   EventKind = "requests.denied" // Count of them, beyond those that have events of their own
-	EventTaskEnded    EventKind = "task.ended"
-	EventTaskLost     EventKind = "task.lost" // its end key ended it, and the store did not have it: how it may have ended before is in an earlier event
-	EventEndMoot      EventKind = "end.moot"  // it was answered while the store was away, and another one had been first
-	EventGrantRevoked EventKind = "grant.revoked"
-	EventRevoked      EventKind = "selector.revoked"
-	EventKeyRevoked   EventKind = "key.revoked"
-	EventKeyRotated   EventKind = "key.rotated"
-	EventLocked       EventKind = "lock.added"
-	EventLifted       EventKind = "lock.lifted"
-	EventGrantUsed    EventKind = "grant.used" // a verifier's summary; the actor is the verifier
-	EventUsageLost    EventKind = "usage.lost" // it had no room for some of what it checked
+	EventTaskBegun     EventKind = "task.begun"
+	EventGrantIssued   EventKind = "grant.issued"
+	EventDenied        EventKind = "request.denied"
+	EventDeniedMore    EventKind = "requests.denied" // Count of them, beyond those that have events of their own
+	EventTaskDelegated EventKind = "task.delegated"  // the purpose and the scopes are the delegation's
+	EventTaskAdopted   EventKind = "task.adopted"
+	EventTaskEnded     EventKind = "task.ended"
+	EventTaskLost      EventKind = "task.lost" // its end key ended it, and the store did not have it: how it may have ended before is in an earlier event
+	EventEndMoot       EventKind = "end.moot"  // it was answered while the store was away, and another one had been first
+	EventGrantRevoked  EventKind = "grant.revoked"
+	EventRevoked       EventKind = "selector.revoked"
+	EventKeyRevoked    EventKind = "key.revoked"
+	EventKeyRotated    EventKind = "key.rotated"
+	EventLocked        EventKind = "lock.added"
+	EventLifted        EventKind = "lock.lifted"
+	EventGrantUsed     EventKind = "grant.used" // a verifier's summary; the actor is the verifier
+	EventUsageLost     EventKind = "usage.lost" // it had no room for some of what it checked
 )
 
 // Event is one audit fact. It never holds a token.
@@ -46,6 +48,12 @@ type Event struct {
 	Reason   string
 	Grants   int // of an ended task: issued under it, ever
 	SubTasks int // of an ended task: begun under it, ever
+
+	Delegators []string     // in whose name it is done
+	Delegation DelegationID // by which a task was begun, or which was made or refused
+	To         string       // for whom a delegation is
+	Audiences  Audiences    // of a delegation
+	Holder     int          // of an adopted task
 
 	Grant      GrantID
 	Audience   string

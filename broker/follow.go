@@ -34,28 +34,36 @@ var (
 	ErrCrowded = errors.New("too many at once on this replica")
 )
 
-// Fate says that a task is over, and how.
+// Followed is a task that somebody follows.
+type Followed struct {
+	Task   TaskID
+	Holder int // as whom, as the task counts them; 0 for whoever it is
+}
+
+// Fate says that a task is over, and how, or that it is not the follower's any more.
 type Fate struct {
-	Task  TaskID
-	State State // "" for a task that is unknown, or somebody else's
-	Cause Cause
+	Task    TaskID
+	State   State // "" for a task that is unknown, or somebody else's
+	Cause   Cause
+	Adopted bool // it goes on, and has another holder than the one that was named
 }
 
 // Follow tells a workload of the ends of the tasks that it names, as they happen: emit gets each once,
 // those that are over already at once, and nothing at least every FollowBeat. An end of a task above is
 // an end of the task. What is told comes from the store's feed, from what this replica ends itself, and
 // from what is in force here alone; so another replica's end of a task that has no tokens is not: its
-// next heartbeat has that.
+// next heartbeat has that, and that of an adoption at another replica.
 //
-// A task with Presence is bound to the stream that named it last, and counts as beaten when it is named. When
+// A task with Presence is bound to the stream that named it last, and counts as beaten when it is named; not by
+// one that named another holder than it has. When
 // Follow ends for another reason than ErrLeaving, those that are bound to it have PresenceGrace left to be
 // named by another one, wherever that is.
 //
 // Follow returns ctx's error, what emit has returned, ErrInvalid, ErrCrowded, ErrLeaving or those of the
 // store.
-func (b *Broker) Follow(ctx context.Context, w Workload, ids []TaskID, emit func([]Fate) error) error {
-	if len(ids) == 0 || len(ids) > MaxFollowed {
-		return invalid("task", "is named %d times; 1 to %d tasks can be followed", len(ids), MaxFollowed)
+func (b *Broker) Follow(ctx context.Context, w Workload, tasks []Followed, emit func([]Fate) error) error {
+	if len(tasks) == 0 || len(tasks) > MaxFollowed {
+		return invalid("task", "is named %d times; 1 to %d tasks can be followed", len(tasks), MaxFollowed)
 	}
 	f, err := b.followers.join(w.ID, b.MaxFollowers, b.MaxFollowersPerWorkload)
 	if err != nil {
@@ -63,6 +71,10 @@ func (b *Broker) Follow(ctx context.Context, w Workload, ids []TaskID, emit func
 	}
 	defer b.followers.leave(f)
 	defer b.lose(ctx, w, f)
+	ids, err := f.hold(tasks)
+	if err != nil {
+		return err
+	}
 	fates, err := b.beginFollow(ctx, w, f, ids)
 	if err != nil {
 		return err
@@ -99,8 +111,9 @@ func (b *Broker) beginFollow(ctx context.Context, w Workload, f *follower, ids [
 		return nil, err
 	}
 	for i, task := range found {
-		if task.State.Final() {
-			fates = append(fates, Fate{ids[i], task.State, task.Cause})
+		task.ID = ids[i] // also of one that is not there
+		if fate, over := f.fate(task); over {
+			fates = append(fates, fate)
 			continue
 		}
 		f.tasks[task.ID] = task
@@ -119,7 +132,7 @@ func (b *Broker) bind(ctx context.Context, w Workload, f *follower, found []Task
 	var at []int
 	for i, task := range found {
 		if task.Presence && !task.State.Final() {
-			beats, at = append(beats, Beat{Task: task.ID, Stream: f.stream}), append(at, i)
+			beats, at = append(beats, Beat{Task: task.ID, Stream: f.stream, Holder: f.holders[task.ID]}), append(at, i)
 		}
 	}
 	if len(beats) == 0 {
@@ -196,11 +209,12 @@ func (b *Broker) look(ctx context.Context, w Workload, f *follower) (fates []Fat
 		return nil
 	}
 	over := func(task Task) bool {
-		if task.State.Final() {
-			fates = append(fates, Fate{task.ID, task.State, task.Cause})
+		fate, over := f.fate(task)
+		if over {
+			fates = append(fates, fate)
 			delete(f.tasks, task.ID)
 		}
-		return task.State.Final()
+		return over
 	}
 	var ids []TaskID
 	for id, task := range f.tasks {

@@ -24,10 +24,19 @@ type following struct {
 
 // hear follows tasks.
 func (h *harness) hear(w string, ids ...broker.TaskID) *following {
+	var tasks []broker.Followed
+	for _, id := range ids {
+		tasks = append(tasks, broker.Followed{Task: id})
+	}
+	return h.hearAs(w, tasks...)
+}
+
+// hearAs follows tasks as holders.
+func (h *harness) hearAs(w string, tasks ...broker.Followed) *following {
 	ctx, stop := context.WithCancel(context.Background())
 	l := &following{done: make(chan error, 1), stop: stop}
 	go func() {
-		l.done <- h.Follow(ctx, workload(w), ids, func(fates []broker.Fate) error {
+		l.done <- h.Follow(ctx, workload(w), tasks, func(fates []broker.Fate) error {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.fates = append(l.fates, fates...)

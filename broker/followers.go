@@ -25,6 +25,7 @@ type followers struct {
 type follower struct {
 	workload spiffeid.ID
 	tasks    map[TaskID]Task // that have not ended, as they were
+	holders  map[TaskID]int  // as whom they are followed; none for whoever holds them
 	stream   StreamID
 	bound    []Beat        // of the tasks that are bound to the stream
 	news     chan struct{} // has an element when there is something in hit
@@ -40,7 +41,7 @@ func newFollowers() followers {
 
 func (q *followers) join(w spiffeid.ID, most, perWorkload int) (*follower, error) {
 	f := &follower{
-		workload: w, stream: StreamID(rand.Text()), tasks: map[TaskID]Task{}, news: make(chan struct{}, 1), gone: make(chan struct{}),
+		workload: w, stream: StreamID(rand.Text()), tasks: map[TaskID]Task{}, holders: map[TaskID]int{}, news: make(chan struct{}, 1), gone: make(chan struct{}),
 		hit: map[TaskID]bool{}, listen: map[TaskID]bool{},
 	}
 	q.mu.Lock()
@@ -55,6 +56,30 @@ func (q *followers) join(w spiffeid.ID, most, perWorkload int) (*follower, error
 	q.of[w]++
 	q.size.Store(int64(len(q.all)))
 	return f, nil
+}
+
+// hold notes as whom the tasks are followed.
+func (f *follower) hold(tasks []Followed) ([]TaskID, error) {
+	ids := make([]TaskID, len(tasks))
+	for i, t := range tasks {
+		ids[i] = t.Task
+		if known, ok := f.holders[t.Task]; ok && known != t.Holder {
+			return nil, invalid("task", "names %s with two holders; name it once", t.Task)
+		}
+		f.holders[t.Task] = t.Holder
+	}
+	return ids, nil
+}
+
+// fate is what there is to tell of a task that is over for the follower. One that is unknown has no state, and is.
+func (f *follower) fate(t Task) (Fate, bool) {
+	switch {
+	case t.State != Active:
+		return Fate{Task: t.ID, State: t.State, Cause: t.Cause}, true
+	case t.HeldByOther(f.holders[t.ID]):
+		return Fate{Task: t.ID, Adopted: true}, true
+	}
+	return Fate{}, false
 }
 
 func (q *followers) leave(f *follower) {

@@ -28,12 +28,12 @@ audiences:
   - {name: orders, owner: team-shop, hosts: [orders.internal], scopes: ["orders:read", "orders:write"], details: [customer, payment], servers: [spiffe://prod/orders]}
   - {name: files, owner: team-shop, scopes: ["files:write"], servers: [spiffe://prod/files], max_life: 10s}
   - {name: mesh, owner: team-shop, scopes: ["mesh:call"], binding: identity}
+sources:
+  - {name: cluster, owner: team-platform, id: spiffe://prod/watcher, kinds: [k8s/job, k8s/pod], workloads: [spiffe://prod/report, spiffe://prod/batch/*]}
 workloads:
   - {id: spiffe://prod/report, owner: team-fin, purpose: exports, ceiling: {orders: ["orders:read"], files: ["files:write"], mesh: ["mesh:call"]}}
   - {id: spiffe://prod/batch/night, owner: team-fin, purpose: batches, ceiling: {orders: ["orders:read"]}}
   - {id: spiffe://prod/small, owner: team-fin, purpose: quotas, max_tasks: 2, max_grants: 3, ceiling: {orders: ["orders:read"]}}
-sources:
-  - {name: cluster, owner: team-platform, id: spiffe://prod/watcher, kinds: [k8s/job, k8s/pod], workloads: [spiffe://prod/report, spiffe://prod/batch/*]}
 `
 
 func workload(name string) broker.Workload {

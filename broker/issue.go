@@ -158,7 +158,7 @@ func (b *Broker) decideIssue(ctx context.Context, w Workload, registration Workl
 		return approved{}, b.refuse(w, registration, task, d, &Denied{Reason: ErrDenied, Decision: d})
 	}
 	decision, err := b.decide(ctx, w, Ask{
-		Action: ActionIssue, Workload: registration, Task: task, Audience: audience, Scopes: req.Scopes, Details: req.Details, Life: req.Life,
+		Action: ActionIssue, Workload: registration, Delegators: b.registrations(task.Delegators), Task: task, Audience: audience, Scopes: req.Scopes, Details: req.Details, Life: req.Life,
 	})
 	if err != nil {
 		return approved{}, err
@@ -223,9 +223,9 @@ func tokenLife(ask Ask, allowed time.Duration) time.Duration {
 
 // release records what the store has committed, and only then signs it. If either fails the
 // grants, or the task when it was begun with them, are taken back: nothing that could not be
-// recorded stays alive. A replay was released before and is left alone. begun is the decision that the
-// task was begun on, and nil for grants in a task that was there.
-func (b *Broker) release(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, asks []approved, begun *Decision) ([]Issued, error) {
+// recorded stays alive. A replay was released before and is left alone. begun is what the task was
+// begun on, and nil for grants in a task that was there.
+func (b *Broker) release(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, asks []approved, begun *beginning) ([]Issued, error) {
 	drafts, events, err := b.drafts(ctx, w, registration, reply, asks, begun)
 	if err == nil {
 		if err = b.recordFirst(ctx, events); err != nil {
@@ -279,12 +279,13 @@ func (b *Broker) recordFirst(ctx context.Context, events []Event) error {
 	return b.Auditor.Record(ctx, events...)
 }
 
-func (b *Broker) drafts(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, asks []approved, begun *Decision) ([]Draft, []Event, error) {
+func (b *Broker) drafts(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, asks []approved, begun *beginning) ([]Draft, []Event, error) {
 	var drafts []Draft
 	var events []Event
 	if begun != nil && !reply.Replayed {
 		e := taskEvent(EventTaskBegun, registration, reply.Task)
 		e.Attributes, e.Details = reply.Task.Attributes, reply.Task.Ceiling.Details
+		e.Delegation = begun.delegation
 		e.Decision, e.Rule, e.Revision, e.Allowed = begun.ID, begun.Rule, begun.Revision, true
 		e.Time, e.Actor, e.Address = reply.Now, w.ID.String(), w.Address
 		events = append(events, e)
@@ -375,12 +376,12 @@ func (req *TokenRequest) normalize(field string) error {
 func indexed(field string, i int) string { return fmt.Sprintf("%s[%d]", field, i) }
 
 // exceeded is the refusal of something that the task itself, or its parent, did not ask for when it
-// began.
+// began, or that was not delegated.
 func exceeded(whose, kind, what string, instead Scopes) error {
 	return &Denied{Reason: ErrScopeExceeded, Decision: Decision{
 		ID: NewDecisionID(), Rule: "task/ceiling", Instead: instead,
 		Detail:  fmt.Sprintf("%s %q is outside the %s's ceiling", kind, what, whose),
-		Missing: map[string]string{kind: fmt.Sprintf("name it when the %s begins, or begin a task for it", whose)},
+		Missing: map[string]string{kind: mendCeiling("it", whose)},
 	}}
 }
 
@@ -388,8 +389,16 @@ func exceededBy(whose string, details Details) error {
 	return &Denied{Reason: ErrScopeExceeded, Decision: Decision{
 		ID: NewDecisionID(), Rule: "task/ceiling",
 		Detail:  fmt.Sprintf("an authorization detail of the type %q is not one of the %s's", details[0].Type(), whose),
-		Missing: map[string]string{detailsField: fmt.Sprintf("name it when the %s begins, and ask for it with the same members and values", whose)},
+		Missing: map[string]string{detailsField: mendCeiling("it", whose) + "; ask for it with the same members and values"},
 	}}
+}
+
+// mendCeiling says how a thing gets into somebody's ceiling.
+func mendCeiling(what, whose string) string {
+	if whose == "delegation" {
+		return fmt.Sprintf("have the delegator name %s when it delegates, or begin a task for it", what)
+	}
+	return fmt.Sprintf("name %s when the %s begins, or begin a task for it", what, whose)
 }
 
 func unregistered(w Workload, err error) error {

@@ -3,6 +3,8 @@ package broker
 import (
 	"context"
 	"errors"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // Task returns a task of the workload, as of the store's time. ErrNotFound for one that is unknown
@@ -93,6 +95,14 @@ func (b *Broker) Whoami(_ context.Context, w Workload) (Self, error) {
 		}
 	}
 	return self, nil
+}
+
+// registrations are those of workloads, in their order. One that has left the inventory has nothing but its ID.
+func (b *Broker) registrations(ids []spiffeid.ID) (known []WorkloadRegistration) {
+	for _, id := range ids {
+		known = append(known, b.registration(Task{Workload: id}))
+	}
+	return known
 }
 
 // registration is the inventory's word, and an empty one for a workload that has left it.

@@ -185,13 +185,18 @@ func (d Details) JSON() []json.RawMessage {
 	return out
 }
 
-// checkToken bounds what goes into one token.
-func (d Details) checkToken(field string) error {
+// size is how many bytes they have together.
+func (d Details) size() int {
 	size := 0
 	for _, detail := range d {
 		size += len(detail)
 	}
-	if size > MaxTokenDetails {
+	return size
+}
+
+// checkToken bounds what goes into one token.
+func (d Details) checkToken(field string) error {
+	if size := d.size(); size > MaxTokenDetails {
 		return invalid(field+detailsField, "have %d bytes; at most %d fit into one token: ask for fewer at once", size, MaxTokenDetails)
 	}
 	return nil

@@ -7,13 +7,15 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // taskEvent fills in what every event about a task says.
 func taskEvent(kind EventKind, registration WorkloadRegistration, task Task) Event {
 	return Event{
 		ID: NewEventID(), Kind: kind, Workload: task.Workload.String(), Owner: registration.Owner,
-		Task: task.ID, TaskPath: task.Path, TaskName: task.Name, Purpose: task.Purpose,
+		Task: task.ID, TaskPath: task.Path, TaskName: task.Name, Purpose: task.Purpose, Delegators: names(task.Delegators),
 	}
 }
 
@@ -36,13 +38,35 @@ func (b *Broker) refuse(w Workload, registration WorkloadRegistration, task Task
 		ID: NewEventID(), Kind: EventDenied, Time: b.Now(), Workload: w.ID.String(), Owner: registration.Owner,
 		Address: w.Address, Actor: w.ID.String(), Thumbprint: w.Thumbprint,
 		TaskName: task.Name, Purpose: task.Purpose, Attributes: task.Attributes, Details: task.Ceiling.Details,
-		Decision: d.ID, Rule: d.Rule, Revision: d.Revision, Reason: cut(why.Error(), MaxPurpose),
+		Delegators: names(task.Delegators),
+		Decision:   d.ID, Rule: d.Rule, Revision: d.Revision, Reason: cut(why.Error(), MaxPurpose),
 	}
+	e.Delegation, e.To = delegationOf(why)
 	if len(task.Path) > 0 { // else it has never begun
 		e.Task, e.TaskPath = task.ID, task.Path
 	}
 	b.recordRefusal(e)
 	return why
+}
+
+// delegationOf is the delegation that an error is about, and for whom that is.
+func delegationOf(err error) (DelegationID, string) {
+	var not *NotDelegate
+	var used *Used
+	switch {
+	case errors.As(err, &not):
+		return not.Delegation, not.To.String()
+	case errors.As(err, &used):
+		return used.Delegation, ""
+	}
+	return "", ""
+}
+
+func names(ids []spiffeid.ID) (out []string) {
+	for _, id := range ids {
+		out = append(out, id.String())
+	}
+	return out
 }
 
 // recordWait is how long an answer waits for the audit log.

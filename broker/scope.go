@@ -80,6 +80,10 @@ func (a Audiences) Contains(audience string) bool {
 	return found
 }
 
+func (a Audiences) filter(keep func(string) bool) Audiences {
+	return Audiences(Scopes(a).filter(keep))
+}
+
 // isScopeByte is RFC 6749's NQCHAR: %x21 / %x23-5B / %x5D-7E.
 func isScopeByte(c byte) bool {
 	return c > ' ' && c <= 0x7e && c != '"' && c != '\\'

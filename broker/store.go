@@ -207,7 +207,7 @@ type Beat struct {
 // script that says the same.
 func (b Beat) Apply(t Task, now time.Time) Task {
 	switch {
-	case b.Holder != 0 && b.Holder != t.Holder:
+	case t.HeldByOther(b.Holder):
 		return t
 	case b.Adopt:
 		t.Holder++
@@ -249,7 +249,7 @@ func firstLease(lease time.Duration, presence bool) time.Duration {
 type Pulse struct {
 	Task Task // as of Now
 	Now  time.Time
-	Err  error // ErrNotFound, or nil
+	Err  error // ErrNotFound, from the broker also ErrAdopted, or nil
 }
 
 // TargetKind says what is to end.

@@ -79,6 +79,9 @@ func (t Task) Subjects() []string {
 	return out
 }
 
+// HeldByOther reports whether somebody else than the holder of that number holds the task; 0 is whoever it is.
+func (t Task) HeldByOther(holder int) bool { return holder != 0 && holder != t.Holder }
+
 // StreamID names one stream of one client.
 type StreamID string
 

@@ -40,6 +40,12 @@ type Line struct {
 	Grants   int    `json:"grants,omitempty"`
 	SubTasks int    `json:"sub_tasks,omitempty"`
 
+	Delegators []string `json:"delegators,omitempty"`
+	Delegation string   `json:"delegation,omitempty"`
+	To         string   `json:"to,omitempty"`
+	Audiences  []string `json:"audiences,omitempty"`
+	Holder     int      `json:"holder,omitempty"`
+
 	Grant      string     `json:"grant,omitempty"`
 	Audience   string     `json:"audience,omitempty"`
 	Scope      string     `json:"scope,omitempty"`
@@ -99,6 +105,7 @@ func newLine(e broker.Event) Line {
 		Task: string(e.Task), TaskName: e.TaskName, Purpose: e.Purpose,
 		Ticket: e.Ticket, Labels: e.Labels, Context: json.RawMessage(e.Context), Details: e.Details.JSON(),
 		State: string(e.State), Cause: string(e.Cause), Reason: e.Reason, Grants: e.Grants, SubTasks: e.SubTasks,
+		Delegators: e.Delegators, Delegation: string(e.Delegation), To: e.To, Audiences: e.Audiences, Holder: e.Holder,
 		Grant: string(e.Grant), Audience: e.Audience, Scope: e.Scopes.String(), Thumbprint: e.Thumbprint, Key: e.Key,
 		Decision: string(e.Decision), Allowed: e.Allowed, Rule: e.Rule, Revision: e.Revision, Count: e.Count, Lock: string(e.Lock),
 	}

@@ -13,7 +13,7 @@ import (
 
 // Kinds of request. Each has rates and places of its own, so that one cannot take the other's.
 const (
-	kindIssue = "issue" // begins a task, or asks for a token
+	kindIssue = "issue" // begins, delegates or adopts a task, or asks for a token
 	kindOther = "other" // ends, heartbeats, reads
 	kindUsage = "usage" // reports of usage
 

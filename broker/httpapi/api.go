@@ -90,7 +90,7 @@ type request[Body any] struct {
 	Leave    func() // gives up the request's place among those that are worked on, before the handler returns
 }
 
-// none is the body of a request that has none.
+// none is the body of a request that has none, or an empty object.
 type none struct{}
 
 // handler answers a request with a value that is encoded as JSON, or with an error of the table.
@@ -105,6 +105,9 @@ func (a *API) Workload() http.Handler {
 	post(issuing, wire.PathTaskChildren, http.StatusCreated, a.child)
 	get(r, wire.PathTask, a.task)
 	post(issuing, wire.PathTaskTokens, http.StatusOK, a.issue)
+	post(issuing, wire.PathDelegations, http.StatusCreated, a.delegate)
+	post(issuing, wire.PathJoins, http.StatusCreated, a.join)
+	post(issuing, wire.PathTaskAdopt, http.StatusOK, a.adopt)
 	post(r, wire.PathTaskEnd, http.StatusOK, a.end)
 	post(r, wire.PathHeartbeats, http.StatusOK, a.heartbeat)
 	get(r, wire.PathGrant, a.grant)

@@ -101,6 +101,9 @@ func post[Body, Answer any](r *router, path string, status int, h handler[Body, 
 
 // read decodes a body: as JSON, unless it knows better, of MaxBody bytes, unless it has a limit of its own.
 func read[Body any](c echo.Context, body *Body) error {
+	if _, empty := any(*body).(none); empty && c.Request().ContentLength == 0 {
+		return nil
+	}
 	if custom, ok := any(body).(interface {
 		read(http.ResponseWriter, *http.Request) error
 	}); ok {

@@ -12,16 +12,16 @@ import (
 // events streams the ends of the caller's tasks that the query names, each as "task". It has no place among
 // those that are worked on at once, since it would keep that.
 func (a *API) events(w http.ResponseWriter, r *http.Request, workload broker.Workload) error {
-	var ids []broker.TaskID
+	var tasks []broker.Followed
 	for _, text := range r.URL.Query()["task"] {
-		id, err := broker.ParseTaskID(text)
+		task, err := followed(text)
 		if err != nil {
-			return &broker.Invalid{Field: "task", Detail: "is not the ID of a task; name one as ?task=tsk_…, and more with &task="}
+			return err
 		}
-		ids = append(ids, id)
+		tasks = append(tasks, task)
 	}
 	return a.stream(w, r, func(ctx context.Context, s *stream) error {
-		return a.Broker.Follow(ctx, workload, ids, func(fates []broker.Fate) error {
+		return a.Broker.Follow(ctx, workload, tasks, func(fates []broker.Fate) error {
 			if len(fates) == 0 {
 				return s.send(wire.EventBeat, "", []byte("{}"))
 			}
@@ -41,7 +41,10 @@ func (a *API) events(w http.ResponseWriter, r *http.Request, workload broker.Wor
 
 func encodeFate(f broker.Fate) wire.TaskEnded {
 	out := wire.TaskEnded{ID: string(f.Task), State: string(f.State), Cause: string(f.Cause)}
-	if f.State == "" {
+	switch {
+	case f.Adopted:
+		out.State = wire.StateAdopted
+	case f.State == "":
 		out.State = wire.StateUnknown
 	}
 	return out

@@ -111,7 +111,7 @@ func (a *API) endByKey(ctx context.Context, r request[keyedEnd]) (ended, error) 
 	}
 	by := outsiderOf(ctx)
 	receipt, err := a.Broker.EndByKey(ctx, by.address, workload, id, broker.EndRequest{
-		State: broker.State(r.Body.Outcome), Reason: r.Body.Reason, Key: by.key,
+		State: broker.State(r.Body.Outcome), Reason: r.Body.Reason, Key: by.key, Holder: r.Body.Holder,
 	})
 	if err != nil {
 		return ended{}, err

@@ -41,11 +41,15 @@ func (a *API) beginBelow(ctx context.Context, r request[wire.BeginRequest], pare
 	if err != nil {
 		return begun{}, err
 	}
+	return encodeBegun(b), nil
+}
+
+func encodeBegun(b broker.Begun) begun {
 	out := begun{wire.BeginResponse{Task: encodeTask(b.Task), EndKey: b.EndKey.Secret()}}
 	for _, issued := range b.Tokens {
 		out.Tokens = append(out.Tokens, encodeToken(issued))
 	}
-	return out, nil
+	return out
 }
 
 func (a *API) issue(ctx context.Context, r request[wire.TokenRequest]) (wire.TokenResponse, error) {
@@ -109,7 +113,7 @@ func (a *API) end(ctx context.Context, r request[endRequest]) (ended, error) {
 		return ended{}, err
 	}
 	receipt, err := a.Broker.End(ctx, r.Workload, id, broker.EndRequest{
-		State: broker.State(r.Body.Outcome), Reason: r.Body.Reason, Key: key,
+		State: broker.State(r.Body.Outcome), Reason: r.Body.Reason, Key: key, Holder: r.Body.Holder,
 		Wait: r.Body.wait(), Waiting: r.Leave, // who waits takes nobody's place
 	})
 	if err != nil {
@@ -142,7 +146,7 @@ func (a *API) heartbeat(ctx context.Context, r request[wire.HeartbeatRequest]) (
 		if id, err := broker.ParseTaskID(task.ID); err == nil {
 			beats[i].Task = id
 		}
-		beats[i].Note = task.Note
+		beats[i].Note, beats[i].Holder = task.Note, task.Holder
 	}
 	pulses, err := a.Broker.Heartbeat(ctx, r.Workload, beats)
 	if err != nil {
@@ -151,6 +155,9 @@ func (a *API) heartbeat(ctx context.Context, r request[wire.HeartbeatRequest]) (
 	out := wire.HeartbeatResponse{Tasks: make([]wire.Pulse, len(pulses))}
 	for i, pulse := range pulses {
 		answer := wire.Pulse{ID: r.Body.Tasks[i].ID, State: wire.StateUnknown}
+		if errors.Is(pulse.Err, broker.ErrAdopted) {
+			answer.State = wire.StateAdopted
+		}
 		if pulse.Err == nil {
 			answer.State, answer.Cause = string(pulse.Task.State), string(pulse.Task.Cause)
 			if pulse.Task.State == broker.Active {
@@ -215,13 +222,7 @@ func (a *API) replica() wire.Replica {
 
 func beginRequest(body wire.BeginRequest) (req broker.BeginRequest, err error) {
 	req.Name, req.Purpose = body.Name, body.Purpose
-	if req.Ceiling.Audiences, err = broker.ParseAudiences(body.Audiences); err != nil {
-		return req, err
-	}
-	if req.Ceiling.Scopes, err = broker.ParseScopes(body.Scopes); err != nil {
-		return req, err
-	}
-	if req.Ceiling.Details, err = broker.ParseDetails(body.AuthorizationDetails); err != nil {
+	if req.Ceiling, err = ceiling(body.Audiences, body.Scopes, body.AuthorizationDetails); err != nil {
 		return req, err
 	}
 	req.Ticket, req.Labels, req.Presence = body.Ticket, body.Labels, body.Presence
@@ -245,6 +246,17 @@ func beginRequest(body wire.BeginRequest) (req broker.BeginRequest, err error) {
 		req.Tokens = append(req.Tokens, t)
 	}
 	return req, nil
+}
+
+func ceiling(audiences, scopes []string, details []json.RawMessage) (c broker.Ceiling, err error) {
+	if c.Audiences, err = broker.ParseAudiences(audiences); err != nil {
+		return c, err
+	}
+	if c.Scopes, err = broker.ParseScopes(scopes); err != nil {
+		return c, err
+	}
+	c.Details, err = broker.ParseDetails(details)
+	return c, err
 }
 
 func tokenRequest(field string, body wire.TokenRequest) (req broker.TokenRequest, err error) {
@@ -295,12 +307,15 @@ func encodeTask(t broker.Task) wire.Task {
 	out := wire.Task{
 		ID: string(t.ID), Root: string(t.Root()), Workload: t.Workload.String(), Name: t.Name, Purpose: t.Purpose,
 		Audiences: t.Ceiling.Audiences, Scopes: t.Ceiling.Scopes, AuthorizationDetails: t.Ceiling.Details.JSON(),
-		Ticket: t.Ticket, Labels: t.Labels, Context: json.RawMessage(t.Context), Note: t.Note, Presence: t.Presence,
+		Ticket: t.Ticket, Labels: t.Labels, Context: json.RawMessage(t.Context), Note: t.Note, Presence: t.Presence, Holder: t.Holder,
 		State: string(t.State), Cause: string(t.Cause), BegunAt: t.Begun.UTC(),
 		LeaseSeconds: int64(t.Lease / time.Second), LeaseExpiresAt: t.LeaseEnd.UTC(), Deadline: t.Deadline.UTC(),
 	}
 	for _, id := range t.Path {
 		out.Path = append(out.Path, string(id))
+	}
+	for _, id := range t.Delegators {
+		out.Delegators = append(out.Delegators, id.String())
 	}
 	if t.Ref != (broker.TaskRef{}) {
 		ref := wire.Ref(t.Ref)

@@ -41,14 +41,14 @@ const inventory = `
 audiences:
   - {name: orders, owner: team-shop, hosts: [orders.internal], scopes: ["orders:read", "orders:write"], details: [customer, payment], servers: [spiffe://prod/orders]}
   - {name: files, owner: team-shop, scopes: ["files:write"], servers: [spiffe://prod/files]}
+sources:
+  - {name: cluster, owner: team-platform, id: spiffe://prod/watcher, kinds: [k8s/job, k8s/pod], workloads: [spiffe://prod/report, spiffe://prod/batch/*]}
+  - {name: forge, owner: team-build, source: [https://forge.example/runs], kinds: [ci/run], workloads: [spiffe://prod/*], token_sha256: ` + forgeDigest + `}
 workloads:
   - {id: spiffe://prod/report, owner: team-fin, purpose: exports, ceiling: {orders: ["orders:read"], files: ["files:write"]}}
   - {id: spiffe://partner/agent, owner: team-partner, purpose: their agents, ceiling: {orders: ["orders:read"]}}
   - {id: spiffe://prod/night, owner: team-fin, purpose: batches, ceiling: {orders: ["orders:read"]}}
   - {id: spiffe://prod/small, owner: team-fin, purpose: little, ceiling: {orders: ["orders:read"]}, max_tasks: 2, max_grants: 3}
-sources:
-  - {name: cluster, owner: team-platform, id: spiffe://prod/watcher, kinds: [k8s/job, k8s/pod], workloads: [spiffe://prod/report, spiffe://prod/batch/*]}
-  - {name: forge, owner: team-build, source: [https://forge.example/runs], kinds: [ci/run], workloads: [spiffe://prod/*], token_sha256: ` + forgeDigest + `}
 `
 
 const (
