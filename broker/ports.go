@@ -78,6 +78,7 @@ type Board interface {
 	// refuses, and nothing is put up then; else the errors of a Store.
 	Post(context.Context, ...BoardNote) error
 	// Notes returns all notes of a kind that are up, in no order, each with the life that it has left.
+	// ErrInvalid for a kind that is none; else the errors of a Store.
 	Notes(ctx context.Context, kind string) ([]BoardNote, error)
 }
 

@@ -46,6 +46,9 @@ func (s *Store) Post(_ context.Context, notes ...broker.BoardNote) error {
 
 // Notes returns what is up of a kind.
 func (s *Store) Notes(_ context.Context, kind string) ([]broker.BoardNote, error) {
+	if err := (broker.BoardNote{Kind: kind, ID: "any", Life: time.Second}).Check(); err != nil {
+		return nil, err
+	}
 	now := s.enter()
 	defer s.mu.Unlock()
 	var notes []broker.BoardNote

@@ -48,7 +48,9 @@ func TestLeastPrivileges(t *testing.T) {
 		t.Fatal(err)
 	}
 	config := redis.Config{URL: "redis://errand@" + s.Addr(), PasswordFile: file(t, password)}
-	storetest.Run(t, backendFor(config, as("admin"), "errand:test", 1))
+	b := backendFor(config, as("admin"), "errand:test", 1)
+	storetest.Run(t, b)
+	storetest.Board(t, b)
 
 	store := open(t, config)
 	if swapped, err := store.Record("keys").Write(t.Context(), []byte("sealed"), 0); err != nil || !swapped {

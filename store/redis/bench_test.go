@@ -92,6 +92,12 @@ func Benchmark(b *testing.B) {
 		call func(i int) error
 	}{
 		{"begin and issue", begin},
+		{"issue", func(i int) error {
+			_, err := store.Grant(b.Context(), broker.GrantRequest{
+				Workload: root.Task.Workload, Task: root.Task.ID, Control: 1 << 40, Quota: broker.Quota{Grants: 1e6}, Grants: []broker.Asked{ask()},
+			})
+			return err
+		}},
 		{"heartbeat", func(i int) error {
 			_, err := store.Heartbeat(b.Context(), []broker.Beat{{Task: root.Task.ID, Workload: root.Task.Workload}})
 			return err

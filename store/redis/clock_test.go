@@ -131,6 +131,7 @@ func TestStore(t *testing.T) {
 		t.Run(fmt.Sprint(shards), func(t *testing.T) {
 			t.Parallel()
 			storetest.Run(t, b)
+			storetest.Board(t, b)
 			storetest.Aging(t, b)
 		})
 	}

@@ -15,7 +15,9 @@ func TestCluster(t *testing.T) {
 	t.Parallel()
 	nodes := redistest.StartCluster(t)
 	url := redistest.ClusterURL(nodes)
-	storetest.Run(t, backend(url, redis.ClusterShards))
+	b := backend(url, redis.ClusterShards)
+	storetest.Run(t, b)
+	storetest.Board(t, b)
 	t.Run("default number of shards", func(t *testing.T) {
 		store := open(t, redis.Config{URL: url}.Patient())
 		if _, err := store.Lookup(t.Context(), broker.Ref{Task: broker.NewTaskID(redis.ClusterShards - 1)}); !errors.Is(err, broker.ErrNotFound) {

@@ -28,7 +28,7 @@ type script struct {
 // parts of scripts/lib that it needs, and says whether it works when memory is full. Those that end
 // with "calls" make many calls in one run.
 type scripts struct {
-	open, grant, heartbeat, end, control, lookup, list, watch, record, probe *script
+	open, grant, heartbeat, end, control, lookup, list, watch, record, post, notes, probe *script
 }
 
 func newScripts(prefix string, shards int) scripts {
@@ -57,6 +57,8 @@ func newScripts(prefix string, shards int) scripts {
 		list:      make("list", reads, full, "meta tasks requests lists due alarms usage", "clock", "tasks", "lists", "quota", "settle"),
 		watch:     make("watch", reads, full, "meta feed denials locks", "clock", "feed", "controls"),
 		record:    make("record", writes, full, "meta", "clock"),
+		post:      make("post", writes, !full, "meta", "clock", "board"),
+		notes:     make("notes", reads, full, "meta", "clock", "board"),
 		probe:     make("probe", reads, full, "meta"),
 	}
 }
@@ -79,8 +81,8 @@ func source(name string, oom bool, keys, parts []string) string {
 		indexes = append(indexes, fmt.Sprintf("KEYS[%d]", i+1))
 	}
 	fmt.Fprintf(&b, "\nlocal NKEYS, %s = %d, %s\n", strings.ToUpper(strings.Join(keys, ", ")), len(keys), strings.Join(indexes, ", "))
-	fmt.Fprintf(&b, "local MARGIN, DENIAL_LIFE, MAX_DEPTH, MIN_LIFE = %d, %d, %d, %d\n", broker.Margin.Milliseconds(),
-		(broker.MaxTokenLife + broker.Margin).Milliseconds(), broker.MaxDepth, broker.MinTokenLife.Milliseconds())
+	fmt.Fprintf(&b, "local MARGIN, DENIAL_LIFE, MAX_DEPTH, MIN_LIFE, MAX_NOTES = %d, %d, %d, %d, %d\n", broker.Margin.Milliseconds(),
+		(broker.MaxTokenLife + broker.Margin).Milliseconds(), broker.MaxDepth, broker.MinTokenLife.Milliseconds(), broker.MaxNotes)
 	for _, part := range parts {
 		b.WriteString(text("lib/" + part))
 	}
@@ -89,7 +91,7 @@ func source(name string, oom bool, keys, parts []string) string {
 		b.WriteString(text(name))
 	case slices.Contains(parts, "calls"):
 		fmt.Fprintf(&b, "%sreturn finish(make_calls(main))\n", text(name))
-	case name == "record":
+	case slices.Contains([]string{"record", "post", "notes"}, name): // which are no epoch's
 		fmt.Fprintf(&b, "local function main()\n%send\nreturn finish(main())\n", text(name))
 	default:
 		fmt.Fprintf(&b, "local function main()\n%send\nif not known then return {'epoch', ARGV[2]} end\nreturn finish(main())\n", text(name))

@@ -101,7 +101,7 @@ func (c *Config) setDefaults() error {
 	return nil
 }
 
-// Store implements broker.Store. Make one with New; it is safe for concurrent use.
+// Store implements broker.Store, and broker.Board. Make one with New; it is safe for concurrent use.
 type Store struct {
 	client     redis.UniversalClient
 	cluster    bool

@@ -140,5 +140,10 @@ func boardBounds(b *bench) {
 			b.Errorf("%s: error %v; want ErrInvalid", what, err)
 		}
 	}
+	for _, kind := range []string{"", "Kind", "a}b", strings.Repeat("k", broker.MaxNoteKind+1)} {
+		if notes, err := b.board().Notes(b.Context(), kind); !errors.Is(err, broker.ErrInvalid) {
+			b.Errorf("notes of the kind %q: %v, error %v; want ErrInvalid", kind, notes, err)
+		}
+	}
 	b.same("what came with those", len(b.notes("verifier", 0)), 0)
 }

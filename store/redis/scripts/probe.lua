@@ -6,11 +6,11 @@ local hash, zset, stream, text = KEYS[NKEYS + 1], KEYS[NKEYS + 2], KEYS[NKEYS + 
 local denied = {}
 for _, command in ipairs({
   {'DEL', hash, zset, stream, text}, {'TIME'},
-  {'HSET', hash, 'a', '1'}, {'HGET', hash, 'a'}, {'HMGET', hash, 'a'}, {'HGETALL', hash}, {'HVALS', hash}, {'HDEL', hash, 'a'},
+  {'HSET', hash, 'a', '1'}, {'HGET', hash, 'a'}, {'HMGET', hash, 'a'}, {'HGETALL', hash}, {'HVALS', hash}, {'HSCAN', hash, '0'}, {'HDEL', hash, 'a'},
   {'ZADD', zset, '0', 'a'}, {'ZRANGE', zset, '0', '-1'}, {'ZRANGEBYSCORE', zset, '-inf', '0'}, {'ZRANGEBYLEX', zset, '-', '+'},
   {'ZREM', zset, 'a'}, {'ZREMRANGEBYSCORE', zset, '-inf', '0'},
   {'XADD', stream, '1-0', 'a', '1'}, {'XRANGE', stream, '-', '+'}, {'XINFO', 'STREAM', stream}, {'XDEL', stream, '1-0'},
-  {'SET', text, '1', 'PXAT', '9999999999999'}, {'GET', text}, {'MGET', text}, {'UNLINK', text},
+  {'SET', text, '1', 'PXAT', '9999999999999'}, {'GET', text}, {'MGET', text}, {'PEXPIREAT', text, '9999999999999'}, {'UNLINK', text},
   {'DEL', hash, zset, stream, text},
 }) do
   local result = redis.pcall(unpack(command))
