@@ -219,7 +219,7 @@ func TestTwoReplicas(t *testing.T) {
 		t.Fatalf("end: %d, %v", status, err)
 	}
 	for _, v := range verifiers {
-		soon(t, 250*time.Millisecond, "the token is refused", func() bool {
+		soon(t, 2*time.Second, "the token is refused", func() bool {
 			_, err := v.Verify(t.Context(), token, peer)
 			return errors.Is(err, verify.ErrRevoked)
 		})
@@ -243,17 +243,23 @@ func (e *example) keys(at string) string {
 	return string(out)
 }
 
-// kill kills replica a with SIGKILL while tasks end at both, and looks for each end that was answered.
-func (e *example) kill(verifiers []*verify.Verifier) {
-	t := e.t
-	text, err := os.ReadFile(filepath.Join(e.state, "a", "pid"))
+func (e *example) pid(replica string) int {
+	e.t.Helper()
+	text, err := os.ReadFile(filepath.Join(e.state, replica, "pid"))
 	if err != nil {
-		t.Fatal(err)
+		e.t.Fatal(err)
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	if err != nil {
-		t.Fatal(err)
+		e.t.Fatal(err)
 	}
+	return pid
+}
+
+// kill kills replica a with SIGKILL while tasks end at both, and looks for each end that was answered.
+func (e *example) kill(verifiers []*verify.Verifier) {
+	t := e.t
+	pid := e.pid("a")
 	var mu sync.Mutex
 	var ended []wire.BeginResponse
 	stop := make(chan struct{})
