@@ -36,6 +36,10 @@ func TestNothingStays(t *testing.T) {
 		if _, err := store.Heartbeat(t.Context(), []broker.Beat{{Task: child.Task, Workload: alice}}); err != nil {
 			t.Fatal(err)
 		}
+		joined := joining(reply.Task, broker.NewDelegationID())
+		if _, err := store.Grant(t.Context(), joined); err != nil {
+			t.Fatal(err)
+		}
 		if i%3 > 0 {
 			end(t, store, completing(reply.Task.ID))
 		}
@@ -50,6 +54,12 @@ func TestNothingStays(t *testing.T) {
 		record, lookup := store.Lookup(t.Context(), broker.Ref{Grant: broker.GrantID("gnt_00" + key[len(key)-26:])})
 		if want := record.Grant.Expires.Add(broker.Margin); err != nil || lookup != nil || at != time.Duration(want.UnixNano()) {
 			t.Fatalf("%s expires at %d, error %v; want %d, error %v", key, at.Milliseconds(), err, want.UnixMilli(), lookup)
+		}
+		s.client.Del(t.Context(), key)
+	}
+	for _, key := range s.keys("test1:*:j:*") {
+		if at, err := s.client.PExpireTime(t.Context(), key).Result(); err != nil || at <= 0 {
+			t.Fatalf("%s expires at %d, error %v; want a moment", key, at.Milliseconds(), err)
 		}
 		s.client.Del(t.Context(), key)
 	}

@@ -81,7 +81,12 @@ func (r *recount) step(advance func(time.Duration)) string {
 		req.Grants[0].Life = time.Duration(2+r.random.IntN(60)) * time.Second
 		req.Quota = broker.Quota{Tasks: 30, Grants: 60, Children: 5}
 		if r.random.IntN(2) == 0 {
-			req.Begin.Parent = pick(r, r.tasks).ID
+			parent := pick(r, r.tasks)
+			req.Begin.Parent = parent.ID
+			if r.random.IntN(2) == 0 && parent.ID != "" {
+				delegation := broker.DelegationID(fmt.Sprint("dlg_", r.random.IntN(10)))
+				req.Begin.Join = &broker.Join{Delegation: delegation, Delegator: parent.Workload, Until: parent.Begun.Add(time.Minute)}
+			}
 		}
 		if r.random.IntN(3) == 0 {
 			req.Begin.Key = fmt.Sprint(r.random.IntN(5))
@@ -105,7 +110,7 @@ func (r *recount) step(advance func(time.Duration)) string {
 	case n < 11:
 		task := pick(r, r.tasks)
 		if task.ID != "" {
-			_, err := r.store.Heartbeat(ctx, []broker.Beat{{Task: task.ID, Workload: task.Workload}})
+			_, err := r.store.Heartbeat(ctx, []broker.Beat{{Task: task.ID, Workload: task.Workload, Adopt: r.random.IntN(3) == 0}})
 			r.must(err)
 		}
 		return "heartbeat"
@@ -136,7 +141,7 @@ func (r *recount) step(advance func(time.Duration)) string {
 func (r *recount) end() string {
 	task := pick(r, r.tasks)
 	e := completing(task.ID)
-	e.Workload = task.Workload
+	e.Workload, e.Holder = task.Workload, r.random.IntN(3)
 	switch r.random.IntN(4) {
 	case 0:
 		e.IfDue = true

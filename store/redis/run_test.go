@@ -48,6 +48,14 @@ func begun(task broker.TaskID, key string, grants ...broker.GrantID) broker.Gran
 	return req
 }
 
+// joined asks for a task of the other workload's below one of the one's.
+func joined(task, parent broker.TaskID, delegation broker.DelegationID) broker.GrantRequest {
+	req := begun(task, "", broker.NewGrantID(0))
+	req.Workload, req.Begin.Parent = other, parent
+	req.Begin.Join = &broker.Join{Delegation: delegation, Delegator: one, Until: time.Now().Add(time.Hour)}
+	return req
+}
+
 func (s *Store) mustGrantCall(req broker.GrantRequest) call {
 	c, ok := s.grantCall(req)
 	if !ok {
@@ -133,6 +141,12 @@ func TestManyCallsInOneRun(t *testing.T) {
 			}
 			return calls
 		}, "begun begun begun begun quota"},
+		{"one delegation for two joins", func(s *Store) []call {
+			return []call{
+				s.mustGrantCall(begun(a, "", g)), s.mustGrantCall(joined(b, a, "dlg_x")), s.mustGrantCall(joined(c, a, "dlg_x")),
+				s.mustGrantCall(joined(d, a, "dlg_y")), s.mustGrantCall(asked(a, h)),
+			}
+		}, "begun begun used begun issued"},
 		{"ends and look-ups", func(s *Store) []call {
 			s.send(t.Context(), []call{s.mustGrantCall(begun(a, "", g)), s.mustGrantCall(child)})
 			return []call{
@@ -215,13 +229,16 @@ func TestARunIsLikeSingleCalls(t *testing.T) {
 			id, g := task.Draw(rt, "task"), grant.Draw(rt, "grant")
 			key := rapid.SampledFrom([]string{"", "k1", "k2"}).Draw(rt, "key")
 			parent := rapid.SampledFrom(append([]broker.TaskID{"", ""}, tasks...)).Draw(rt, "parent")
-			kind := rapid.IntRange(0, 2).Draw(rt, "kind")
+			kind := rapid.IntRange(0, 3).Draw(rt, "kind")
+			delegation := rapid.SampledFrom([]broker.DelegationID{"dlg_x", "dlg_y"}).Draw(rt, "delegation")
 			return func(s *Store) call {
 				req := begun(id, key, g)
 				req.Begin.Parent, req.Workload = parent, w
 				switch kind {
 				case 0:
 					req.Begin = nil
+				case 3:
+					req.Begin.Join = &broker.Join{Delegation: delegation, Delegator: one, Until: time.Now().Add(time.Hour)}
 				case 1:
 					return s.mustEndCall(id, w)
 				}

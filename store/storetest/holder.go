@@ -117,6 +117,13 @@ func holderPresence(b *bench) {
 	b.stream(short, "s", false)
 	lost := b.adopt(short, 2)
 	b.follows(lost, lost.LeaseEnd, broker.Lapsed, broker.CausePresence)
+	long := b.begin(present)
+	b.stream(long, "s", false)
+	lost = b.adopt(long, 2)
+	b.follows(lost, lost.LeaseEnd, broker.Lapsed, broker.CausePresence)
+	if due := b.list(broker.Query{Due: true}).Tasks; len(due) != 2 {
+		b.Fatalf("due are %+v; want both that have lapsed", due)
+	}
 }
 
 func holderBeat(b *bench) {
