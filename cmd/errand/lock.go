@@ -250,7 +250,8 @@ that was revoked comes back.`,
 				}
 			}
 			request := api.Request{Method: http.MethodDelete, Path: path + "?" + url.Values{"reason": {reason}}.Encode()}
-			text, err := a.send(cmd, request, nil)
+			_, err := a.send(cmd, request, nil)
+			text := []byte("{}\n") // the answer has no body
 			return a.say(cmd, text, err, func() string { return args[0] + " is removed" })
 		},
 	}

@@ -36,7 +36,7 @@ func newRevoke() *cobra.Command {
 first what that would be, and asks. With --yes it does it at once, and --dry-run only shows.
 
   errand revoke --workload 'spiffe://example.org/fin/*' --audience orders
-  errand revoke --task tsk_00gybxqbdwiuxgoxp7eqvjcyoumu --reason "it loops" --yes
+  errand revoke --task tsk_00gybxqbdwiuxgoxp7eqvjcyoumu --reason "it loops for ever" --yes
 
 Filters of several kinds must all hold; of several values of one, any. Those that name tasks, with
 --task, --root, --name, --label or --ref, end these tasks and all below them. Else the tokens that are out

@@ -59,7 +59,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"redis": func(ts *testscript.TestScript, _ bool, args []string) { startRedis(t, ts, args) },
-			"ready": ready, "await": await, "appears": appears, "busy": busy, "pause": pauseShort, "exitcode": exitCode, "svids": svids, "ports": ports, "hold": hold, "kid": kid, "random": random, "until": until, "as": as, "forge": forge, "taskid": taskID, "silent": silent,
+			"ready": ready, "await": await, "appears": appears, "busy": busy, "pause": pauseShort, "exitcode": exitCode, "svids": svids, "ports": ports, "hold": hold, "kid": kid, "random": random, "until": until, "as": as, "forge": forge, "taskid": taskID, "idof": idOf, "silent": silent,
 		},
 	})
 }
@@ -227,6 +227,18 @@ func taskID(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("it has named no task")
 	}
 	ts.Setenv(args[0], id)
+}
+
+// idof sets a variable to the first ID with a prefix that the last command has printed.
+func idOf(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: idof PREFIX VARIABLE")
+	}
+	id := regexp.MustCompile(args[0] + "[a-z0-9]+").FindString(ts.ReadFile("stdout"))
+	if id == "" {
+		ts.Fatalf("it has printed no %s", args[0])
+	}
+	ts.Setenv(args[1], id)
 }
 
 // svids makes a trust domain, example.org, and writes the identities that are named, each into a

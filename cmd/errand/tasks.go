@@ -43,6 +43,7 @@ var taskStates = []string{wire.StateActive, wire.StateCompleted, wire.StateFaile
 
 func newTaskWatch() *cobra.Command {
 	l := taskListing()
+	l.view = taskWatchTable
 	w := &watching[wire.TaskItem]{listing: l, path: wire.PathTasks, since: func(t wire.TaskItem) time.Time { return t.BegunAt }}
 	cmd := &cobra.Command{
 		Use:   "watch [FILTERS]",
@@ -80,6 +81,26 @@ func taskItemTable(now time.Time) table[wire.TaskItem] {
 	add(column[wire.TaskItem]{head: "LABELS", wide: true, cell: labelsOf})
 	add(column[wire.TaskItem]{head: "REF", wide: true, cell: refOf})
 	add(column[wire.TaskItem]{head: "NOTE", wide: true, cell: func(t wire.TaskItem) string { return t.Note }})
+	return out
+}
+
+// taskWatchTable has the deadline in the place of the lease's end, of which a watch hears nothing while it is extended.
+func taskWatchTable(now time.Time) table[wire.TaskItem] {
+	out := taskItemTable(now)
+	deadline := func(t wire.TaskItem) *time.Time {
+		if t.EndedAt != nil {
+			return nil
+		}
+		return &t.Deadline
+	}
+	for i, c := range out.columns {
+		if c.head == "ENDS" {
+			out.columns[i] = column[wire.TaskItem]{
+				head: "DEADLINE", cell: func(t wire.TaskItem) string { return rfc3339(deadline(t)) },
+				people: func(t wire.TaskItem) string { return ahead(deadline(t), now) },
+			}
+		}
+	}
 	return out
 }
 
