@@ -23,6 +23,7 @@ import (
 	"github.com/errandhq/errand/sdk/wire"
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"pgregory.net/rapid"
 )
 
 // fakeOperator is an operator listener that answers as a test wants, and the environment that finds it. It is for
@@ -389,4 +390,36 @@ func TestNumbers(t *testing.T) {
 			t.Errorf("%s is %s", d, got)
 		}
 	}
+}
+
+// TestPromptIsInterrupted: Ctrl-C at a question is an answer.
+func TestPromptIsInterrupted(t *testing.T) {
+	var talk bytes.Buffer
+	cmd := newRevoke()
+	cmd.SetErr(&talk)
+	ctx, interrupt := context.WithCancel(t.Context())
+	cmd.SetContext(ctx)
+	typed, keyboard := io.Pipe()
+	defer keyboard.Close() // the reader that is left behind ends
+	interrupt()
+	p := &prompt{cmd, bufio.NewReader(typed)}
+	if _, err := p.ask("Reason: "); !errors.Is(err, errInterrupted) || exitCodeOf(err) != exitInterrupted || talk.String() != "Reason: \n" {
+		t.Errorf("%v, %q", err, talk.String())
+	}
+}
+
+// TestPlansAreSafeForATerminal: whatever others have named things, a plan and a record have the lines that they have,
+// and none that does something to a terminal.
+func TestPlansAreSafeForATerminal(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		text := nasty.Draw(t, "text")
+		named := []wire.Counted{{Name: text, Grants: 7}}
+		var out bytes.Buffer
+		writePlan(plain{&out}, wire.RevocationPlan{Grants: 7, Tasks: 1, Workloads: named, Owners: named, Audiences: named, Sample: []wire.Grant{{ID: "gnt_1", Workload: text, Audience: text, Scope: text}}}, time.Now())
+		writeRevocation(plain{&out}, wire.Revocation{ID: "rev_1", What: wire.WhatTasks, Propagation: &wire.Propagation{Confirmed: 1, Pending: []wire.PendingVerifier{{ID: text, Workload: text, Audience: text}}}})
+		onlyPrints(t, "a plan", out.String())
+		if n := strings.Count(out.String(), "\n"); n != 10 {
+			t.Fatalf("%d lines: %q", n, out.String())
+		}
+	})
 }
