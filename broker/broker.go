@@ -70,6 +70,7 @@ type Broker struct {
 	adoptions adoptions
 	followers followers
 	verifiers verifiers
+	watchers  watchers
 }
 
 // New checks the configuration. The broker issues nothing before Run has read the store's feed.
@@ -107,7 +108,7 @@ func New(c Config) (*Broker, error) {
 	c.EndKeySecret = nil // it is in keys, which does not print it
 	return &Broker{
 		Config: c, view: newView(), pending: newPending(), lost: newLostEnds(), followers: newFollowers(), endKeys: keys,
-		verifiers: newVerifiers(), adoptions: newAdoptions(),
+		verifiers: newVerifiers(), watchers: newWatchers(), adoptions: newAdoptions(),
 		backlog: backlog{max: maxBacklog, wake: make(chan struct{})},
 	}, nil
 }

@@ -30,7 +30,7 @@ var (
 	// ErrLeaving: this replica is going away, or the connection has reached its age. It is also the
 	// cause of a context that ends for that.
 	ErrLeaving = errors.New("this replica sends its followers elsewhere")
-	// ErrCrowded: there are as many followers as allowed, or as many who wait for verifiers, or verifiers.
+	// ErrCrowded: there are as many followers as allowed, or watchers of lists, or as many who wait for verifiers, or verifiers.
 	ErrCrowded = errors.New("too many at once on this replica")
 )
 
@@ -237,10 +237,11 @@ func (b *Broker) look(ctx context.Context, w Workload, f *follower) (fates []Fat
 // Followers is how many follow their tasks now.
 func (b *Broker) Followers() int { return int(b.followers.size.Load()) }
 
-// Dismiss sends all who follow their tasks elsewhere, and refuses new ones; who waits for verifiers is told how it
-// stands: the replica is going away.
+// Dismiss sends all who follow their tasks, or watch a list, elsewhere, and refuses new ones; who waits for verifiers is told
+// how it stands: the replica is going away.
 func (b *Broker) Dismiss() {
 	b.followers.reset(true)
+	b.watchers.dismiss()
 	b.verifiers.dismiss()
 }
 

@@ -32,14 +32,25 @@ func (b *Broker) Grant(ctx context.Context, w Workload, id GrantID) (GrantStatus
 	if err != nil {
 		return GrantStatus{}, err
 	}
-	control, err := b.controlAt(ctx, id.Shard(), record.Control)
+	return b.grantStatus(ctx, record)
+}
+
+// grantStatus judges a grant by a control list that is not older than what the store has said.
+func (b *Broker) grantStatus(ctx context.Context, r Record) (GrantStatus, error) {
+	control, err := b.controlAt(ctx, r.Grant.ID.Shard(), r.Control)
 	if err != nil {
 		return GrantStatus{}, err
 	}
-	record.Grant.Revoked = record.Grant.Revoked || b.pending.revoked(id)
-	live := record.Grant.Live(record.Now, record.Task) && !control.Denies(record.Grant, record.Task)
-	return GrantStatus{Grant: record.Grant, Task: record.Task, Live: live}, nil
+	return b.judge(r, control), nil
 }
+
+// judge says whether a grant is live, with what is in force here alone.
+func (b *Broker) judge(r Record, control Control) GrantStatus {
+	r.Grant.Revoked = r.Grant.Revoked || b.pending.revoked(r.Grant.ID)
+	return GrantStatus{Grant: r.Grant, Task: r.Task, Live: r.Grant.Live(r.Now, r.Task) && !control.Denies(r.Grant, r.Task)}
+}
+
+func (s GrantStatus) record() Record { return Record{Grant: s.Grant, Task: s.Task} }
 
 func (b *Broker) lookup(ctx context.Context, w Workload, ref Ref) (Record, error) {
 	record, err := b.Store.Lookup(ctx, ref)

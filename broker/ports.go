@@ -14,6 +14,8 @@ type Registry interface {
 	Workload(spiffeid.ID) (WorkloadRegistration, error)
 	// Audience returns ErrNotFound for an unknown name.
 	Audience(name string) (AudienceRegistration, error)
+	// Workloads returns all registrations of workloads, in the order of their IDs. Nobody may change the list.
+	Workloads() []WorkloadRegistration
 	// Serves returns the audiences that have the ID among their servers, sorted.
 	Serves(spiffeid.ID) []string
 	// Source returns the source of ends that has the SPIFFE ID, or ErrUnregistered.

@@ -101,6 +101,13 @@ func (v *view) shards() int {
 	return len(v.position.Numbers)
 }
 
+// epoch is that of the data set, and 0 before the first reading.
+func (v *view) epoch() uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.position.Epoch
+}
+
 // control returns the control list of a shard, and the store's time as of its reading.
 func (v *view) control(shard int) (Control, time.Time, error) {
 	v.mu.Lock()

@@ -19,6 +19,7 @@ const (
 
 	kindOutside = "outside" // comes from callers of the public listener, or is about what they say
 	kindAck     = "ack"     // verifiers' acknowledgements
+	kindList    = "list"    // operators' lists, which have places and no rate
 )
 
 // Bounds of reports of usage. Each is large to read and up to a thousand events to record, so that they
@@ -66,7 +67,7 @@ func newAdmission(l Limits, known func(spiffeid.ID) bool) *admission {
 			kindOutside: newRates(l.Rate, l.Burst, known),
 			kindAck:     newRates(AckRate, AckBurst, known),
 		},
-		places:  map[string]*places{kindIssue: newPlaces(l.Issuing), kindOther: newPlaces(l.Others), kindUsage: newPlaces(maxRecording), kindOutside: newPlaces(min(maxOutside, l.Others)), kindAck: newPlaces(maxAckAtOnce)},
+		places:  map[string]*places{kindIssue: newPlaces(l.Issuing), kindOther: newPlaces(l.Others), kindUsage: newPlaces(maxRecording), kindOutside: newPlaces(min(maxOutside, l.Others)), kindAck: newPlaces(maxAckAtOnce), kindList: newPlaces(MaxListing)},
 		reading: reading[spiffeid.ID]{most: maxReading, mostOne: maxReadingOne},
 		// Every address is known: more than there is room for share buckets by chance, and none has less for others.
 		addresses: newRates(min(AddressRate, l.Rate), min(AddressBurst, l.Burst), func(netip.Prefix) bool { return true }),
@@ -97,6 +98,13 @@ func (r *router) issuing() *router {
 	issuing := *r
 	issuing.kind = kindIssue
 	return &issuing
+}
+
+// listing is the same router for lists.
+func (r *router) listing() *router {
+	listing := *r
+	listing.admission, listing.kind = r.api.admission, kindList
+	return &listing
 }
 
 // reporting is the same router for reports of usage, of which nothing is read but from a server of the

@@ -88,6 +88,7 @@ type request[Body any] struct {
 	Body     Body
 	Query    func(name string) string
 	Leave    func() // gives up the request's place among those that are worked on, before the handler returns
+	RawQuery string // for those that check all of it
 }
 
 // none is the body of a request that has none, or an empty object.

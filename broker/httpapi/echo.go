@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
+	"mime"
 	"net/http"
 	"runtime/debug"
 	"slices"
@@ -22,6 +24,7 @@ type router struct {
 	listener string
 	echo     *echo.Echo
 	routes   map[string]bool     // by echo's path
+	names    map[string]bool     // by method and path, as the API has it
 	guard    echo.MiddlewareFunc // of the routes that are added, before their bodies are read; nil for none
 
 	admission *admission       // nil for a listener without
@@ -37,7 +40,7 @@ func (a *API) router(listener string, identify echo.MiddlewareFunc) *router {
 	e.HideBanner, e.HidePort = true, true
 	// The peer's address comes from the connection alone: no header is believed.
 	e.IPExtractor = echo.ExtractIPDirect()
-	r := &router{api: a, listener: listener, echo: e, routes: map[string]bool{}, kinds: map[route]string{}}
+	r := &router{api: a, listener: listener, echo: e, routes: map[string]bool{}, names: map[string]bool{}, kinds: map[route]string{}}
 	e.HTTPErrorHandler = r.fail
 	e.Use(r.requestID, r.observe, r.recover)
 	if identify != nil {
@@ -64,6 +67,33 @@ func get[Answer any](r *router, path string, h handler[none, Answer]) {
 	})
 }
 
+// getOrWatch is get for what can also be watched: then watch writes the answer.
+func getOrWatch[Answer any](r *router, path string, h handler[none, Answer], watch func(http.ResponseWriter, *http.Request, broker.Workload) error) {
+	h = within(r, h)
+	r.add(http.MethodGet, path, func(c echo.Context) error {
+		if wantsEvents(c.Request().Header) {
+			return watch(c.Response(), c.Request(), workloadOf(c.Request().Context()))
+		}
+		answer, err := h(c.Request().Context(), newRequest(c, none{}))
+		if err != nil {
+			return err
+		}
+		return c.JSON(http.StatusOK, answer)
+	})
+}
+
+// wantsEvents reports whether an Accept header names the media type of server-sent events.
+func wantsEvents(h http.Header) bool {
+	for _, value := range h.Values("Accept") {
+		for part := range strings.SplitSeq(value, ",") {
+			if media, _, err := mime.ParseMediaType(part); err == nil && media == wire.TypeEvents {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func post[Body, Answer any](r *router, path string, status int, h handler[Body, Answer]) {
 	h = within(r, h)
 	r.add(http.MethodPost, path, func(c echo.Context) error {
@@ -85,7 +115,7 @@ func post[Body, Answer any](r *router, path string, status int, h handler[Body, 
 		if err != nil {
 			return err
 		}
-		if located, ok := any(answer).(interface{ location() string }); ok {
+		if located, ok := any(answer).(interface{ location() string }); ok && located.location() != "" {
 			c.Response().Header().Set("Location", located.location())
 		}
 		code := status // of this answer; the route's is everybody's
@@ -150,7 +180,8 @@ func (r *router) raw(path string, h http.HandlerFunc) {
 
 func newRequest[Body any](c echo.Context, body Body) request[Body] {
 	return request[Body]{
-		Workload: workloadOf(c.Request().Context()), ID: c.Param("id"), Body: body, Query: c.QueryParam,
+		Workload: workloadOf(c.Request().Context()), ID: c.Param("id"), Body: body,
+		Query: c.QueryParam, RawQuery: c.Request().URL.RawQuery,
 		Leave: func() {},
 	}
 }
@@ -162,6 +193,7 @@ func workloadOf(ctx context.Context) broker.Workload {
 
 // add registers a route; "{id}" in a path is ":id" to echo.
 func (r *router) add(method, path string, h echo.HandlerFunc) {
+	r.names[method+" "+path] = true
 	path = strings.NewReplacer("{", ":", "}", "").Replace(path)
 	if r.guard != nil {
 		h = r.guard(h)
@@ -186,6 +218,11 @@ func (r *router) forRole(least broker.Role) *router {
 		}
 	}
 	return &guarded
+}
+
+// Routes are what the router answers, each as "GET /v1/tasks/{id}", sorted.
+func (r *router) Routes() []string {
+	return slices.Sorted(maps.Keys(r.names))
 }
 
 // identify refuses a request whose peer is nobody, before anything of it is read.

@@ -19,6 +19,12 @@ type Operators map[spiffeid.ID]broker.Role
 func (a *API) Operator() http.Handler {
 	r := a.router("operator", a.identify)
 	viewer, admin := r.forRole(broker.RoleViewer), r.forRole(broker.RoleAdmin)
+	looking := viewer.listing()
+	getOrWatch(looking, wire.PathGrants, a.listGrants, a.watchGrants)
+	getOrWatch(looking, wire.PathTasks, a.listTasks, a.watchTasks)
+	get(looking, wire.PathTaskTree, a.tree)
+	get(viewer, wire.PathGrant, a.showGrant)
+	get(viewer, wire.PathTask, a.showTask)
 	get(viewer, wire.PathKeys, a.listKeys)
 	get(viewer, wire.PathVerifiers, a.listVerifiers)
 	post(admin, wire.PathKeyRotate, http.StatusOK, a.rotateKey)

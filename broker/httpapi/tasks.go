@@ -179,13 +179,7 @@ func (a *API) grant(ctx context.Context, r request[none]) (wire.Grant, error) {
 	if err != nil {
 		return wire.Grant{}, err
 	}
-	g := status.Grant
-	return wire.Grant{
-		ID: string(g.ID), Task: string(g.Task), Workload: g.Workload.String(), Audience: g.Audience,
-		Scope: g.Scopes.String(), Binding: g.Binding.String(), IssuedAt: g.Issued.UTC(), ExpiresAt: g.Expires.UTC(),
-		Live: status.Live, TaskState: string(status.Task.State), DecisionID: string(g.Decision),
-		AuthorizationDetails: g.Details.JSON(),
-	}, nil
+	return encodeGrant(status), nil
 }
 
 func (a *API) whoami(ctx context.Context, r request[none]) (wire.Whoami, error) {
@@ -323,6 +317,16 @@ func encodeTask(t broker.Task) wire.Task {
 	}
 	out.EndedAt, out.NotedAt = moment(t.Ended), moment(t.Noted)
 	return out
+}
+
+func encodeGrant(s broker.GrantStatus) wire.Grant {
+	g := s.Grant
+	return wire.Grant{
+		ID: string(g.ID), Task: string(g.Task), Workload: g.Workload.String(), Audience: g.Audience,
+		Scope: g.Scopes.String(), Binding: g.Binding.String(), IssuedAt: g.Issued.UTC(), ExpiresAt: g.Expires.UTC(),
+		Live: s.Live, TaskState: string(s.Task.State), DecisionID: string(g.Decision),
+		AuthorizationDetails: g.Details.JSON(),
+	}
 }
 
 func encodeToken(i broker.Issued) wire.TokenResponse {

@@ -15,6 +15,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/errandhq/errand/broker"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -26,6 +27,7 @@ const MaxFile = 4 << 20
 // Registry is one checked revision of the inventory. It implements broker.Registry.
 type Registry struct {
 	workloads map[spiffeid.ID]broker.WorkloadRegistration
+	sorted    []broker.WorkloadRegistration // the workloads, by ID
 	audiences map[string]broker.AudienceRegistration
 	serves    map[spiffeid.ID][]string // by server: its audiences, sorted
 	sources   []broker.SourceRegistration
@@ -98,6 +100,9 @@ func Parse(text []byte) (*Registry, error) {
 	if mistakes != nil {
 		return nil, errors.Join(mistakes...)
 	}
+	r.sorted = slices.SortedFunc(maps.Values(r.workloads), func(a, b broker.WorkloadRegistration) int {
+		return strings.Compare(a.ID.String(), b.ID.String())
+	})
 	return r, nil
 }
 
@@ -118,6 +123,9 @@ func (r *Registry) Workload(id spiffeid.ID) (broker.WorkloadRegistration, error)
 	}
 	return w, nil
 }
+
+// Workloads implements broker.Registry.
+func (r *Registry) Workloads() []broker.WorkloadRegistration { return r.sorted }
 
 // Audience implements broker.Registry.
 func (r *Registry) Audience(name string) (broker.AudienceRegistration, error) {

@@ -45,64 +45,6 @@ func (c *caller) at(listener string) func(*http.Request) {
 	}
 }
 
-// operatorRoutes are all that the operator listener has, with the least role that each needs.
-var operatorRoutes = []struct {
-	method, path, body string
-	least              broker.Role
-	with               int // the status for those who have it
-	problem            string
-}{
-	{"GET", wire.PathKeys, "", broker.RoleViewer, 200, ""},
-	{"GET", wire.PathVerifiers, "", broker.RoleViewer, 200, ""},
-	{"POST", wire.PathKeyRotate, `{"reason":"a test"}`, broker.RoleAdmin, 409, wire.ProblemTooEarly},
-	{"POST", "/v1/keys/nothing/revoke", `{"reason":"a test"}`, broker.RoleAdmin, 404, wire.ProblemNotFound},
-}
-
-// TestOperatorRoles goes through every operator route, role and listener.
-func TestOperatorRoles(t *testing.T) {
-	r := startFederated(t, nil, withOperators)
-	for id, has := range map[string]broker.Role{
-		reportID: broker.NoRole, nobodyID: broker.NoRole, viewerID: broker.RoleViewer, operatorID: broker.RoleOperator, adminID: broker.RoleAdmin,
-	} {
-		c := r.client(id)
-		for _, route := range operatorRoutes {
-			a := c.send(route.method, route.path, route.body, c.at("operator"))
-			switch {
-			case has >= route.least && (a.status != route.with || route.problem != "" && a.name() != route.problem):
-				t.Errorf("%s %s by %s: %d %s", route.method, route.path, has, a.status, a.body)
-			case has < route.least && (a.status != 403 || a.name() != wire.ProblemRoleRequired || !strings.Contains(a.problem.Detail, "needs the role "+route.least.String())):
-				t.Errorf("%s %s by %s: %d %s", route.method, route.path, has, a.status, a.body)
-			}
-			if route.method == "POST" && has < route.least {
-				a := c.send("POST", route.path, "not JSON", c.at("operator"))
-				if a.name() != wire.ProblemRoleRequired {
-					t.Errorf("%s by %s: the body was read first: %s", route.path, has, a.body)
-				}
-			}
-			for _, listener := range []string{"workload", "public", "ops"} {
-				if a := c.send(route.method, route.path, route.body, c.at(listener)); a.status != 404 {
-					t.Errorf("%s %s on the %s listener: %d %s", route.method, route.path, listener, a.status, a.body)
-				}
-			}
-		}
-	}
-	r.eventually("refusals are in the audit log", func() bool {
-		return strings.Contains(r.auditLog(), `"kind":"request.denied"`) && strings.Contains(r.auditLog(), `"rule":"operator/role"`) &&
-			strings.Contains(r.auditLog(), `"reason":"POST /v1/keys/:id/revoke: this needs the role admin, and `+viewerID+` has the role viewer"`)
-	})
-	admin := r.client(adminID)
-	for _, path := range []string{
-		wire.PathWhoami, wire.PathTasks, wire.PathHeartbeats, taskPath("x", ""), taskPath("x", "/end"), taskPath("x", "/tokens"), "/v1/grants/x",
-		wire.PathFeed, wire.PathFeedSnapshot, wire.PathFeedPosition, wire.PathFeedUsage, wire.PathFeedAcks, wire.PathJWKS, wire.PathMetadata, "/metrics", "/readyz",
-	} {
-		for _, method := range []string{"GET", "POST"} {
-			if a := admin.send(method, path, "", admin.at("operator")); a.status != 404 {
-				t.Errorf("%s %s on the operator listener: %d %s", method, path, a.status, a.body)
-			}
-		}
-	}
-}
-
 // TestNoOperators: without any, there is no listener for them.
 func TestNoOperators(t *testing.T) {
 	r := start(t)

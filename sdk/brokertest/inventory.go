@@ -53,6 +53,14 @@ func (i *inventory) Workload(id spiffeid.ID) (broker.WorkloadRegistration, error
 	}, nil
 }
 
+// Workloads implements broker.Registry. Without a file there are none: any workload will do.
+func (i *inventory) Workloads() []broker.WorkloadRegistration {
+	if i.file == nil {
+		return nil
+	}
+	return i.file.Workloads()
+}
+
 // Audience implements broker.Registry.
 func (i *inventory) Audience(name string) (broker.AudienceRegistration, error) {
 	audience := broker.AudienceRegistration{Name: name, Owner: "the test", MaxLife: broker.MaxTokenLife}
