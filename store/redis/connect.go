@@ -16,18 +16,21 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-// limits are how long Redis may take.
+// limits are how long Redis may take, and a list.
 type limits struct {
 	dial time.Duration // with the TLS handshake
 	pool time.Duration // for a connection when all are in use
 	call time.Duration
 	send time.Duration // for all of these together
+
+	rounds int // runs of a script that one List makes, in each of which it looks at 100 things
 }
 
 // usual are the limits outside of tests. An issue must be refused within a second when there is no
 // answer.
 var usual = limits{
 	dial: 300 * time.Millisecond, pool: 300 * time.Millisecond, call: 500 * time.Millisecond, send: 900 * time.Millisecond,
+	rounds: 100,
 }
 
 // poolSize bounds the connections to a server. Lanes use few of them; each Watch uses one, or on a

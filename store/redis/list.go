@@ -10,10 +10,6 @@ import (
 	"github.com/errandhq/errand/broker"
 )
 
-// maxRounds bounds the runs of a script that one List makes: it looks at 100 things in each of them, and then
-// says how far it has come.
-const maxRounds = 100
-
 // List returns tasks or grants in the order of their places, which is that of the shards and then that in each.
 // All are shown as of one moment, the first one's: the clocks of the shards may differ a little.
 func (s *Store) List(ctx context.Context, q broker.Query) (broker.Page, error) {
@@ -23,8 +19,11 @@ func (s *Store) List(ctx context.Context, q broker.Query) (broker.Page, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.limits.send)
 	defer cancel()
-	l := &listing{store: s, query: q, rounds: maxRounds, until: time.Now().Add(s.limits.send / 2)}
+	l := &listing{store: s, query: q, until: time.Now().Add(s.limits.send / 2)}
 	first, last := after.Task.Shard(), s.shards-1
+	if after == endOf(first) {
+		first++
+	}
 	if id := q.Of + q.Below; id != "" { // one of them
 		first, last = max(first, id.Shard()), min(last, id.Shard())
 	}
@@ -45,6 +44,12 @@ func (s *Store) List(ctx context.Context, q broker.Query) (broker.Page, error) {
 
 // behindAll is after every place.
 const behindAll = "\xff"
+
+// endOf is the place after all of a shard.
+func endOf(shard int) broker.Place {
+	r := reply{shard: shard}
+	return broker.Place{Task: r.taskID(strings.Repeat("z", bareLength))}
+}
 
 // barePlace is a place in a shard as Redis has it.
 func barePlace(p broker.Place) string {
@@ -78,7 +83,7 @@ type listing struct {
 	store  *Store
 	query  broker.Query
 	page   broker.Page
-	rounds int          // that are left
+	rounds int          // so far
 	until  time.Time    // when it takes too long
 	last   broker.Place // that was looked at
 }
@@ -117,7 +122,7 @@ func bareOr(id broker.TaskID) string {
 // add adds what one shard has after a place, until the page is full, or it takes a long search.
 func (l *listing) add(ctx context.Context, shard int, after string) error {
 	for more := true; more; {
-		if l.rounds == 0 || l.rounds < maxRounds && !time.Now().Before(l.until) {
+		if l.rounds >= l.store.limits.rounds || l.rounds > 0 && !time.Now().Before(l.until) {
 			l.page.Next = l.last.String()
 			return nil
 		}
@@ -129,7 +134,7 @@ func (l *listing) add(ctx context.Context, shard int, after string) error {
 		if r.err == nil && r.status != "ok" {
 			r.err = r.refusal()
 		}
-		l.rounds--
+		l.rounds++
 		if now := r.moment(); l.page.Now.IsZero() {
 			l.page.Now = now
 		}
@@ -146,7 +151,7 @@ func (l *listing) add(ctx context.Context, shard int, after string) error {
 			return nil
 		}
 		if !more {
-			l.last = broker.Place{Task: r.taskID(strings.Repeat("z", bareLength))} // after all of the shard
+			l.last = endOf(shard)
 		}
 	}
 	return nil

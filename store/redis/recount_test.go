@@ -27,7 +27,7 @@ type recount struct {
 }
 
 // TestCountsAreTrue makes random calls over long times, in which records come and go: the counters of
-// tasks, of grants and of children, kept call by call, are those of a recount.
+// tasks, of grants and of children, kept call by call, are those of a recount, and the lists have what is there.
 func TestCountsAreTrue(t *testing.T) {
 	t.Parallel()
 	s := start(t)
@@ -87,6 +87,9 @@ func (r *recount) step(advance func(time.Duration)) string {
 				delegation := broker.DelegationID(fmt.Sprint("dlg_", r.random.IntN(10)))
 				req.Begin.Join = &broker.Join{Delegation: delegation, Delegator: parent.Workload, Until: parent.Begun.Add(time.Minute)}
 			}
+		}
+		if r.random.IntN(3) == 0 {
+			req.Begin.Ref = broker.TaskRef{Kind: "ci/run", ID: fmt.Sprint(r.random.IntN(5))}
 		}
 		if r.random.IntN(3) == 0 {
 			req.Begin.Key = fmt.Sprint(r.random.IntN(5))
@@ -197,8 +200,23 @@ func (r *recount) compare() string {
 		if f[16] ~= (children[id] or 0) then out[#out + 1] = 'children of ' .. id .. ' ' .. f[16] .. ' instead of ' .. (children[id] or 0) end
 	end
 	for w, n in pairs(live) do out[#out + 1] = w .. '=' .. n end
+
+	local listed = {}
+	for _, member in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
+		local kind, id = string.sub(member, 1, 1), string.sub(member, -26)
+		if kind == 'g' then id = string.sub(member, 2, 27) end
+		listed[kind .. id] = true
+		if not t[id] and not (kind == 'g' and redis.call('ZSCORE', KEYS[4], id)) then
+			out[#out + 1] = 'children: the lists have ' .. member .. ', and there is no such task'
+		end
+	end
+	for id, f in pairs(t) do
+		if not listed['t' .. id] or (f[8] ~= '') ~= (listed['b' .. id] or false) or (f[19] ~= '') ~= (listed['r' .. id] or false) then
+			out[#out + 1] = 'children: the lists lack ' .. id
+		end
+	end
 	return out`
-	lines, err := r.client.Eval(r.Context(), script, []string{prefix + "tasks", prefix + "due"}).StringSlice()
+	lines, err := r.client.Eval(r.Context(), script, []string{prefix + "tasks", prefix + "due", prefix + "lists", prefix + "alarms"}).StringSlice()
 	r.must(err)
 	last, err := r.client.HGet(r.Context(), prefix+"meta", "last").Int64()
 	r.must(err)

@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/errandhq/errand/broker"
@@ -16,6 +17,7 @@ func agingCases() []testCase {
 		{"aging/a lost task stays dead for its tokens", agingLost},
 		{"aging/a lost task with a far deadline", agingLostLong},
 		{"aging/a lost task below one that is gone", agingLostOrphan},
+		{"aging/lists have what can be looked up", agingLists},
 		{"aging/an entry stays for its tokens", agingEntry},
 		{"aging/no entry when all tokens are past", agingNoEntry},
 		{"aging/denials by a property", agingControl},
@@ -111,6 +113,41 @@ func agingOrphan(b *bench) {
 	b.same("what is due", len(b.list(broker.Query{Due: true}).Tasks), 0)
 	b.until(child.LeaseEnd.Add(broker.Margin), -grace)
 	b.absent(child.ID)
+}
+
+// agingLists lets grants and their tasks go, one after the other.
+func agingLists(b *bench) {
+	job := broker.TaskRef{Kind: "k8s/job", ID: "7"}
+	root := b.begin(lease(10*time.Minute), ref(job.Kind, job.ID, ""), asking(b.ask("a", time.Minute), b.ask("a", 3*time.Minute)))
+	child := b.begin(below(root), lease(10*time.Minute), asking(b.ask("a", 2*time.Minute)))
+	grants := b.list(broker.Query{Grants: true}).Grants
+	slices.SortFunc(grants, func(x, y broker.Record) int { return x.Grant.Expires.Compare(y.Grant.Expires) })
+	b.end(completing(child))
+	lists := func(n int) {
+		b.Helper()
+		var left []broker.Grant
+		for _, record := range grants[n:] {
+			left = append(left, record.Grant)
+		}
+		b.same("all grants", b.grantPages(broker.Query{Limit: 1}), placed(left...))
+		b.same("the grants of the tree", b.grantPages(broker.Query{Below: root.ID}), placed(left...))
+		b.same("the grants from the first on", b.grantPages(broker.Query{After: broker.PlaceOf(grants[0].Grant).String()}),
+			from(left, broker.PlaceOf(grants[0].Grant)))
+	}
+	for n, record := range grants {
+		b.until(record.Grant.Expires.Add(broker.Margin), time.Second)
+		lists(n)
+		b.until(record.Grant.Expires.Add(broker.Margin), -grace)
+		lists(n + 1)
+	}
+	b.absent(child.ID)
+	b.same("the tree", b.pages(broker.Query{Below: root.ID}), []broker.TaskID{root.ID})
+	b.same("the job's", b.pages(broker.Query{Ref: job, After: string(root.ID[:len(root.ID)-1]) + "2"}), b.pages(broker.Query{After: string(root.ID[:len(root.ID)-1]) + "2"}))
+	b.end(completing(root))
+	b.Advance(broker.Margin + grace)
+	for _, q := range []broker.Query{{}, {Below: root.ID}, {Of: root.ID}, {Ref: job}, {After: string(root.ID)}} {
+		b.same("in the end", len(b.pages(q)), 0)
+	}
 }
 
 func agingEntry(b *bench) {

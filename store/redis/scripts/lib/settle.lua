@@ -28,10 +28,8 @@ local function settle(limit)
   local function ring(id)
     local t = load_task(id)
     local is_gone, again = not t or now >= gone(t), nil
-    if not t or t.grants > 0 then
-      grants = grants - unlist_grants(id, is_gone, grants)
-      if grants == 0 then again = now end -- for the rest
-    end
+    grants = grants - unlist_grants(id, is_gone, grants)
+    if grants == 0 then again = now end -- for the rest
     if is_gone then
       drop(id)
     elseif t.over then
