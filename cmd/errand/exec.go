@@ -39,6 +39,11 @@ Inside another errand exec, whose ERRAND_TASK_ID is in the environment, the task
 have no more, and ends with it. --no-parent begins one that has nothing to do with it, as it must be for
 another workload, another broker, or for what the task outside may not have.
 
+With --join the task is a part of another workload's, as errand task delegate has given it a handle. CMD does not
+get the handle, which is good for one task. With --adopt there is no new task: errand keeps one alive that another
+command of this workload has begun, as errand task begin, and ends it when CMD exits. Whoever kept it alive before
+learns that, and keeps off it.
+
 Other ways to give it, besides or with --no-files instead:
 
   --curl-config   ERRAND_CURL_CONFIG, for  curl --config "$ERRAND_CURL_CONFIG" URL
@@ -89,7 +94,7 @@ func (a *asks) addScope(text string) error {
 func newExec() *cobra.Command {
 	config := exec.Config{}
 	var named asks
-	var url, onRevoke string
+	var url, onRevoke, join string
 	var startup time.Duration
 	var noParent bool
 	cmd := &cobra.Command{
@@ -101,8 +106,8 @@ func newExec() *cobra.Command {
 				return ownFailure(usage(cmd, "put -- between errand's flags and the command, as in  errand exec --task export ... -- ./export.sh --its-own-flag"))
 			}
 			config.Command, config.Asks, config.OnEnd = args, named.list, exec.OnEnd(onRevoke)
-			if !noParent {
-				config.Task.Parent = os.Getenv(exec.EnvTaskID)
+			if err := above(cmd, &config, join, noParent); err != nil {
+				return ownFailure(err)
 			}
 			return runExec(cmd, config, url, startup)
 		},
@@ -118,7 +123,9 @@ func newExec() *cobra.Command {
 	flags.BoolVar(&config.Task.Presence, "presence", false, "the task ends within two seconds when errand is killed or loses the broker")
 	flags.DurationVar(&config.Task.Deadline, "deadline", 0, "the task ends after so long, whatever happens, 5s to 24h (default 1h)")
 	flags.DurationVar(&config.TTL, "ttl", 0, "the most that a token lives (default what the audience has)")
-	flags.BoolVar(&noParent, "no-parent", false, "do not make the task a part of that in ERRAND_TASK_ID")
+	flags.BoolVar(&noParent, "no-parent", false, "do not make the task a part of what ERRAND_TASK_ID or ERRAND_TASK_HANDLE names")
+	flags.StringVar(&join, "join", "", "the handle of a delegation, by which the task is a part of another workload's (default ERRAND_TASK_HANDLE)")
+	flags.StringVar(&config.Adopt, "adopt", "", "run CMD in this task, which another command has begun, in the place of a new one")
 	flags.BoolVar(&config.NoFiles, "no-files", false, "make no folder")
 	flags.BoolVar(&config.NoKey, "no-key", false, "leave certificate and private key out of the folder")
 	flags.BoolVar(&config.Curl, "curl-config", false, "put a file for curl --config into the folder")
@@ -133,6 +140,25 @@ func newExec() *cobra.Command {
 	brokerURLFlag(cmd, &url)
 	completeCeiling(cmd)
 	return cmd
+}
+
+// above says what the task is to be a part of.
+func above(cmd *cobra.Command, config *exec.Config, join string, noParent bool) (err error) {
+	from := "--join"
+	switch {
+	case config.Adopt != "" && !strings.HasPrefix(config.Adopt, "tsk_"):
+		return usage(cmd, "--adopt is %q; name the task by its ID, as tsk_00gybxqbdwiuxgoxp7eqvjcyoumu", config.Adopt)
+	case join == "" && (noParent || config.Adopt != ""):
+		return nil
+	case join == "":
+		join, from = os.Getenv(exec.EnvTaskHandle), exec.EnvTaskHandle
+	}
+	if join == "" {
+		config.Task.Parent = os.Getenv(exec.EnvTaskID)
+		return nil
+	}
+	config.Join, err = handleIn(cmd, from, join)
+	return err
 }
 
 func runExec(cmd *cobra.Command, config exec.Config, url string, startup time.Duration) error {

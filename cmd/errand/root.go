@@ -88,8 +88,10 @@ var exitCodes = map[string]int{
 	wire.ProblemInvalid: exitUsage, wire.ProblemNotFound: exitNotFound, wire.ProblemUnauthenticated: exitNoIdentity, wire.ProblemBadEndKey: exitNoIdentity,
 	wire.ProblemDenied: exitDenied, wire.ProblemScopeExceeded: exitDenied, wire.ProblemUnregistered: exitDenied, wire.ProblemRoleRequired: exitDenied,
 	wire.ProblemQuarantined: exitLocked,
-	wire.ProblemTooEarly:    exitPrecondition, wire.ProblemTaskEnded: exitPrecondition, wire.ProblemIdempotencyMismatch: exitPrecondition,
-	wire.ProblemPlanChanged: exitPrecondition, wire.ProblemPlanExpired: exitPrecondition,
+	wire.ProblemTooEarly:    exitPrecondition, wire.ProblemTaskEnded: exitPrecondition, wire.ProblemAdopted: exitPrecondition,
+	wire.ProblemNotDelegate: exitDenied, wire.ProblemHandleUsed: exitPrecondition, wire.ProblemHandleExpired: exitPrecondition,
+	wire.ProblemIdempotencyMismatch: exitPrecondition,
+	wire.ProblemPlanChanged:         exitPrecondition, wire.ProblemPlanExpired: exitPrecondition,
 	wire.ProblemRateLimited: exitUnreachable, wire.ProblemOverloaded: exitUnreachable,
 	wire.ProblemStoreUnavailable: exitUnreachable, wire.ProblemAuditUnavailable: exitUnreachable, wire.ProblemNotReady: exitUnreachable,
 }

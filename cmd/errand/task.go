@@ -38,14 +38,14 @@ broker, and 1 for all else.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newTaskBegin(), newTaskShow(), newTaskEnd(), newTaskList(), newTaskTree(), newTaskWatch())
+	cmd.AddCommand(newTaskBegin(), newTaskShow(), newTaskEnd(), newTaskDelegate(), newTaskList(), newTaskTree(), newTaskWatch())
 	return cmd
 }
 
 func newTaskBegin() *cobra.Command {
 	var body wire.BeginRequest
 	var lease, deadline time.Duration
-	var file, parent string
+	var file, parent, join string
 	var print bool
 	a := &asking{at: api.Workload}
 	cmd := &cobra.Command{
@@ -56,7 +56,8 @@ also while the broker cannot reach its store; --end-key-file writes it into a ne
 alone, and with --print -o json it is in the answer.
 
 With --parent it is a part of another task of this workload: it may have no more than that one, has what that
-one has if no audience and scope is named, and ends with it at the latest.`,
+one has if no audience and scope is named, and ends with it at the latest. With --join it is a part of another
+workload's task, as that one has delegated it with errand task delegate.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if strings.TrimSpace(body.Name) == "" || strings.TrimSpace(body.Purpose) == "" {
@@ -69,15 +70,12 @@ one has if no audience and scope is named, and ends with it at the latest.`,
 			if body.DeadlineSeconds, err = seconds(cmd, "deadline", deadline); err != nil {
 				return err
 			}
-			path := wire.PathTasks
-			if parent != "" {
-				if err := oneTask(cmd, []string{parent}); err != nil {
-					return err
-				}
-				path = pathOf(wire.PathTaskChildren, parent)
+			request, err := beginning(cmd, body, parent, join)
+			if err != nil {
+				return err
 			}
 			var begun wire.BeginResponse
-			text, err := withEndKey(cmd, a, file, path, body, &begun)
+			text, err := withEndKey(cmd, a, file, request, &begun)
 			if err != nil {
 				return err
 			}
@@ -97,12 +95,32 @@ one has if no audience and scope is named, and ends with it at the latest.`,
 	f.StringArrayVar(&body.Audiences, "audience", nil, "an audience that its tokens may be for; repeat for more (default what policy allows)")
 	f.StringArrayVar(&body.Scopes, "scope", nil, "a scope that they may have; repeat for more (default what policy allows)")
 	f.StringVar(&parent, "parent", "", "the task that it is a part of, by its ID")
+	f.StringVar(&join, "join", "", "the handle of a delegation, by which it is a part of another workload's task")
 	f.DurationVar(&lease, "lease", maxLease, "how long it lives without a heartbeat, 5s to 10m")
 	f.DurationVar(&deadline, "deadline", 0, "when it ends whatever happens, 5s to 24h (default 1h)")
 	f.BoolVar(&print, "print", false, "have the end key in -o json and -o yaml, too")
 	endKeyFlag(cmd, &file)
 	completeCeiling(cmd)
 	return cmd
+}
+
+// beginning asks for a task, below another one if it is to be there.
+func beginning(cmd *cobra.Command, body wire.BeginRequest, parent, join string) (api.Request, error) {
+	request := api.Request{Method: http.MethodPost, Path: wire.PathTasks, Body: body}
+	switch {
+	case parent != "" && join != "":
+		return request, usage(cmd, "--parent and --join exclude each other: a task is a part of one")
+	case parent != "":
+		request.Path = pathOf(wire.PathTaskChildren, parent)
+		return request, oneTask(cmd, []string{parent})
+	case join != "":
+		handle, err := handleIn(cmd, "--join", join)
+		if err != nil {
+			return request, err
+		}
+		request.Path, request.Body = wire.PathJoins, wire.JoinRequest{Handle: string(handle), BeginRequest: body}
+	}
+	return request, nil
 }
 
 // seconds is nil for none. The bounds are the broker's.

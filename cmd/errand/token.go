@@ -109,11 +109,11 @@ func (t *tokenCommand) run(cmd *cobra.Command) error {
 	// heartbeats were missed.
 	lease := int64(min(t.ttl+minTokenLife, maxLease) / time.Second)
 	var begun wire.BeginResponse
-	text, err := withEndKey(cmd, &t.asking, t.endKeyFile, wire.PathTasks, wire.BeginRequest{
+	text, err := withEndKey(cmd, &t.asking, t.endKeyFile, api.Request{Method: http.MethodPost, Path: wire.PathTasks, Body: wire.BeginRequest{
 		Name: t.name, Purpose: t.purpose, Audiences: []string{t.audience}, Scopes: t.scopes,
 		LeaseSeconds: &lease, DeadlineSeconds: &life,
 		Tokens: []wire.TokenRequest{{Audience: t.audience, Scopes: t.scopes, TTLSeconds: &life}},
-	}, &begun)
+	}}, &begun)
 	if err != nil {
 		return err
 	}
@@ -155,8 +155,8 @@ func (t *tokenCommand) hand(cmd *cobra.Command, text []byte, token wire.TokenRes
 }
 
 // withEndKey begins a task. The file for its end key is made first: when that cannot be, no task begins.
-func withEndKey(cmd *cobra.Command, a *asking, file, path string, body wire.BeginRequest, begun *wire.BeginResponse) (text []byte, err error) {
-	request := api.Request{Method: http.MethodPost, Path: path, Key: rand.Text(), Body: body}
+func withEndKey(cmd *cobra.Command, a *asking, file string, request api.Request, begun *wire.BeginResponse) (text []byte, err error) {
+	request.Key = rand.Text()
 	if file == "" || a.curl {
 		return a.send(cmd, request, begun)
 	}

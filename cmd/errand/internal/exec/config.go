@@ -32,8 +32,12 @@ const (
 	MaxFD = 255
 )
 
-// EnvTaskID has the ID of the task that the command runs in.
-const EnvTaskID = "ERRAND_TASK_ID"
+// The variables of what a task is to be a part of. EnvTaskID has the task that the command runs in, EnvTaskHandle
+// the handle of a delegation, which the command does not get, since it is good for one task.
+const (
+	EnvTaskID     = "ERRAND_TASK_ID"
+	EnvTaskHandle = "ERRAND_TASK_HANDLE"
+)
 
 // OnEnd is what becomes of the command when its task ends first.
 type OnEnd string
@@ -56,6 +60,8 @@ type Config struct {
 	Command []string      // the program and its arguments; no shell is involved
 	Task    sdk.TaskSpec  // Audiences and Scopes are those of Asks
 	Asks    []Ask         // 1 to 16; the first is the one that variables without a name are about
+	Join    sdk.Handle    // the task is a part of another workload's, by this; "" for none
+	Adopt   string        // the ID of a task that is there already, in the place of a new one; "" for none
 	TTL     time.Duration // of tokens, at most; what the audience has when zero, and Task.Deadline with Env
 
 	NoFiles    bool   // no folder
@@ -88,13 +94,10 @@ func (c *Config) Check() error {
 		c.TTL = min(c.Task.Deadline, maxTTL)
 	}
 	once := c.FD != 0 || c.Stdin || c.Env != ""
+	if err := c.checkTask(); err != nil {
+		return err
+	}
 	switch {
-	case len(c.Command) == 0 || c.Command[0] == "":
-		return errors.New("there is no command; put it behind --")
-	case c.Task.Name == "":
-		return errors.New("--task is missing: name the kind of work, as nightly-export")
-	case c.Task.Purpose == "":
-		return errors.New("--purpose is missing: say why, for the audit log")
 	case len(c.Asks) == 0 || len(c.Asks) > MaxAudiences:
 		return fmt.Errorf("%d audiences; name 1 to %d with --audience", len(c.Asks), MaxAudiences)
 	case c.OnEnd != Terminate && c.OnEnd != Kill && c.OnEnd != Ignore:
@@ -113,6 +116,23 @@ func (c *Config) Check() error {
 		return errors.New("--no-files leaves nothing for --curl-config and --no-key to be about")
 	}
 	return c.checkAsks()
+}
+
+func (c *Config) checkTask() error {
+	own := c.Task.Name != "" || c.Task.Purpose != "" || c.Task.Lease != 0 || c.Task.Deadline != 0 || c.Task.Presence || c.Join != ""
+	switch {
+	case len(c.Command) == 0 || c.Command[0] == "":
+		return errors.New("there is no command; put it behind --")
+	case c.Adopt != "" && own:
+		return errors.New("--adopt takes the task as it has begun: --task, --purpose, --lease, --deadline, --presence and --join are for a new one")
+	case c.Adopt != "":
+		return nil
+	case c.Task.Name == "":
+		return errors.New("--task is missing: name the kind of work, as nightly-export")
+	case c.Task.Purpose == "":
+		return errors.New("--purpose is missing: say why, for the audit log")
+	}
+	return nil
 }
 
 func (c *Config) checkAsks() error {

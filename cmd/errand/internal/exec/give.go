@@ -33,7 +33,7 @@ const (
 )
 
 // ours are the variables that an errand exec around this one may have set.
-var ours = []string{EnvTaskID, EnvTokenDirs, EnvTokenDir, EnvTokenFile, EnvCertFile, EnvKeyFile, EnvBundleFile, EnvCurlConfig, EnvTokenURL, EnvTokenAuth}
+var ours = []string{EnvTaskID, EnvTaskHandle, EnvTokenDirs, EnvTokenDir, EnvTokenFile, EnvCertFile, EnvKeyFile, EnvBundleFile, EnvCurlConfig, EnvTokenURL, EnvTokenAuth}
 
 // gifts are what the command is given: variables, open files, and what is kept up to date.
 type gifts struct {

@@ -105,10 +105,7 @@ func (r *run) inTask(ctx context.Context, path string) (code int, err error) {
 		}
 	}()
 	r.begun = time.Now()
-	for _, ask := range r.Asks { // all, or no task
-		r.Task.Tokens = append(r.Task.Tokens, r.request(ask))
-	}
-	if r.task, err = r.client.Begin(starting, r.Task); err != nil {
+	if err = r.begin(starting); err != nil {
 		return r.interrupted(starting, r.aboutParent(err))
 	}
 	code, err = r.start(starting, path)
@@ -127,9 +124,28 @@ func (r *run) inTask(ctx context.Context, path string) (code int, err error) {
 	return code, err
 }
 
+// begin has the task: a new one with all tokens, or none, or one that is there.
+func (r *run) begin(ctx context.Context) (err error) {
+	for _, ask := range r.Asks {
+		r.Task.Tokens = append(r.Task.Tokens, r.request(ask))
+	}
+	switch {
+	case r.Adopt != "":
+		r.task, err = r.client.Adopt(ctx, r.Adopt)
+	case r.Join != "":
+		r.task, err = r.client.Join(ctx, r.Join, r.Task)
+	default:
+		r.task, err = r.client.Begin(ctx, r.Task)
+	}
+	return err
+}
+
 // aboutParent says what to do about a refusal that may be for the task outside.
 func (r *run) aboutParent(err error) error {
-	if r.Task.Parent == "" {
+	switch {
+	case r.Join != "" && errors.Is(err, sdk.ErrHandleUsed) && os.Getenv(EnvTaskHandle) != "":
+		return fmt.Errorf("%w. A handle is good for one task; --no-parent begins one that does without what is in %s", err, EnvTaskHandle)
+	case r.Task.Parent == "":
 		return err
 	}
 	for _, its := range []error{sdk.ErrNotFound, sdk.ErrTaskEnded, sdk.ErrScopeExceeded} {
