@@ -97,8 +97,13 @@ func (c *Client) displace(t *task) {
 	}
 }
 
-// name is what the task is followed by.
-func (t *task) name() string { return t.id }
+// name is what the task is followed by: whoever held it is told when somebody else adopts it.
+func (t *task) name() string {
+	if t.holder == 0 {
+		return t.id
+	}
+	return fmt.Sprintf("%s:%d", t.id, t.holder)
+}
 
 // elsewhere returns nil unless another process holds the task.
 func (t *task) elsewhere() error {

@@ -99,7 +99,7 @@ func TestJoin(t *testing.T) {
 			t.Errorf("once more: %v", err)
 		}
 		must(root.Complete(t.Context()))(t)
-		time.Sleep(21 * time.Second)
+		time.Sleep(23 * time.Second) // a third of its lease, and some more
 		wentAlong(t, task)
 		wentAlong(t, child)
 		if _, err := client.Join(t.Context(), "hdl_x.y", sdk.TaskSpec{Name: "pick"}); !errors.Is(err, sdk.ErrTaskEnded) {

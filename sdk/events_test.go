@@ -109,7 +109,7 @@ func TestAStreamThatIsResetGoesOnElsewhere(t *testing.T) {
 	client := w.client(t, sdk.WithBroker(w.broker.String(), second.String()))
 	task := begin(t, client, spec)
 	says <- "event: reset\ndata: {}\n\n"
-	if names := <-followed; !slices.Equal(names, []string{task.ID()}) {
+	if names := <-followed; !slices.Equal(names, []string{task.ID() + ":1"}) {
 		t.Errorf("elsewhere it follows %q", names)
 	}
 	elsewhere <- "event: task.ended\ndata: no JSON\n\n"
@@ -153,7 +153,7 @@ func TestShortTasksOpenNoStream(t *testing.T) {
 		}
 		var ids []string
 		for range wire.MaxFollowed + 1 {
-			ids = append(ids, begin(t, client, spec).ID())
+			ids = append(ids, begin(t, client, spec).ID()+":1")
 			time.Sleep(time.Millisecond)
 		}
 		time.Sleep(2 * time.Second)

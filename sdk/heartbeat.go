@@ -114,13 +114,20 @@ func (c *Client) beat(ctx context.Context, tasks []*task, patience time.Duration
 	var answer wire.HeartbeatResponse
 	_, err := c.ask(ctx, question{method: http.MethodPost, path: wire.PathHeartbeats, body: body, patience: patience}, &answer)
 	got := c.clock()
+	pulses := map[string][]wire.Pulse{} // more than one of a task that this client has just adopted from itself
+	if err == nil {
+		for _, pulse := range answer.Tasks {
+			pulses[pulse.ID] = append(pulses[pulse.ID], pulse)
+		}
+	}
 	for i, t := range tasks {
 		t.beatEnds(got)
 		if err == nil || errors.Is(err, ErrInvalid) { // a note that the broker does not take must not stop the heartbeats
 			t.dropNote(body.Tasks[i].Note)
 		}
-		if err == nil && i < len(answer.Tasks) && answer.Tasks[i].ID == t.id {
-			t.feel(answer.Tasks[i], sent)
+		if of := pulses[t.id]; len(of) > 0 {
+			t.feel(of[0], sent)
+			pulses[t.id] = of[1:]
 		}
 	}
 	if c.hooks.OnHeartbeat != nil {
