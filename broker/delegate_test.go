@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"sync"
@@ -561,6 +562,32 @@ func TestAHandleIsGoodOnce(t *testing.T) {
 		if counts["joined"] != 1 || counts["used"] != 99 {
 			h.t.Errorf("%v", counts)
 		}
+	})
+}
+
+// slowStore takes its time to commit.
+type slowStore struct {
+	broker.Store
+	commit time.Duration
+}
+
+func (s *slowStore) Grant(ctx context.Context, r broker.GrantRequest) (broker.GrantReply, error) {
+	time.Sleep(s.commit)
+	return s.Store.Grant(ctx, r)
+}
+
+// TestAHandleIsGoodOnceToTheEnd: who comes to the store when it is over must not find that forgotten.
+func TestAHandleIsGoodOnceToTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &slowStore{Store: newFaulty(t)}
+		h := newHarness(t, store, nil)
+		a := h.begin(report, func(r *broker.BeginRequest) { r.Lease = broker.MaxLease })
+		d := h.delegate(report, a.Task.ID, night)
+		h.join(night, d, nil)
+		time.Sleep(time.Until(d.Expires) - time.Millisecond)
+		store.commit = 300 * time.Millisecond
+		_, err := h.tryJoin(night, d.Handle, nil)
+		want(t, err, broker.ErrUsed)
 	})
 }
 
