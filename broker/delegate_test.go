@@ -582,11 +582,14 @@ func TestAHandleIsGoodOnceToTheEnd(t *testing.T) {
 		store := &slowStore{Store: newFaulty(t)}
 		h := newHarness(t, store, nil)
 		a := h.begin(report, func(r *broker.BeginRequest) { r.Lease = broker.MaxLease })
-		d := h.delegate(report, a.Task.ID, night)
+		d, err := h.tryDelegate(report, a.Task.ID, broker.Delegation{To: workload(night).ID, Life: time.Minute})
+		if err != nil {
+			t.Fatal(err)
+		}
 		h.join(night, d, nil)
 		time.Sleep(time.Until(d.Expires) - time.Millisecond)
 		store.commit = 300 * time.Millisecond
-		_, err := h.tryJoin(night, d.Handle, nil)
+		_, err = h.tryJoin(night, d.Handle, nil)
 		want(t, err, broker.ErrUsed)
 	})
 }
