@@ -196,7 +196,7 @@ type envelope struct {
 	DataContentType *string                   `json:"datacontenttype"`
 	Time            *string                   `json:"time"`
 	Data            jsontext.Value            `json:"data"`
-	More            map[string]jsontext.Value `json:",inline"`
+	More            map[string]jsontext.Value `json:",embed"`
 }
 
 // structured reads one event of the JSON format.
