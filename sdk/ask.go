@@ -2,6 +2,7 @@ package sdk
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -35,6 +36,7 @@ type question struct {
 	path     string
 	key      string // Idempotency-Key
 	body     any
+	media    string        // of the body; wire.TypeJSON when empty
 	patience time.Duration // for each replica; patience when zero
 }
 
@@ -93,7 +95,7 @@ func (c *Client) askOne(ctx context.Context, g *generation, base *url.URL, q que
 		return fmt.Errorf("sdk: %w", err)
 	}
 	if q.body != nil {
-		req.Header.Set("Content-Type", wire.TypeJSON)
+		req.Header.Set("Content-Type", cmp.Or(q.media, wire.TypeJSON))
 	}
 	if q.key != "" {
 		req.Header.Set(wire.HeaderIdempotencyKey, q.key)

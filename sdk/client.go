@@ -116,7 +116,7 @@ func (c *Client) introduce(ctx context.Context) error {
 			c.ID(), time.Since(start).Round(100*time.Millisecond), err, c.brokerID)
 	case err != nil:
 		return fmt.Errorf("sdk: the broker does not accept %s: %w", c.ID(), err)
-	case who.Owner == "" && len(who.Serves) > 0:
+	case who.Owner == "" && who.Source == "" && len(who.Serves) > 0:
 		return fmt.Errorf("sdk: %w: %s is a server of %q, and has no registration of its own; add one to the inventory", ErrUnregistered, c.ID(), who.Serves)
 	case who.Workload != c.ID().String():
 		return fmt.Errorf("sdk: %w: the broker takes %s for %q; is there a proxy in between that ends TLS?", ErrUnauthenticated, c.ID(), who.Workload)
