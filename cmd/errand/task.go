@@ -45,7 +45,7 @@ broker, and 1 for all else.`,
 func newTaskBegin() *cobra.Command {
 	var body wire.BeginRequest
 	var lease, deadline time.Duration
-	var file, parent, join string
+	var file, env, parent, join string
 	var print bool
 	a := &asking{at: api.Workload}
 	cmd := &cobra.Command{
@@ -53,7 +53,9 @@ func newTaskBegin() *cobra.Command {
 		Short: "Begin a task that another command ends",
 		Long: `begin begins a task and prints it. Its end key can end the task, for this workload, and do nothing else,
 also while the broker cannot reach its store; --end-key-file writes it into a new file for its owner
-alone, and with --print -o json it is in the answer.
+alone, and with --print -o json it is in the answer. --env-file writes it, too, with the task and the way to
+the broker, for a step that may have no identity any more, as the last one of a CI job: errand task end
+--env-file needs nothing else. It needs ERRAND_ISSUER now.
 
 With --parent it is a part of another task of this workload: it may have no more than that one, has what that
 one has if no audience and scope is named, and ends with it at the latest. With --join it is a part of another
@@ -74,9 +76,15 @@ workload's task, as that one has delegated it with errand task delegate.`,
 			if err != nil {
 				return err
 			}
+			var later *envFile
+			if env != "" && !a.curl {
+				if later, err = newEnvFile(cmd, a, env); err != nil {
+					return err
+				}
+			}
 			var begun wire.BeginResponse
 			text, err := withEndKey(cmd, a, file, request, &begun)
-			if err != nil {
+			if err = later.close(begun, err); err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "errand: %s lives until %s, since nobody sends heartbeats for it; errand exec does, for as long as a command runs\n",
@@ -100,6 +108,7 @@ workload's task, as that one has delegated it with errand task delegate.`,
 	f.DurationVar(&deadline, "deadline", 0, "when it ends whatever happens, 5s to 24h (default 1h)")
 	f.BoolVar(&print, "print", false, "have the end key in -o json and -o yaml, too")
 	endKeyFlag(cmd, &file)
+	f.StringVar(&env, "env-file", "", "a new file with all that errand task end needs where there is no identity")
 	completeCeiling(cmd)
 	return cmd
 }
@@ -173,8 +182,7 @@ func oneTask(cmd *cobra.Command, args []string) error {
 
 func newTaskEnd() *cobra.Command {
 	body := wire.EndRequest{}
-	var file string
-	a := &asking{at: api.Workload}
+	e := &ending{asking: asking{at: api.Workload}}
 	cmd := &cobra.Command{
 		Use:   "end TASK [--outcome completed|failed|canceled]",
 		Short: "End a task, and kill every token that it had",
@@ -183,23 +191,25 @@ at every verifier that listens, within milliseconds. The first end is the one th
 gets its receipt, and stderr says when that is not the outcome that you gave. Repeating is safe.
 
 With the end key that errand task begin or errand token has written, it works also while the broker cannot
-reach its store; stderr says so then.`,
-		Args: oneTask,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			request := api.Request{Method: http.MethodPost, Path: pathOf(wire.PathTaskEnd, args[0])}
-			if file != "" {
-				key, err := readEndKey(file)
-				if err != nil {
-					return usage(cmd, "the end key: %w", err)
-				}
-				request.SecretMember, request.SecretFile = "end_key", file
-				if !a.curl {
-					body.EndKey = key
-				}
+reach its store; stderr says so then. And it works without an identity, at the broker's public listener, for
+whoever has ERRAND_ISSUER, ERRAND_BROKER_ID, ERRAND_WORKLOAD (whose the task is) and ERRAND_BUNDLE_FILE (the
+trust bundle, in PEM), or one file with all of it, which errand task begin --env-file has written:
+
+  errand task begin --task build --purpose "run 7" --env-file task.env
+  errand task end --env-file task.env --outcome failed`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if e.envFile != "" {
+				return noArgs(cmd, args)
 			}
-			request.Body = body
+			return oneTask(cmd, args)
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := e.task(cmd, args)
+			if err != nil {
+				return err
+			}
 			var receipt wire.Receipt
-			text, err := a.send(cmd, request, &receipt)
+			text, err := e.end(cmd, id, body, &receipt)
 			if err != nil {
 				return err
 			}
@@ -210,14 +220,15 @@ reach its store; stderr says so then.`,
 			if !receipt.Durable {
 				fmt.Fprintln(talk, "errand: the broker cannot reach its store now: the end is in force, and it writes it down when it can")
 			}
-			return receipts.show(cmd.OutOrStdout(), a.output, text, receipt)
+			return receipts.show(cmd.OutOrStdout(), e.output, text, receipt)
 		},
 	}
-	a.flags(cmd, formats)
+	e.flags(cmd, formats)
 	f := cmd.Flags()
 	f.StringVar(&body.Outcome, "outcome", wire.StateCompleted, "completed, failed or canceled")
 	f.StringVar(&body.Reason, "reason", "", "why, for the audit log")
-	f.StringVar(&file, "end-key-file", "", "a file with the task's end key")
+	f.StringVar(&e.keyFile, "end-key-file", "", "a file with the task's end key")
+	f.StringVar(&e.envFile, "env-file", "", "a file that errand task begin --env-file has written, in place of TASK")
 	outcomes := []string{wire.StateCompleted, wire.StateFailed, wire.StateCanceled}
 	_ = cmd.RegisterFlagCompletionFunc("outcome", cobra.FixedCompletions(outcomes, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 	return cmd

@@ -160,12 +160,9 @@ func withEndKey(cmd *cobra.Command, a *asking, file string, request api.Request,
 	if file == "" || a.curl {
 		return a.send(cmd, request, begun)
 	}
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, os.ErrExist) {
-		return nil, usage(cmd, "the file %s is there already: it may have the end key of a task that still runs, and is not overwritten; name a new one", file)
-	}
+	f, err := newSecret(cmd, file)
 	if err != nil {
-		return nil, fmt.Errorf("no file for the end key: %w", err)
+		return nil, err
 	}
 	if text, err = a.send(cmd, request, begun); err == nil {
 		if _, err = fmt.Fprintln(f, begun.EndKey); err != nil {

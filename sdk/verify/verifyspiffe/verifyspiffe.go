@@ -67,6 +67,27 @@ func TLS(source Source, broker string) (*tls.Config, error) {
 	}, nil
 }
 
+// TLSByBundle is TLS for a client that has no SVID, at a listener that asks for none: pem has the authorities
+// of the broker's trust domain, and is read once.
+func TLSByBundle(pem []byte, broker string) (*tls.Config, error) {
+	id, err := spiffeid.FromString(broker)
+	if err != nil {
+		return nil, fmt.Errorf("verifyspiffe: the broker's SPIFFE ID: %w", err)
+	}
+	bundle, err := x509bundle.Parse(id.TrustDomain(), pem)
+	if err != nil || bundle.Empty() {
+		return nil, fmt.Errorf("verifyspiffe: this is no PEM file with the certificates of authorities: %v", err)
+	}
+	return TLS(nobody{bundle}, broker)
+}
+
+// nobody has a bundle, and no SVID.
+type nobody struct{ *x509bundle.Bundle }
+
+func (nobody) GetX509SVID() (*x509svid.SVID, error) {
+	return nil, errors.New("verifyspiffe: the server asks for a certificate, and there is none")
+}
+
 // PeerOf returns a function for verify.Config.Peer. It verifies the caller's certificate against
 // the source's bundles anew for each request, at the cost of a few signature checks, so that a
 // connection does not outlive the trust that it was made under. The server's TLS configuration must

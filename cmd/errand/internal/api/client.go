@@ -119,6 +119,7 @@ type Request struct {
 	Method, Path string
 	Key          string // the Idempotency-Key
 	Body         any    // nil: none
+	EndKey       string // of the task, for the public listener; in no error and no log
 
 	Stream bool // the answer is a stream of events, for Follow
 
@@ -162,6 +163,9 @@ func (c *Client) sendTo(ctx context.Context, base string, r Request, body []byte
 	}
 	if r.Key != "" {
 		request.Header.Set(wire.HeaderIdempotencyKey, r.Key)
+	}
+	if r.EndKey != "" {
+		request.Header.Set("Authorization", "EndKey "+r.EndKey)
 	}
 	response, err := c.http.Do(request)
 	if err != nil {
