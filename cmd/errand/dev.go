@@ -132,7 +132,7 @@ func printDev(out io.Writer, config demo.Config, d demo.Description, dir string)
 In another shell:
   eval "$(%s dev%s env %s)"     be that workload, for errand and for programs that use the SDK
   %s dev%s svid %s --out DIR    its certificate as files, for curl
-  eval "$(%s dev%s env operator)"; %s keys list    be the operator, and look at the keys
+  eval "$(%s dev%s env operator)"; %s grants list    be the operator, and see which tokens are out
 
 sdk/README.md has the first hour: a service, a script and a test, step by step.
 `, Version, d.BrokerURL, d.BrokerID, d.Issuer, d.OrdersURL, d.Operator, d.OpsURL, d.AuditLog, kept,
