@@ -11,6 +11,7 @@
 //   - What has ended stays ended. The first end wins, and whoever repeats it gets its receipt.
 //   - An end is one write, however large the tree below: a task is alive only while all tasks above
 //     it are.
+//   - A task has one holder at a time, and a delegation lets one task join: who is late changes nothing.
 //   - Each shard numbers its changes 1, 2, 3…. Grants carry the number that their shard had reached,
 //     so that a denial by a property knows which grants came before it, without clocks.
 //   - Everything goes away by time, nothing by count: a denial Margin after the last token that it

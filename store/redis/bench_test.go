@@ -99,7 +99,7 @@ func Benchmark(b *testing.B) {
 			return err
 		}},
 		{"heartbeat", func(i int) error {
-			_, err := store.Heartbeat(b.Context(), []broker.Beat{{Task: root.Task.ID, Workload: root.Task.Workload}})
+			_, err := store.Heartbeat(b.Context(), []broker.Beat{{Task: root.Task.ID, Workload: root.Task.Workload, Holder: 1}})
 			return err
 		}},
 		{"look up", func(i int) error {
