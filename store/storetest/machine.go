@@ -55,6 +55,7 @@ func (m *machine) run() {
 		"":          func(*rapid.T) { m.compareFeed(broker.Position{}) },
 		"begin":     func(*rapid.T) { m.grant(m.drawBegin()) },
 		"begin too": func(*rapid.T) { m.grant(m.drawBegin()) }, // twice as likely
+		"join":      func(*rapid.T) { m.grant(m.drawJoining()) },
 		"issue":     func(*rapid.T) { m.grant(m.drawIssue()) },
 		"issue too": func(*rapid.T) { m.grant(m.drawIssue()) },
 		"repeat":    func(*rapid.T) { m.repeat() },
@@ -323,10 +324,20 @@ func (m *machine) drawHolder() int {
 	return rapid.SampledFrom([]int{0, 0, 0, 1, 1, 2, 3}).Draw(m.T, "holder")
 }
 
+// drawJoining draws a join that may well succeed: for all else, drawBegin does.
+func (m *machine) drawJoining() broker.GrantRequest {
+	req := m.drawBegin()
+	req.Begin.Parent, req.Begin.Key, req.Begin.Deadline, req.Quota = m.drawTask(), "", time.Hour, broker.Quota{}
+	req.Task, req.Grants = m.newTask(req.Begin.Parent.Shard()), nil
+	req.Control = m.model.version(req.Task.Shard())
+	m.drawJoin(req.Begin)
+	return req
+}
+
 // drawJoin makes a begin below a task a join, mostly by a delegation of who has that task.
 func (m *machine) drawJoin(b *broker.Beginning) {
 	b.Join = &broker.Join{
-		Delegation: rapid.SampledFrom([]broker.DelegationID{"dlg_a", "dlg_b", "dlg_c", "dlg_d"}).Draw(m.T, "delegation"),
+		Delegation: rapid.SampledFrom([]broker.DelegationID{"dlg_a", "dlg_b", "dlg_c"}).Draw(m.T, "delegation"),
 		Delegator:  m.drawWorkload(),
 		Until:      m.now().Add(m.drawMillis("until", 3_600_000, 3_600_000, 300, -1000)),
 	}
