@@ -197,6 +197,7 @@ type broker struct {
 	down     bool // every connection breaks
 	override map[string]http.HandlerFunc
 	reports  []wire.UsageReport
+	acks     []wire.AckRequest
 	shown    []string // serial numbers of the certificates that were shown to the feed's listener
 
 	publicCert, privateCert tls.Certificate
@@ -221,6 +222,7 @@ func newBroker(tb testing.TB, shards int) *broker {
 	private.HandleFunc(wire.PathFeedPosition, b.servePosition)
 	private.HandleFunc(wire.PathFeed, b.serveStream)
 	private.HandleFunc(wire.PathFeedUsage, b.serveUsage)
+	private.HandleFunc(wire.PathFeedAcks, b.serveAck)
 	b.publicCert, b.privateCert = b.ca.svid(tb, brokerID, nil), b.ca.svid(tb, brokerID, nil)
 	b.public = b.serve(public, &b.publicCert, tls.NoClientCert)
 	b.private = b.serve(private, &b.privateCert, tls.RequireAndVerifyClientCert)
@@ -327,6 +329,23 @@ func (b *broker) serveUsage(w http.ResponseWriter, r *http.Request) {
 	}
 	b.change(func() { b.reports = append(b.reports, report) })
 	w.WriteHeader(http.StatusNoContent)
+}
+
+func (b *broker) serveAck(w http.ResponseWriter, r *http.Request) {
+	var ack wire.AckRequest
+	if err := json.NewDecoder(r.Body).Decode(&ack); err != nil || r.Method != http.MethodPost || r.URL.Query().Get("aud") != audience {
+		http.Error(w, "not an acknowledgement", http.StatusBadRequest)
+		return
+	}
+	b.change(func() { b.acks = append(b.acks, ack) })
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// acknowledged are the acknowledgements that have come.
+func (b *broker) acknowledged() []wire.AckRequest {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.acks)
 }
 
 // reported are the reports of usage that have come.

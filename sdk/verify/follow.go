@@ -83,6 +83,7 @@ func (v *Verifier) followOnce(ctx context.Context, resync bool) (heard bool, err
 		}
 		if !v.connected.Swap(true) {
 			v.wantProof()
+			v.acks.hurry() // it may be another replica, which does not know this verifier yet
 		}
 	}
 }
@@ -115,6 +116,9 @@ func (v *Verifier) takeSnapshot(ctx context.Context) error {
 	err = v.view.snapshot(p, entries, v.config.Now())
 	// Even if only a part of it was taken in, that part counts.
 	v.applied(entries, p.Epoch != before.Epoch)
+	if err == nil {
+		v.confirm(p, true)
+	}
 	v.noteFresh()
 	return err
 }
@@ -138,6 +142,9 @@ func (v *Verifier) takeEvent(e sse.Event) error {
 	after, _ := v.view.at()
 	if !errors.Is(err, errBackwards) {
 		v.applied(body.Entries, after.Epoch != before.Epoch)
+	}
+	if err == nil {
+		v.confirm(after, e.ID != "" && len(body.Entries) > 0)
 	}
 	v.noteFresh()
 	return err

@@ -56,8 +56,8 @@ var errNotFound = errors.New("the issuer's metadata has not been read yet")
 
 // endpoints is what the metadata says.
 type endpoints struct {
-	keys, feed, snapshot, position, usage *url.URL
-	read                                  time.Time
+	keys, feed, snapshot, position, usage, acks *url.URL
+	read                                        time.Time
 }
 
 func newIssuer(c Config, private, public *tls.Config) *issuer {
@@ -80,7 +80,7 @@ func newClient(config *tls.Config) *client {
 			TLSHandshakeTimeout:    dialTimeout,
 			ResponseHeaderTimeout:  fetchTimeout,
 			MaxResponseHeaderBytes: maxHeaderBytes,
-			MaxIdleConnsPerHost:    2,
+			MaxIdleConnsPerHost:    3, // a proof of freshness, an acknowledgement and a report: none waits for another
 			IdleConnTimeout:        time.Minute,
 			DisableCompression:     true, // so that a small body is a small body
 			Protocols:              protocols,
@@ -132,7 +132,7 @@ func (i *issuer) discover(ctx context.Context, now time.Time) (*endpoints, error
 	if err != nil {
 		return nil, err
 	}
-	return &endpoints{keys: keys, feed: feed, snapshot: feed.JoinPath("snapshot"), position: feed.JoinPath("position"), usage: feed.JoinPath("usage"), read: now}, nil
+	return &endpoints{keys: keys, feed: feed, snapshot: feed.JoinPath("snapshot"), position: feed.JoinPath("position"), usage: feed.JoinPath("usage"), acks: feed.JoinPath("acks"), read: now}, nil
 }
 
 func parseEndpoint(member, text string, plain bool) (*url.URL, error) {
@@ -285,7 +285,12 @@ func (i *issuer) sendUsage(ctx context.Context, e *endpoints, body []byte) error
 	}
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, i.ofAudience(e.usage).String(), bytes.NewReader(body))
+	return i.post(ctx, e.usage, body)
+}
+
+// post sends what has no answer but that it was taken.
+func (i *issuer) post(ctx context.Context, to *url.URL, body []byte) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, i.ofAudience(to).String(), bytes.NewReader(body))
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ func init() {
 			v.keys.ask()
 		}
 		v.wantProof()
+		v.acks.hurry()
 		return true
 	}
 }

@@ -198,3 +198,10 @@ func (v *Verifier) applied(entries []wire.FeedEntry, newEpoch bool) {
 		}
 	}
 }
+
+// confirm has the broker told of a position that the view had before what it brought was made felt.
+func (v *Verifier) confirm(p wire.Position, news bool) {
+	if v.acks != nil && p.Numbers != nil {
+		v.acks.reach(p, news)
+	}
+}

@@ -31,6 +31,7 @@ type Verifier struct {
 	view    *view
 	running *running
 	usage   *usage // nil with NoUsage
+	acks    *acks  // nil in Explain, which listens to nothing
 
 	metadata string // where the resource's metadata is; empty without Config.Resource
 
@@ -52,6 +53,7 @@ type Verifier struct {
 
 // Status is how a verifier is doing.
 type Status struct {
+	ID        string        // of this instance, as errand verifiers list shows it
 	Position  string        // in the feed; empty before the first snapshot
 	FeedAge   time.Duration // how old the view is; negative while it was never fresh
 	Entries   int           // denials that are held
@@ -79,6 +81,7 @@ func New(ctx context.Context, c Config) (*Verifier, error) {
 	v := &Verifier{
 		reports: make(chan struct{}, 1),
 		config:  c, issuer: newIssuer(c, private, public), keys: newKeyring(c.Now), view: newView(c), running: newRunning(c.MaxRunning),
+		acks:     newAcks(),
 		proofNow: make(chan struct{}, 1), fresh: make(chan struct{}),
 	}
 	if c.Resource != "" {
@@ -101,6 +104,7 @@ func New(ctx context.Context, c Config) (*Verifier, error) {
 	v.tasks.Go(func() { v.prove(run) })
 	v.tasks.Go(func() { v.refreshKeys(run) })
 	v.tasks.Go(func() { v.tick(run) })
+	v.tasks.Go(func() { v.acknowledge(run) })
 	if v.usage != nil {
 		v.tasks.Go(func() { v.report(run) })
 	}
@@ -171,10 +175,11 @@ func (v *Verifier) notReady(ctx context.Context) error {
 }
 
 // Close ends the verifier's work and waits for it, and ends the requests that it watches: close it
-// after the server. It sends the last report of usage, for which it waits 2 s at most; the error says
-// what of that was lost. Verify then refuses everything once the view is too old.
+// after the server. Verify refuses everything from then on. It tells the broker so, and sends the last report of usage,
+// for which it waits 3 s at most; the error says what of that was lost.
 func (v *Verifier) Close() error {
 	v.cancel()
+	v.view.close()
 	v.running.close()
 	v.tasks.Wait()
 	if v.config.CacheFile != "" {
@@ -182,6 +187,7 @@ func (v *Verifier) Close() error {
 			v.config.Logger.Warn("verify: the cache file was not written", "audience", v.config.Audience, "file", v.config.CacheFile, "error", err)
 		}
 	}
+	v.sayGoodbye()
 	ctx, cancel := context.WithTimeout(context.Background(), lastReport)
 	defer cancel()
 	err := v.Flush(ctx)
@@ -212,7 +218,7 @@ func (v *Verifier) lastOr() error {
 func (v *Verifier) Status() Status {
 	_, old := v.view.freshness(v.config.Now())
 	s := Status{
-		FeedAge: old, Entries: v.view.entries(), Keys: v.keys.names(), Connected: v.connected.Load(),
+		ID: v.acks.id, FeedAge: old, Entries: v.view.entries(), Keys: v.keys.names(), Connected: v.connected.Load(),
 		Ignored: v.ignored.Load(), AcceptedStale: v.acceptedStale.Load(),
 	}
 	if v.usage != nil {

@@ -30,6 +30,7 @@ type view struct {
 	mu        sync.RWMutex // guards all below; held for memory work only
 	position  wire.Position
 	freshAsOf time.Time
+	closed    bool    // nobody keeps it up to date any more
 	proofs    []proof // waiting for the position to cover them, oldest first
 
 	denials
@@ -171,7 +172,7 @@ func (v *view) judge(g *Grant, now time.Time) (stale bool, err error) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	stale = v.tooOld(now)
-	if v.full || v.setBack(now) || stale && !v.accept {
+	if v.closed || v.full || v.setBack(now) || stale && !v.accept {
 		return false, ErrStale
 	}
 	if v.swept >= g.Expires.Add(v.leeway).Unix() {
@@ -203,6 +204,13 @@ func (v *view) denied(g *Grant) error {
 		return ErrRevoked
 	}
 	return nil
+}
+
+// close makes the view one on which nothing is accepted.
+func (v *view) close() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.closed = true
 }
 
 // sweep drops what can deny no token any more.
@@ -238,7 +246,7 @@ func (v *view) freshness(now time.Time) (ok bool, old time.Duration) {
 	if v.freshAsOf.IsZero() {
 		return false, -1
 	}
-	return !v.full && !v.setBack(now) && !v.tooOld(now), age(now, v.freshAsOf)
+	return !v.closed && !v.full && !v.setBack(now) && !v.tooOld(now), age(now, v.freshAsOf)
 }
 
 // entries is how many denials are held.
