@@ -45,6 +45,10 @@ type TaskSpec struct {
 	// for work that must not go on unattended; at most 256 such tasks of a client at once.
 	Presence bool
 
+	// WaitPropagated has Do and DoChild return only when the resource servers have confirmed the end, as the EndOption of that
+	// name; for so long at most. What they have not confirmed is logged, and no error: the task has ended all the same.
+	WaitPropagated time.Duration
+
 	Lease    time.Duration // the task ends when heartbeats are missing for so long; 30 s when zero, 5 s to 10 min
 	Deadline time.Duration // from Begin, the task ends then whatever happens; 1 h when zero, 5 s to 24 h
 
@@ -145,6 +149,7 @@ func (c *Client) begin(ctx, base context.Context, from origin, spec TaskSpec) (*
 	}
 	t := newTask(c, begun.answer, begun.first, base, up)
 	t.purpose, t.parent, t.presence = spec.Purpose, spec.Parent, spec.Presence
+	t.wait = spec.WaitPropagated
 	if w := begun.answer.Task; from.handle != "" {
 		t.purpose, t.parent = w.Purpose, parentIn(w.Path)
 	}

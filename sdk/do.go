@@ -45,7 +45,7 @@ func (task *Task) do(ctx context.Context, fn func(context.Context, *Task) error)
 			reason = exitReason
 		}
 		// Nobody is left to be told; the client logs what is not confirmed.
-		_, _ = task.end(context.WithoutCancel(ctx), Failed, reason)
+		_, _ = task.endAs(context.WithoutCancel(ctx), Failed, reason, endOptions{wait: task.wait})
 		if p != nil {
 			panic(p) // from below the frames of the first one, so that its trace is whole
 		}
@@ -81,7 +81,7 @@ func (t *task) finish(ctx context.Context, err error) error {
 	t.mu.Unlock()
 	var endErr error
 	if own || !t.covered() {
-		_, endErr = t.end(context.WithoutCancel(ctx), state, reason)
+		_, endErr = t.endAs(context.WithoutCancel(ctx), state, reason, endOptions{wait: t.wait})
 	}
 	// A receipt with another state: somebody else was first.
 	if actual := t.current(); !own && endErr == nil && (actual != state || t.reason() == causeParent) {

@@ -43,11 +43,26 @@ type Receipt struct {
 	SubTasks int    // begun under it, ever
 	Feed     string // the position in the feed that has this end; "" while it is not Durable
 
+	// Of an end with WaitPropagated. Propagated is true when each verifier that the broker knows of the task's audiences has confirmed
+	// that it refuses the task's tokens; Confirmed is how many these are. Pending are those that had not by then, at most 100, and
+	// those that will refuse last first. All are zero when nothing can be said, as while the end is not Durable.
+	Propagated bool
+	Confirmed  int
+	Pending    []PendingVerifier
+
 	// Durable is false when the broker could not reach its store: the tokens are dead at the replica
 	// that has answered and at the verifiers that listen to it, and it brings the end into the store
 	// by itself. Until then the end lives in that replica's memory alone. Should the task have ended
 	// by itself before, then that is what the broker's records say in the end, under another event.
 	Durable bool
+}
+
+// PendingVerifier is a resource server that has not confirmed an end yet.
+type PendingVerifier struct {
+	ID        string // of the instance: its verify.Status has it
+	Workload  string // its SPIFFE ID
+	Audience  string
+	RefusesAt time.Time // from then on it refuses by itself, if it hears nothing; by the broker's clock
 }
 
 // ending is the one end of a task.
@@ -64,36 +79,92 @@ type ending struct {
 // goes on without it. The error is an *EndError (ErrEndUnconfirmed) when the broker has not
 // confirmed the end in 5 s; the client then goes on trying until it is closed. Or it is ErrAdopted: another
 // process holds the task, and nothing has ended.
-func (t *Task) Complete(ctx context.Context) (Receipt, error) { return t.end(ctx, Completed, "") }
+func (t *Task) Complete(ctx context.Context, opts ...EndOption) (Receipt, error) {
+	return t.endAs(ctx, Completed, "", optionsOf(opts))
+}
 
 // Fail says that the work has failed. What the broker learns of cause is its Go type, or what its
 // Class() string method returns; never its text, which may hold anything, unless WithErrorText says
 // so. See Complete.
 func (t *Task) Fail(ctx context.Context, cause error, opts ...EndOption) (Receipt, error) {
-	var o endOptions
-	for _, opt := range opts {
-		opt(&o)
-	}
+	o := optionsOf(opts)
 	reason := class(cause)
 	if o.errorText && cause != nil {
 		reason += ": " + cause.Error()
 	}
-	return t.end(ctx, Failed, reason)
+	return t.endAs(ctx, Failed, reason, o)
 }
 
 // EndOption changes how a task ends.
 type EndOption func(*endOptions)
 
-type endOptions struct{ errorText bool }
+type endOptions struct {
+	errorText bool
+	wait      time.Duration
+}
+
+func optionsOf(opts []EndOption) (o endOptions) {
+	for _, opt := range opts {
+		opt(&o)
+	}
+	return o
+}
 
 // WithErrorText sends the text of the error after its kind, in at most 1024 bytes of both. It goes
 // into the audit log: use it where you know what the text holds. In Do, call Fail with it yourself
 // and return the error; the first end stays.
 func WithErrorText() EndOption { return func(o *endOptions) { o.errorText = true } }
 
+// WaitPropagated has the call return only when every verifier of the task's audiences has confirmed the end, or refuses by
+// itself; or d has passed, rounded up to seconds and at most 30 s. The receipt then says who has. The end itself is as quick as
+// ever, and does not fail when this does. In Do, see TaskSpec.WaitPropagated.
+func WaitPropagated(d time.Duration) EndOption { return func(o *endOptions) { o.wait = d } }
+
 // Cancel says that the work is not wanted any more, and why, in at most 1024 bytes. See Complete.
-func (t *Task) Cancel(ctx context.Context, reason string) (Receipt, error) {
-	return t.end(ctx, Canceled, reason)
+func (t *Task) Cancel(ctx context.Context, reason string, opts ...EndOption) (Receipt, error) {
+	return t.endAs(ctx, Canceled, reason, optionsOf(opts))
+}
+
+// endAs ends the task, and waits for what the verifiers say if it is to.
+func (t *task) endAs(ctx context.Context, s State, reason string, o endOptions) (Receipt, error) {
+	receipt, err := t.end(ctx, s, reason)
+	if err != nil || o.wait <= 0 || !receipt.Durable {
+		return receipt, err
+	}
+	return t.propagate(ctx, receipt, o.wait), nil
+}
+
+// propagate asks for the same end once more, and waits with the answer: an end that is in force must not be late because
+// somebody wants to know who has heard of it.
+func (t *task) propagate(ctx context.Context, r Receipt, wait time.Duration) Receipt {
+	t.mu.Lock()
+	body := t.ending.request
+	t.mu.Unlock()
+	wait = min(wait, wire.MaxWait*time.Second)
+	body.EndKey, body.WaitSeconds = t.endKey(), int((wait+time.Second-1)/time.Second)
+	q := question{method: http.MethodPost, path: pathOf(wire.PathTaskEnd, t.id), body: body, patience: time.Duration(body.WaitSeconds)*time.Second + endPatience}
+	ctx, cancel := context.WithTimeout(ctx, q.patience)
+	defer cancel()
+	var answer wire.Receipt
+	err := again(ctx, endTries, func() error {
+		answer = wire.Receipt{}
+		_, err := t.client.ask(ctx, q, &answer)
+		return err
+	})
+	if err != nil || answer.Task != t.id || answer.Propagation == nil {
+		t.client.log.Warn("errand: nobody can say which verifiers have confirmed the end of a task", "task", t.id, "error", err)
+		return r
+	}
+	p := answer.Propagation
+	r.Confirmed, r.Propagated = p.Confirmed, len(p.Pending) == 0 && p.Others == 0
+	for _, v := range p.Pending {
+		r.Pending = append(r.Pending, PendingVerifier(v))
+	}
+	if !r.Propagated {
+		t.client.log.Warn("errand: not every verifier has confirmed the end of a task", "task", t.id, "confirmed", r.Confirmed,
+			"pending", len(p.Pending)+p.Others, "refuse_by", p.Pending[0].RefusesAt)
+	}
+	return r
 }
 
 // Close cancels the task unless it has ended. It is for defer.

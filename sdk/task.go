@@ -66,10 +66,11 @@ type task struct {
 	holder   int    // that this client is; 0 when the broker does not say
 	purpose  string
 	lease    time.Duration
-	deadline time.Time   // by the steady clock
-	began    time.Time   // as timers go
-	presence bool        // it ends with the stream that follows it
-	dropped  atomic.Bool // nobody has the Task any more
+	deadline time.Time     // by the steady clock
+	began    time.Time     // as timers go
+	presence bool          // it ends with the stream that follows it
+	wait     time.Duration // for verifiers, when Do ends it
+	dropped  atomic.Bool   // nobody has the Task any more
 
 	// A func, as of a Token, since a text could be printed by reflection.
 	endKey func() string
