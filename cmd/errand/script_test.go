@@ -59,7 +59,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"redis": func(ts *testscript.TestScript, _ bool, args []string) { startRedis(t, ts, args) },
-			"ready": ready, "await": await, "appears": appears, "busy": busy, "pause": pauseShort, "exitcode": exitCode, "svids": svids, "ports": ports, "hold": hold, "kid": kid, "random": random, "until": until, "as": as, "forge": forge, "taskid": taskID, "idof": idOf, "silent": silent,
+			"ready": ready, "await": await, "appears": appears, "busy": busy, "pause": pauseShort, "exitcode": exitCode, "svids": svids, "ports": ports, "hold": hold, "kid": kid, "random": random, "until": until, "as": as, "forge": forge, "taskid": taskID, "handle": handle, "idof": idOf, "silent": silent,
 		},
 	})
 }
@@ -239,6 +239,18 @@ func idOf(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("it has printed no %s", args[0])
 	}
 	ts.Setenv(args[1], id)
+}
+
+// handle sets a variable to the handle that the last command has printed.
+func handle(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: handle VARIABLE")
+	}
+	found := regexp.MustCompile(`hdl_[\w.-]+`).FindString(ts.ReadFile("stdout"))
+	if found == "" {
+		ts.Fatalf("it has printed no handle")
+	}
+	ts.Setenv(args[0], found)
 }
 
 // svids makes a trust domain, example.org, and writes the identities that are named, each into a
