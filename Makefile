@@ -9,6 +9,9 @@ export CGO_ENABLED ?= 1
 # A module of its own: other projects' JWT libraries are in no user's go.mod.
 OUTSIDE = sdk/verify/outside
 
+# Another one: client-go would triple the size of errand.
+WATCHER = cmd/errand-k8s
+
 .PHONY: demo test bench lint deps
 
 demo:
@@ -16,6 +19,7 @@ demo:
 
 test: deps
 	$(GO) test -race -timeout 20m ./...
+	cd $(WATCHER) && $(GO) test -timeout 10m ./...
 
 bench: deps
 	$(GO) run ./cmd/errand/internal/bench
@@ -27,6 +31,7 @@ lint:
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 	cd $(OUTSIDE) && $(GO) vet ./... && $$(cd $(CURDIR) && $(GO) tool -n staticcheck) ./...
+	cd $(WATCHER) && $(GO) vet ./... && $$(cd $(CURDIR) && $(GO) tool -n staticcheck) ./...
 
 # The race detector needs a C compiler, the tests of store/redis real servers, those of deploy what
 # it says, and those of $(OUTSIDE) Node.js. What is missing is installed when that is possible, and

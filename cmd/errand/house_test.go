@@ -63,6 +63,7 @@ var mayImport = map[string][]string{
 	"sdk/examples/orders":        {"sdk/verify", "sdk/verify/verifyspiffe"},
 	"sdk/brokertest":             {"*"},
 	"cmd/errand":                 {"*"},
+	"cmd/errand-k8s":             {"sdk", "sdk/wire"},
 	"cmd/errand/internal/bench":  {"*"},
 	"cmd/errand/internal/config": {"*"},
 	"cmd/errand/internal/exec":   {"sdk", "sdk/wire"},
@@ -96,6 +97,7 @@ var fences = map[string][]string{
 	"github.com/golang-jwt/":                         {"sdk/verify/outside/golangjwt"},
 	"github.com/MicahParks/":                         {"sdk/verify/outside/golangjwt"},
 	"github.com/lestrrat-go/":                        {"sdk/verify/outside/jwx"},
+	"k8s.io/":                                        {"cmd/errand-k8s"},
 	"github.com/errandhq/errand/cmd/errand/internal": {"cmd/errand"},
 	"github.com/errandhq/errand/sdk/internal/steer":  {"sdk", "sdk/verify", "sdk/brokertest"},
 }
