@@ -538,15 +538,15 @@ func TestLocks(t *testing.T) {
 		if self, err := h.Whoami(ctx, workload(night)); err != nil || len(self.Locks) != 1 || self.Locks[0].Reason != "INC-4" {
 			h.t.Errorf("whoami: %+v, %v", self, err)
 		}
-		if err := h.Lift(ctx, lock, "ada", "over"); err != nil {
+		if err := h.Lift(ctx, broker.Lifting{Lock: lock, Actor: "ada", Reason: "over"}); err != nil {
 			h.t.Fatal(err)
 		}
 		synctest.Wait()
 		h.begin(night, withToken)
-		if err := h.Lift(ctx, lock, "ada", "again"); err != nil || len(h.audit.of(broker.EventLifted)) != 1 {
+		if err := h.Lift(ctx, broker.Lifting{Lock: lock, Actor: "ada", Reason: "again"}); err != nil || len(h.audit.of(broker.EventLifted)) != 1 {
 			h.t.Errorf("the second lift: %v, and %d in the audit log", err, len(h.audit.of(broker.EventLifted)))
 		}
-		want(h.t, h.Lift(ctx, broker.NewLockID(), "ada", "unknown"), broker.ErrNotFound)
+		want(h.t, h.Lift(ctx, broker.Lifting{Lock: broker.NewLockID(), Actor: "ada", Reason: "unknown"}), broker.ErrNotFound)
 
 		if _, err := h.Lock(ctx, broker.Lock{
 			Selector: broker.Selector{Audience: "orders"}, Actor: "ada", Reason: "INC-5", Expires: time.Now().Add(time.Minute),

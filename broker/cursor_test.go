@@ -15,7 +15,7 @@ func FuzzCursor(f *testing.F) {
 	b := &Broker{endKeys: keys, view: newView()}
 	req := ListRequest{Filter: Filter{Names: []string{"x"}}}
 	good := b.sealCursor(req, false, cursor{Source: 1, After: string(NewTaskID(0))})
-	for _, text := range []string{"", "x", ".", good, good + "=", good[1:], good + "\n", b.sealCursor(ListRequest{}, false, cursor{})} {
+	for _, text := range []string{"", "x", ".", good, good + "=", good[1:], good + "\n", b.sealCursor(ListRequest{}, false, cursor{}), b.sealPlan(Plan{}, "x")} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

@@ -242,7 +242,7 @@ func TestALockOfOneIsALockOfAllInItsName(t *testing.T) {
 				if !h.live(small, c.Tokens[0].Grant.ID) {
 					t.Error("a lock has revoked something")
 				}
-				if err := h.Lift(ctx, lock, "alice", "a test"); err != nil {
+				if err := h.Lift(ctx, broker.Lifting{Lock: lock, Actor: "alice", Reason: "a test"}); err != nil {
 					t.Fatal(err)
 				}
 				time.Sleep(broker.WatchInterval) // a replica may refuse as long as it has not heard of it

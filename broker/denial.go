@@ -125,3 +125,18 @@ func (p Position) Clone() Position {
 	p.Numbers = slices.Clone(p.Numbers)
 	return p
 }
+
+// union is the position that covers both, or the one of the later data set.
+func (p Position) union(q Position) Position {
+	switch {
+	case p.Epoch < q.Epoch || len(p.Numbers) == 0:
+		return q.Clone()
+	case p.Epoch > q.Epoch || len(p.Numbers) != len(q.Numbers):
+		return p
+	}
+	p = p.Clone()
+	for i, n := range q.Numbers {
+		p.Numbers[i] = max(p.Numbers[i], n)
+	}
+	return p
+}

@@ -18,6 +18,7 @@ const (
 	EventEndMoot       EventKind = "end.moot"  // it was answered while the store was away, and another one had been first
 	EventGrantRevoked  EventKind = "grant.revoked"
 	EventRevoked       EventKind = "selector.revoked"
+	EventApplied       EventKind = "revocation.applied" // a mass action as a whole; what it has ended has events of its own
 	EventKeyRevoked    EventKind = "key.revoked"
 	EventKeyRotated    EventKind = "key.rotated"
 	EventLocked        EventKind = "lock.added"
@@ -72,6 +73,9 @@ type Event struct {
 
 	Selector Selector
 	Lock     LockID
+
+	Revocation RevocationID    // the mass action that it is part of
+	Mass       *MassRevocation // of EventApplied
 
 	Usage *GrantUsage // of a used grant
 	Lost  int64       // checks that are in no summary

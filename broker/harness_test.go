@@ -3,6 +3,7 @@ package broker_test
 import (
 	"context"
 	"errors"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -120,6 +121,26 @@ func newHarness(t *testing.T, store broker.Store, edit func(*broker.Config)) *ha
 // startHarness is newHarness for one that stops before its test does.
 func startHarness(t *testing.T, store broker.Store, edit func(*broker.Config)) (_ *harness, stop func()) {
 	t.Helper()
+	h, stop := runHarness(t, store, edit)
+	synctest.Wait()
+	return h, stop
+}
+
+// newFreeHarness is newHarness outside of a bubble.
+func newFreeHarness(t *testing.T, store broker.Store) *harness {
+	t.Helper()
+	h, stop := runHarness(t, store, nil)
+	t.Cleanup(stop)
+	for deadline := time.Now().Add(30 * time.Second); h.Ready() != nil; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatal(h.Ready())
+		}
+	}
+	return h
+}
+
+func runHarness(t *testing.T, store broker.Store, edit func(*broker.Config)) (_ *harness, stop func()) {
+	t.Helper()
 	h := &harness{t: t, store: store, audit: &recorder{}, feed: feed.New(feed.Config{})}
 	var err error
 	if h.registry, err = registry.Parse([]byte(inventory)); err != nil {
@@ -145,7 +166,6 @@ func startHarness(t *testing.T, store broker.Store, edit func(*broker.Config)) (
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- h.Run(ctx) }()
-	synctest.Wait()
 	return h, func() {
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {

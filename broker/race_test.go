@@ -130,7 +130,7 @@ func TestRaceBeginAgainstLock(t *testing.T) {
 		if _, err := h.tryBegin("crowd", withToken); !errors.Is(err, broker.ErrQuarantined) {
 			h.t.Errorf("begin under the lock: %v; want ErrQuarantined", err)
 		}
-		if err := h.Lift(h.t.Context(), lock, "spiffe://prod/alice", "a test"); err != nil {
+		if err := h.Lift(h.t.Context(), broker.Lifting{Lock: lock, Actor: "spiffe://prod/alice", Reason: "a test"}); err != nil {
 			h.t.Errorf("lift: %v", err)
 		}
 		if failed == nil {

@@ -103,13 +103,25 @@ func (b *Broker) Lock(ctx context.Context, lock Lock) (LockID, error) {
 	return lock.ID, err
 }
 
-// Lift takes a lock away before it expires. Errors: ErrInvalid, ErrNotFound and those of the store.
-func (b *Broker) Lift(ctx context.Context, id LockID, actor, reason string) error {
-	if err := checkOperator(actor, reason); err != nil {
+// Lifting is an operator's word that a lock is over.
+type Lifting struct {
+	Lock    LockID
+	Actor   string // who says so
+	Address string // the peer's
+	Reason  string // why; required
+}
+
+// Lift takes a lock away before it expires, and does nothing to one that is lifted already. Errors: ErrInvalid,
+// ErrNotFound, also of one that has expired, and those of the store.
+func (b *Broker) Lift(ctx context.Context, l Lifting) error {
+	if err := checkOperator(l.Actor, l.Reason); err != nil {
 		return err
 	}
-	_, err := b.control(ctx, Ending{Kind: TargetLift, Lock: Lock{ID: id}, Reason: reason},
-		Event{Kind: EventLifted, Actor: actor, Reason: reason, Lock: id})
+	receipt, err := b.control(ctx, Ending{Kind: TargetLift, Lock: Lock{ID: l.Lock}, Reason: l.Reason},
+		Event{Kind: EventLifted, Actor: l.Actor, Address: l.Address, Reason: l.Reason, Lock: l.Lock})
+	if err == nil {
+		b.seen(ctx, receipt.Feed)
+	}
 	return err
 }
 

@@ -64,6 +64,9 @@ type Line struct {
 	Selector *Selector `json:"selector,omitempty"`
 	Lock     string    `json:"lock,omitempty"`
 
+	Revocation string   `json:"revocation,omitempty"`
+	Applied    *Applied `json:"applied,omitempty"`
+
 	Usage *Usage `json:"usage,omitempty"`
 	Lost  int64  `json:"lost,omitempty"`
 }
@@ -89,6 +92,17 @@ type Ref struct {
 	Kind string `json:"kind"`
 	ID   string `json:"id"`
 	URL  string `json:"url,omitempty"`
+}
+
+// Applied is what a mass revocation was about, and what it did.
+type Applied struct {
+	Selector string `json:"selector"` // as the query of a list
+	What     string `json:"what"`
+	Counted  *int   `json:"counted,omitempty"` // live grants right before
+	Grants   int    `json:"grants"`            // ended by ID
+	Tasks    int    `json:"tasks"`             // ended
+	Entries  int    `json:"entries"`
+	Left     string `json:"left,omitempty"` // what was not done
 }
 
 // Selector is what an operator's revocation or lock named.
@@ -128,6 +142,12 @@ func newLine(e broker.Event) Line {
 		l.Selector = &Selector{Subject: e.Selector.Subject, Audience: e.Selector.Audience, Scope: e.Selector.Scope}
 	}
 	l.Usage, l.Lost = newUsage(e.Usage), e.Lost
+	l.Revocation = string(e.Revocation)
+	if m := e.Mass; m != nil {
+		l.Applied = &Applied{
+			Selector: m.Filter.String(), What: string(m.What), Counted: m.Counted, Grants: m.Grants, Tasks: m.Tasks, Entries: m.Entries, Left: m.Left,
+		}
+	}
 	return l
 }
 

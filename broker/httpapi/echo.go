@@ -159,6 +159,16 @@ func outlast(w http.ResponseWriter, wait time.Duration) error {
 	return control.SetWriteDeadline(time.Now().Add(wait + WriteTimeout))
 }
 
+// remove answers a DELETE, which has no body.
+func remove(r *router, path string, h handler[none, none]) {
+	r.add(http.MethodDelete, path, func(c echo.Context) error {
+		if _, err := h(c.Request().Context(), newRequest(c, none{})); err != nil {
+			return err
+		}
+		return c.NoContent(http.StatusNoContent)
+	})
+}
+
 // stream and raw are for handlers that write the answer themselves.
 func (r *router) stream(path string, h func(http.ResponseWriter, *http.Request, broker.Workload) error) {
 	r.add(http.MethodGet, path, func(c echo.Context) error {

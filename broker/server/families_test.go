@@ -197,7 +197,7 @@ func childrenOfFamilyD() []badCase {
 			}
 			// At once: this replica may not have read of the lock yet, and then the store says so.
 			f.c.refused(f.c.post(wire.PathTasks, begins(`,"tokens":[{"audience":"files"}]`)), 403, wire.ProblemQuarantined)
-			if err := f.r.Broker().Lift(f.Context(), id, "alice", "a test"); err != nil {
+			if err := f.r.Broker().Lift(f.Context(), broker.Lifting{Lock: id, Actor: "alice", Reason: "a test"}); err != nil {
 				f.Fatal(err)
 			}
 			f.c.beginAs(begins(`,"tokens":[{"audience":"files"}]`))

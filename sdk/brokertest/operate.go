@@ -51,7 +51,9 @@ func (b *Broker) Quarantine(workload string) (lift func()) {
 	})
 	return func() {
 		b.tb.Helper()
-		b.operate(func(ctx context.Context) error { return b.server.Broker().Lift(ctx, lock, actor, reason) })
+		b.operate(func(ctx context.Context) error {
+			return b.server.Broker().Lift(ctx, broker.Lifting{Lock: lock, Actor: actor, Reason: reason})
+		})
 	}
 }
 

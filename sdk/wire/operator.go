@@ -54,10 +54,10 @@ type KeyRevocation struct {
 // repeated for several: of tasks as Task.State, of grants GrantLive or GrantDead. Without one it is all of them.
 const (
 	PathGrants      = "/v1/grants"             // GET: viewer
-	PathGrantRevoke = "/v1/grants/{id}/revoke" // POST: operator
+	PathGrantRevoke = "/v1/grants/{id}/revoke" // POST: operator; an OperatorRequest, answered with a Revocation
 	PathTaskTree    = "/v1/tasks/{id}/tree"    // GET: viewer; the task and all below it, as a TaskList with LiveGrants, by page_size and cursor
-	PathTaskRevoke  = "/v1/tasks/{id}/revoke"  // POST: operator
-	PathRevocations = "/v1/revocations"        // GET: viewer; POST: operator
+	PathTaskRevoke  = "/v1/tasks/{id}/revoke"  // POST: operator; as PathGrantRevoke, with all below the task
+	PathRevocations = "/v1/revocations"        // GET: viewer, a RevocationList by page_size and cursor; POST: operator
 	PathRevocation  = "/v1/revocations/{id}"   // GET: viewer
 	PathLocks       = "/v1/locks"              // GET: viewer; POST: operator
 	PathLock        = "/v1/locks/{id}"         // GET: viewer; DELETE: operator, ?reason=
@@ -144,18 +144,28 @@ type Revocation struct {
 	Ticket   string    `json:"ticket,omitempty"`
 	Actor    string    `json:"actor"`
 	At       time.Time `json:"at"`
-	Grants   *int      `json:"grants,omitempty"` // as counted right before, if it was
+	Grants   *int      `json:"grants,omitempty"` // live ones that it hit, if they were counted or it ended them by ID
 	Tasks    int       `json:"tasks"`            // that it ended
 	Entries  int       `json:"entries"`
 	TookMS   float64   `json:"took_ms"` // until it was in force for look-ups
 	Feed     string    `json:"feed"`    // the position at which verifiers know
 	Durable  bool      `json:"durable"`
 
-	Propagation *Propagation `json:"propagation,omitempty"` // as of the answer
+	// Left says what is not done, when the store went away in between or the time for one request was over; the
+	// status is then 202. To repeat the request is safe.
+	Left string `json:"left,omitempty"`
+
+	Propagation *Propagation `json:"propagation,omitempty"` // as of the answer, when it was waited for
+}
+
+// RevocationList is a page of the revocations of the last day, the newest first.
+type RevocationList struct {
+	Items      []Revocation `json:"items"`
+	NextCursor string       `json:"next_cursor,omitempty"`
 }
 
 // LockRequest denies new tasks and tokens to what the selector means: members that name tasks or grants are
-// refused. It becomes one lock for each combination of values.
+// refused. It becomes one lock for each combination of values, at most 100.
 type LockRequest struct {
 	Selector  Selector `json:"selector"`
 	Revoke    bool     `json:"revoke"` // also what is out, after the lock is in force
@@ -180,6 +190,9 @@ type OperatorLock struct {
 	Actor     string    `json:"actor"`
 	Since     time.Time `json:"since"`
 	ExpiresAt time.Time `json:"expires_at"`
+
+	// Stood says that such a lock stood already, with its own reason and expiry, and that nothing was added.
+	Stood bool `json:"stood,omitempty"`
 }
 
 // LockList is the answer to a GET of PathLocks.

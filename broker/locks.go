@@ -1,0 +1,169 @@
+package broker
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+)
+
+const (
+	// MaxLocks bounds the locks that stand, since every decision looks at all of them.
+	MaxLocks = 1000
+
+	// sameLock is how much later than one that stands a lock may expire and be taken for the same, as when a request is
+	// repeated whose answer was lost.
+	sameLock = time.Minute
+)
+
+// LockRequest asks for locks on everything that a filter means.
+type LockRequest struct {
+	Filter  Filter // no more than a Selector can say, or All
+	Life    time.Duration
+	Actor   string // who says so
+	Address string // the peer's
+	Reason  string // why; MinReason characters at least
+	Ticket  string
+	MayAll  bool // the actor may lock everything
+}
+
+// StandingLock is a lock with whether it stood already.
+type StandingLock struct {
+	Lock
+	Stood bool
+}
+
+// LockAll adds a lock for each combination of what the filter names, in one call of the store, and returns them when
+// they are in force everywhere. One that stands already for the same, and not for much shorter, is returned in the place of
+// a new one. Errors: ErrInvalid, ErrAll, ErrQuota, ErrNotReady and those of the store; to repeat it is safe.
+func (b *Broker) LockAll(ctx context.Context, req LockRequest) ([]StandingLock, error) {
+	if err := checkMass(req.Actor, req.Reason, req.Ticket); err != nil {
+		return nil, err
+	}
+	if req.Life < time.Second || req.Life > MaxLock {
+		return nil, invalid("expires_in", "is %d; it must be 1 to %d seconds", int64(req.Life/time.Second), int64(MaxLock/time.Second))
+	}
+	selectors, err := b.lockable(&req)
+	if err != nil {
+		return nil, err
+	}
+	standing, now, err := b.locks()
+	if err != nil {
+		return nil, err
+	}
+	expires := now.Add(req.Life)
+	out := make([]StandingLock, len(selectors))
+	var ends []Ending
+	var at []int
+	for i, s := range selectors {
+		if there := slices.IndexFunc(standing, func(l Lock) bool { return l.Selector == s && l.Expires.Add(sameLock).After(expires) }); there >= 0 {
+			out[i] = StandingLock{standing[there], true}
+			continue
+		}
+		lock := Lock{ID: NewLockID(), Selector: s, Reason: req.Reason, Actor: req.Actor, Expires: expires}
+		ends, at = append(ends, Ending{Kind: TargetLock, Lock: lock, Reason: req.Reason, Event: NewEventID()}), append(at, i)
+	}
+	if len(standing)+len(ends) > MaxLocks {
+		return nil, &QuotaExceeded{What: "locks", Limit: MaxLocks}
+	}
+	receipts, err := b.controlAll(ctx, req, ends)
+	if err != nil {
+		return nil, err
+	}
+	for n, receipt := range receipts {
+		lock := ends[n].Lock
+		lock.Since = receipt.Ended
+		out[at[n]] = StandingLock{Lock: lock}
+	}
+	return out, nil
+}
+
+// lockable are the selectors of a request.
+func (b *Broker) lockable(req *LockRequest) ([]Selector, error) {
+	f := &req.Filter
+	if err := f.normalize("selector."); err != nil {
+		return nil, err
+	}
+	switch {
+	case f.IsZero():
+		return nil, invalid("selector", `is empty; name what is to be locked, or everything with {"all": true}`)
+	case f.All && !req.MayAll:
+		return nil, ErrAll
+	case f.All:
+		return []Selector{{}}, nil
+	case !f.isPure():
+		return nil, invalid("selector", "names tasks or grants; a lock is on workloads, owners, risk classes, audiences and scopes: end tasks with a revocation")
+	}
+	return b.selectors("selector", *f)
+}
+
+// controlAll writes locks, and their events.
+func (b *Broker) controlAll(ctx context.Context, req LockRequest, ends []Ending) ([]Receipt, error) {
+	if len(ends) == 0 {
+		return nil, nil
+	}
+	ctx = context.WithoutCancel(ctx)
+	replies, _, err := b.endTwice(ctx, withdrawCall, ends...)
+	if err != nil {
+		return nil, err
+	}
+	var receipts []Receipt
+	var events []Event
+	var feed Position
+	for i, r := range replies {
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		l := ends[i].Lock
+		events = append(events, Event{
+			ID: ends[i].Event, Kind: EventLocked, Time: r.Receipt.Ended, Actor: req.Actor, Address: req.Address, Reason: req.Reason,
+			Selector: l.Selector, Lock: l.ID, Expires: l.Expires, Attributes: Attributes{Ticket: req.Ticket},
+		})
+		receipts, feed = append(receipts, r.Receipt), feed.union(r.Receipt.Feed)
+	}
+	b.record(ctx, events)
+	b.seen(ctx, feed)
+	return receipts, nil
+}
+
+// Locks returns the locks that stand, by the end of their lives. Errors: ErrNotReady.
+func (b *Broker) Locks(context.Context) ([]Lock, error) {
+	if age, _, ok := b.view.age(b.Now()); ok && age > staleView {
+		return nil, notReady(fmt.Sprintf("the store's feed has not been heard for %s", age.Round(time.Millisecond)))
+	}
+	locks, _, err := b.locks()
+	return locks, err
+}
+
+// FindLock returns a lock that stands. Errors: ErrNotFound, ErrNotReady.
+func (b *Broker) FindLock(ctx context.Context, id LockID) (Lock, error) {
+	locks, err := b.Locks(ctx)
+	if err != nil {
+		return Lock{}, err
+	}
+	i := slices.IndexFunc(locks, func(l Lock) bool { return l.ID == id })
+	if i < 0 {
+		return Lock{}, ErrNotFound
+	}
+	return locks[i], nil
+}
+
+// locks are those that stand in some shard, since one that is being added is not in all of them yet.
+func (b *Broker) locks() (locks []Lock, now time.Time, err error) {
+	seen := map[LockID]bool{}
+	for shard := range max(1, b.view.shards()) {
+		var control Control
+		if control, now, err = b.view.control(shard); err != nil {
+			return nil, now, err
+		}
+		for _, l := range control.Locks {
+			if !seen[l.ID] && now.Before(l.Expires) {
+				seen[l.ID] = true
+				locks = append(locks, l)
+			}
+		}
+	}
+	slices.SortFunc(locks, func(a, b Lock) int { return cmp.Or(a.Expires.Compare(b.Expires), cmp.Compare(a.ID, b.ID)) })
+	return locks, now, nil
+}

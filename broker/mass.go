@@ -1,0 +1,491 @@
+package broker
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Bounds of a mass revocation.
+const (
+	// MinReason is how many characters the reason of one has at least, and of a lock.
+	MinReason = 10
+
+	// RevocationLife is how long the record of one is kept.
+	RevocationLife = 24 * time.Hour
+
+	// massTime is how long one request goes on ending tasks and grants by ID. It is to be repeated for the rest.
+	massTime = 8 * time.Second
+
+	// massChunk is how many end in one call of the store.
+	massChunk = 200
+
+	revocationKind = "revocation" // of notes on the Board
+)
+
+// Mass is an operator's word that everything which a filter means is over.
+type Mass struct {
+	Filter Filter
+	What   What   // WhatTasks when empty and the filter names tasks, else WhatGrants
+	Plan   string // of PlanRevocation, in the place of Filter and What
+
+	Operator spiffeid.ID // who says so
+	Address  string      // the peer's
+	Reason   string      // why; MinReason characters at least
+	Ticket   string
+
+	// MaxAffected refuses the whole when it would hit more live grants, by a count right before; nil does not count.
+	MaxAffected *int
+
+	// MayAll says that the actor may revoke everything.
+	MayAll bool
+
+	// Wait has RevokeAll also Await what the verifiers of the audiences say; at most MaxWait.
+	Wait time.Duration
+}
+
+// MassRevocation is the record of one, and what it has done.
+type MassRevocation struct {
+	ID      RevocationID
+	Event   EventID // of EventApplied
+	Filter  Filter
+	What    What
+	Reason  string
+	Ticket  string
+	Actor   string
+	At      time.Time
+	Counted *int // live grants, as counted right before
+	Tasks   int  // that it ended
+	Grants  int  // that it ended by ID
+	Entries int  // that it wrote
+	Took    time.Duration
+	Feed    Position // everything about it is in the feed up to here
+	Durable bool
+
+	// Left says what is not done, when the store went away in between, or the time for one request was over. To repeat
+	// it is safe. "" when all of it is done.
+	Left string
+
+	Propagation *Propagation `json:"-"` // as of the answer, when it was waited for
+}
+
+// ErrAll: to revoke everything needs another role.
+var ErrAll = errors.New("revoking everything needs the role " + RoleAdmin.String())
+
+// RevokeAll is Revoke for everything that a filter means. What the control list can say is dead first, by one write
+// for each shard; then tasks end by their IDs, in chunks, and so do grants that no entry can name. When it returns nil and
+// nothing is Left, all that was there when it was called is dead for every look-up. Tasks that begin while it runs may
+// escape; lock first what must not. A ctx that ends does not undo it.
+//
+// Errors: ErrInvalid, ErrAll, ErrPlanChanged, ErrPlanExpired, ErrNotFound when it names tasks or grants that are not
+// there and nothing else, and those of the store: then nothing has happened, or of ErrUnconfirmed all of it may have.
+func (b *Broker) RevokeAll(ctx context.Context, m Mass) (MassRevocation, error) {
+	if err := checkMass(m.Operator.String(), m.Reason, m.Ticket); err != nil {
+		return MassRevocation{}, err
+	}
+	if err := checkWait(m.Wait); err != nil {
+		return MassRevocation{}, err
+	}
+	planned := sealedPlan{Grants: -1}
+	if m.Plan != "" {
+		if !m.Filter.IsZero() || m.What != "" {
+			return MassRevocation{}, invalid("plan", "goes in the place of selector and what; leave these out")
+		}
+		var err error
+		if planned, err = b.openPlan(m.Plan, m.Operator.String()); err != nil {
+			return MassRevocation{}, err
+		}
+		m.Filter, m.What = planned.Filter, planned.What
+	}
+	what, selectors, err := b.aim(&m.Filter, m.What)
+	if err != nil {
+		return MassRevocation{}, err
+	}
+	if m.Filter.All && !m.MayAll {
+		return MassRevocation{}, ErrAll
+	}
+	m.What = what
+	now := b.Now()
+	r := &running{b: b, began: now, selectors: selectors, MassRevocation: MassRevocation{
+		ID: NewRevocationID(), Event: NewEventID(), Filter: m.Filter, What: what, Reason: m.Reason, Ticket: m.Ticket, Actor: m.Operator.String(),
+		At: now.UTC().Truncate(time.Millisecond), Durable: true,
+	}, address: m.Address}
+	if m.Plan != "" || m.MaxAffected != nil {
+		if err := r.agree(ctx, m.MaxAffected, planned); err != nil {
+			return MassRevocation{}, err
+		}
+	}
+	done, err := r.run(context.WithoutCancel(ctx))
+	if err == nil && m.Wait > 0 {
+		done.Propagation = b.propagated(ctx, m.Operator, done.Feed, r.audiences.list(), m.Wait)
+	}
+	return done, err
+}
+
+// checkMass is checkOperator for what hits many.
+func checkMass(actor, reason, ticket string) error {
+	if err := checkOperator(actor, reason); err != nil {
+		return err
+	}
+	if n := utf8.RuneCountInString(strings.TrimSpace(reason)); n < MinReason || !utf8.ValidString(reason) {
+		return invalid("reason", "has %d characters; say why in %d at least, for the audit log and whoever meets the effect", n, MinReason)
+	}
+	return checkLine("ticket", ticket, MaxTicket)
+}
+
+// running is a mass revocation that is being applied.
+type running struct {
+	MassRevocation
+	b         *Broker
+	began     time.Time
+	address   string
+	selectors []Selector
+	audiences reached
+}
+
+// reached are the audiences whose verifiers must know.
+type reached struct {
+	all  bool
+	some map[string]bool
+}
+
+// add takes in those of one end; nil means all.
+func (r *reached) add(audiences []string) {
+	if r.all = r.all || audiences == nil; r.some == nil {
+		r.some = map[string]bool{}
+	}
+	for _, a := range audiences {
+		r.some[a] = true
+	}
+}
+
+// list has them as Await takes them.
+func (r *reached) list() []string {
+	if r.all {
+		return nil
+	}
+	return append([]string{}, slices.Sorted(maps.Keys(r.some))...) // not nil for none
+}
+
+// agree counts, and refuses what is much more than was agreed to.
+func (r *running) agree(ctx context.Context, most *int, planned sealedPlan) error {
+	stop := 0
+	if most != nil {
+		if *most < 0 {
+			return invalid("max_affected", "is %d; it is a number of live grants", *most)
+		}
+		stop = max(*most, planned.Grants+planned.Grants/10+spare) + 1
+	}
+	count, err := r.b.count(ctx, r.Filter, r.What, stop)
+	if err != nil {
+		return err
+	}
+	r.Counted = &count.Grants
+	if most != nil && (count.Grants > *most || !count.Complete) {
+		return &PlanChanged{Planned: -1, Now: count.Grants, Most: *most, Complete: count.Complete}
+	}
+	grown := count.Grants - planned.Grants
+	if planned.Grants >= 0 && planned.Complete && (grown > spare && grown*10 > planned.Grants || !count.Complete) {
+		return &PlanChanged{Planned: planned.Grants, Now: count.Grants, Most: -1, Complete: count.Complete}
+	}
+	return nil
+}
+
+// run writes the entries, then ends what has to end by ID, and records the whole.
+func (r *running) run(ctx context.Context) (MassRevocation, error) {
+	err := r.deny(ctx)
+	r.Took = r.b.Now().Sub(r.began)
+	if err == nil && (r.What == WhatTasks || !r.Filter.isPure()) {
+		err = r.endAll(ctx)
+		if len(r.selectors) == 0 && !r.Filter.All {
+			r.Took = r.b.Now().Sub(r.began)
+		}
+	}
+	if err != nil && r.Entries == 0 {
+		return MassRevocation{}, err
+	}
+	r.left(err)
+	r.record(ctx)
+	r.b.seen(ctx, r.Feed)
+	return r.MassRevocation, nil
+}
+
+// left says what an error has left to do.
+func (r *running) left(err error) {
+	what := "tasks"
+	if r.What == WhatGrants {
+		what = "grants"
+	}
+	switch {
+	case err == nil:
+	case errors.Is(err, errTime):
+		r.Left = "some of the " + what + ", since the time for one request was over; repeat it to go on"
+	case isAway(err):
+		r.Left = "some of the " + what + ", since the store went away; repeat it when that is back"
+	default:
+		r.Left = "some of the " + what + "; repeat it, and if that does not help see the broker's log"
+	}
+	if err != nil {
+		r.b.Logger.Error("a revocation is not complete", "revocation", string(r.ID), "left", r.Left, "error", err)
+	}
+}
+
+// deny writes what the control list can say, in one call of the store.
+func (r *running) deny(ctx context.Context) error {
+	var all []Ending
+	var events []Event
+	event := func(e Ending) {
+		e.State, e.Cause, e.Reason, e.Event = Revoked, CauseOperator, r.Reason, NewEventID()
+		all = append(all, e)
+		events = append(events, Event{ID: e.Event, Kind: EventRevoked, Cause: CauseOperator, Selector: e.Selector})
+	}
+	if r.Filter.All {
+		event(Ending{Kind: TargetAll})
+	}
+	for _, s := range r.selectors {
+		event(Ending{Kind: TargetSelector, Selector: s})
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	replies, _, err := r.b.endTwice(ctx, withdrawCall, all...)
+	if err != nil {
+		return err
+	}
+	for i, reply := range replies {
+		if reply.Err != nil {
+			return reply.Err
+		}
+		events[i].Time = reply.Receipt.Ended
+		r.take(reply.Receipt)
+		if audience := all[i].Selector.Audience; audience != "" {
+			r.audiences.add([]string{audience})
+		} else {
+			r.audiences.add(nil)
+		}
+	}
+	r.hand(ctx, events)
+	return nil
+}
+
+// take sums up the receipts.
+func (r *running) take(receipt Receipt) {
+	r.Entries++
+	r.Durable = r.Durable && receipt.Durable
+	r.Feed = r.Feed.union(receipt.Feed)
+}
+
+// hand records events of this revocation, and waits a moment for that.
+func (r *running) hand(ctx context.Context, events []Event) {
+	for i := range events {
+		e := &events[i]
+		e.Actor, e.Address, e.Reason, e.Revocation = r.Actor, r.address, r.Reason, r.ID
+		if e.Ticket == "" {
+			e.Ticket = r.Ticket
+		}
+	}
+	r.b.record(ctx, events)
+}
+
+// errTime says that a request has ended as much as it may take on.
+var errTime = errors.New("the time for one request is over")
+
+// endAll ends tasks or grants by their IDs.
+func (r *running) endAll(ctx context.Context) error {
+	until := r.b.Now().Add(massTime)
+	if ids := r.named(); ids != nil {
+		return r.endNamed(ctx, ids)
+	}
+	return r.b.scan(ctx, r.Filter, r.What == WhatGrants, func(found []GrantStatus) error {
+		var ends []Ending
+		for _, s := range found {
+			switch {
+			case r.What == WhatTasks && !s.Task.State.Final():
+				ends = append(ends, Ending{Kind: TargetTask, Task: s.Task.ID})
+			case r.What == WhatGrants && s.Live:
+				ends = append(ends, Ending{Kind: TargetGrant, Grant: s.Grant.ID})
+			}
+		}
+		for chunk := range slices.Chunk(ends, massChunk) {
+			if err := r.end(ctx, chunk); err != nil {
+				return err
+			}
+			if r.b.Now().After(until) {
+				return errTime
+			}
+		}
+		return nil
+	})
+}
+
+// named are the endings of a filter that names tasks, or grants, by their IDs and says nothing else: nobody has to
+// be asked which these are. nil for any other.
+func (r *running) named() []Ending {
+	f := r.Filter
+	var ends []Ending
+	switch {
+	case r.What == WhatTasks && f.same(Filter{Tasks: f.Tasks}):
+		for _, id := range f.Tasks {
+			ends = append(ends, Ending{Kind: TargetTask, Task: id})
+		}
+	case r.What == WhatTasks && f.same(Filter{Root: f.Root}):
+		ends = append(ends, Ending{Kind: TargetTask, Task: f.Root})
+	case r.What == WhatGrants && f.same(Filter{Grants: f.Grants}):
+		for _, id := range f.Grants {
+			ends = append(ends, Ending{Kind: TargetGrant, Grant: id})
+		}
+	}
+	return ends
+}
+
+// endNamed is end for what an operator has named: what is not there is said. While the store is away these are in force
+// on this replica alone, which brings them into the store.
+func (r *running) endNamed(ctx context.Context, ends []Ending) error {
+	err := r.end(ctx, ends)
+	if isAway(err) {
+		return r.endHere(ends, err)
+	}
+	if err == nil && r.Entries == 0 {
+		return ErrNotFound
+	}
+	return err
+}
+
+// endHere is end without the store.
+func (r *running) endHere(ends []Ending, away error) error {
+	for _, e := range ends {
+		p := &pendingEnd{Ending: e, actor: r.Actor, address: r.address, until: r.b.Now().Add(longest(e.Kind))}
+		receipt, err := r.b.endHere(p, true, away)
+		if err != nil {
+			return err
+		}
+		r.count(receipt)
+		r.audiences.add(nil)
+	}
+	return nil
+}
+
+// end ends one chunk, and records each end.
+func (r *running) end(ctx context.Context, ends []Ending) error {
+	for i := range ends {
+		ends[i].State, ends[i].Cause, ends[i].Reason, ends[i].Event = Revoked, CauseOperator, r.Reason, NewEventID()
+	}
+	replies, _, err := r.b.endTwice(ctx, withdrawCall, ends...)
+	if err != nil {
+		if errors.Is(err, ErrUnconfirmed) && r.named() == nil {
+			r.b.finish(r.Actor, r.address, ends...)
+		}
+		return err
+	}
+	for _, reply := range replies {
+		switch {
+		case isAway(reply.Err):
+			err = reply.Err
+		case reply.Err != nil: // it is not there any more
+		default:
+			r.count(reply.Receipt)
+			r.audiences.add(reply.Audiences)
+		}
+	}
+	r.hand(ctx, r.b.endEvents(replies, r.Actor, r.address))
+	return err
+}
+
+// count takes in the receipt of a task or a grant.
+func (r *running) count(receipt Receipt) {
+	r.take(receipt)
+	switch {
+	case !receipt.First:
+	case receipt.Grant != "":
+		r.Grants++
+	default:
+		r.Tasks++
+	}
+}
+
+// record writes the event of the whole, and puts the record where operators find it.
+func (r *running) record(ctx context.Context) {
+	done := r.MassRevocation
+	r.hand(ctx, []Event{{ID: r.Event, Kind: EventApplied, Time: r.At, Cause: CauseOperator, Mass: &done}})
+	text, err := json.Marshal(r.MassRevocation)
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, storeTry)
+		defer cancel()
+		err = r.b.Board.Post(ctx, BoardNote{Kind: revocationKind, ID: string(r.ID), Text: text, Life: RevocationLife})
+	}
+	if err != nil {
+		r.b.Logger.Error("a revocation is in force, and its record could not be kept; the audit log has it", "revocation", string(r.ID), "error", err)
+	}
+}
+
+// Revocations returns so many of the records of the last day, DefaultPageSize for 0, from after one of them on, and the last
+// one's ID if there are more. The newest are first. Errors: ErrInvalid for an ID that is not there any more, and those of
+// the Board.
+func (b *Broker) Revocations(ctx context.Context, size int, after RevocationID) (page []MassRevocation, next RevocationID, err error) {
+	all, err := b.revocations(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	if after != "" {
+		i := slices.IndexFunc(all, func(r MassRevocation) bool { return r.ID == after })
+		if i < 0 {
+			return nil, "", invalid("cursor", "is none of this list, or of a page that is no more; send none to begin again")
+		}
+		all = all[i+1:]
+	}
+	if size == 0 {
+		size = DefaultPageSize
+	}
+	if len(all) > size {
+		return all[:size], all[size-1].ID, nil
+	}
+	return all, "", nil
+}
+
+func (b *Broker) revocations(ctx context.Context) ([]MassRevocation, error) {
+	ctx, cancel := context.WithTimeout(ctx, storeBudget)
+	defer cancel()
+	notes, err := b.Board.Notes(ctx, revocationKind)
+	if err != nil {
+		return nil, err
+	}
+	var out []MassRevocation
+	for _, note := range notes {
+		var r MassRevocation
+		if err := json.Unmarshal(note.Text, &r); err != nil {
+			b.Logger.Error("the record of a revocation cannot be read; the audit log has it", "revocation", note.ID, "error", err)
+			continue
+		}
+		out = append(out, r)
+	}
+	slices.SortFunc(out, func(r, s MassRevocation) int {
+		return cmp.Or(s.At.Compare(r.At), cmp.Compare(r.ID, s.ID))
+	})
+	return out, nil
+}
+
+// FindRevocation returns one of them. Errors: ErrNotFound and those of the store.
+func (b *Broker) FindRevocation(ctx context.Context, id RevocationID) (MassRevocation, error) {
+	all, err := b.revocations(ctx)
+	if err != nil {
+		return MassRevocation{}, err
+	}
+	i := slices.IndexFunc(all, func(r MassRevocation) bool { return r.ID == id })
+	if i < 0 {
+		return MassRevocation{}, ErrNotFound
+	}
+	return all[i], nil
+}
+
+// seen waits a moment until this replica has read the feed up to a position, so that what it says next has that.
+func (b *Broker) seen(ctx context.Context, p Position) {
+	_ = b.view.reach(ctx, p) // what is newer than this replica's view is said a moment later
+}
