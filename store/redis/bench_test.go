@@ -189,4 +189,10 @@ func TestSize(t *testing.T) {
 		r.Grants, r.Begin.Key = nil, fmt.Sprintf("7f0c1c52-3ad5-4f7e-9d55-%012d", i)
 		return r
 	})
+	measure("a task below another one, with a ref", 1100, func(i int) broker.GrantRequest {
+		r := typical(0)
+		r.Quota.Children = 0
+		r.Grants, r.Begin.Parent, r.Begin.Ref = nil, first.Task, broker.TaskRef{Kind: "k8s/job", ID: fmt.Sprintf("7f0c1c52-3ad5-4f7e-9d55-%012d", i)}
+		return r
+	})
 }
