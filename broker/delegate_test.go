@@ -694,3 +694,74 @@ func TestJoinsCountAsChildren(t *testing.T) {
 		}
 	})
 }
+
+// TestP7_NothingJoinsAnEndedTask: however a join meets the end of what was delegated, or a lock of the delegator,
+// nothing that was handed out is alive when both have answered.
+func TestP7_NothingJoinsAnEndedTask(t *testing.T) {
+	const rounds = 1000
+	synctest.Test(t, func(t *testing.T) {
+		store, err := memory.New(memory.Config{Shards: 4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := newHarness(t, store, func(c *broker.Config) {
+			known, err := registry.Parse([]byte(crowd))
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Registry = known
+		})
+		inTime := 0
+		for round := range rounds {
+			if round%300 == 299 {
+				time.Sleep(2 * time.Minute) // or there are too many, since they count until their leases are over
+			}
+			root := h.begin("crowd", nil).Task.ID
+			above := root
+			for range round % 3 {
+				above = h.begin("crowd", func(r *broker.BeginRequest) { r.Parent = above }).Task.ID
+			}
+			d := h.delegate("crowd", above, report)
+			var joined broker.Begun
+			var failed error
+			var wg sync.WaitGroup
+			wg.Go(func() { joined, failed = h.tryJoin(report, d.Handle, withToken) })
+			wg.Go(func() { h.end("crowd", root) })
+			wg.Wait()
+			switch {
+			case failed == nil:
+				inTime++
+				if h.live(report, joined.Tokens[0].Grant.ID) {
+					t.Fatal("a grant of what has joined in time is live")
+				}
+			case !errors.Is(failed, broker.ErrEnded):
+				t.Fatalf("join: %v; want ErrEnded or none", failed)
+			}
+			if _, err := h.tryJoin(report, d.Handle, nil); !errors.Is(err, broker.ErrEnded) {
+				t.Fatalf("join after the end: %v; want ErrEnded", err)
+			}
+		}
+		t.Logf("%d of %d have joined in time", inTime, rounds)
+	})
+}
+
+// TestWhatHasJoinedLivesNoLonger than what was delegated, whatever it asks for.
+func TestWhatHasJoinedLivesNoLonger(t *testing.T) {
+	inBubble(t, func(h *harness) {
+		a := h.begin(report, func(r *broker.BeginRequest) { r.Deadline = 20 * time.Second })
+		d, err := h.tryDelegate(report, a.Task.ID, broker.Delegation{To: workload(night).ID, Life: broker.MaxDelegation})
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		b := h.join(night, d, func(r *broker.BeginRequest) {
+			r.Deadline, r.Tokens = broker.MaxDeadline, []broker.TokenRequest{{Audience: "orders", Life: broker.MaxTokenLife}}
+		})
+		if until := a.Task.Deadline; d.Expires.After(until) || !b.Task.Deadline.Equal(until) || b.Tokens[0].Grant.Expires.After(until) {
+			h.t.Errorf("delegated until %s, joined until %s with a token until %s; want %s at most", d.Expires, b.Task.Deadline, b.Tokens[0].Grant.Expires, until)
+		}
+		time.Sleep(20 * time.Second)
+		if got := h.at(night, b.Task.ID); got.State != broker.Expired && got.Cause != broker.CauseParent {
+			h.t.Errorf("then it is %s by %s", got.State, got.Cause)
+		}
+	})
+}

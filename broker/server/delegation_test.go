@@ -19,6 +19,7 @@ import (
 	"github.com/errandhq/errand/broker/server"
 	"github.com/errandhq/errand/sdk/verify"
 	"github.com/errandhq/errand/sdk/wire"
+	"github.com/errandhq/errand/store/redistest"
 )
 
 const (
@@ -398,5 +399,83 @@ func TestClaimsOfADelegatedToken(t *testing.T) {
 	sum := sha256.Sum256(leaf.Raw)
 	if err := json.Unmarshal(claim(t, token, "cnf"), &cnf); err != nil || cnf.X5T != base64.RawURLEncoding.EncodeToString(sum[:]) {
 		t.Errorf("cnf is %+v, %v; want that of night's certificate", cnf, err)
+	}
+}
+
+// TestDelegationBetweenReplicas: a handle is good at every replica, and what has joined by it is dead everywhere with
+// the delegator's task, whose shard has it all.
+func TestDelegationBetweenReplicas(t *testing.T) {
+	s := newSite(t, 4)
+	a, b := s.start("a"), s.start("b")
+	verifiers := map[string]*verify.Verifier{"a": a.verifierOf(0), "b": b.verifierOf(0)}
+	for i := range workloads {
+		delegator, delegate := workloadName(i), workloadName(i+1)
+		first := a.here(delegator)
+		second, peer := b.holder(delegate)
+		root := first.begin()
+		joined := second.join(first.delegate(root.Task.ID, delegate, "").Handle)
+		token := joined.Tokens[0].AccessToken
+		for name, v := range verifiers {
+			if g, err := v.Verify(t.Context(), token, peer); err != nil || g.Workload != delegator || g.Client != delegate {
+				t.Fatalf("a live token, by the verifier on %s: %+v, %v", name, g, err)
+			}
+		}
+		if joined.Task.ID[4:6] != root.Task.ID[4:6] {
+			t.Errorf("%s has joined in another shard than that of %s", joined.Task.ID, root.Task.ID)
+		}
+		if i%2 == 0 {
+			first.end(root.Task.ID, "completed")
+		} else if _, err := a.Broker().Revoke(t.Context(), broker.Revocation{Selector: broker.Selector{Subject: delegator}, Actor: "alice", Reason: "a test"}); err != nil {
+			t.Fatal(err)
+		}
+		for name, v := range verifiers {
+			a.eventually("the verifier on "+name+" refuses it", func() bool {
+				_, err := v.Verify(t.Context(), token, peer)
+				return errors.Is(err, verify.ErrRevoked)
+			})
+		}
+		var grant wire.Grant
+		if second.get("/v1/grants/"+joined.Tokens[0].GrantID).into(t, &grant); grant.Live {
+			t.Error("the look-up calls it live")
+		}
+	}
+}
+
+// TestAdoptionBetweenReplicas: an earlier holder's end at another replica does nothing, until that replica cannot ask.
+func TestAdoptionBetweenReplicas(t *testing.T) {
+	s := newSite(t, 1)
+	a, b := s.start("a"), s.start("b")
+	first, second := a.here(reportID), b.here(reportID)
+	begun, other := first.begin(), first.begin()
+	as := func(c *caller, begun wire.BeginResponse, holder int) answer {
+		return c.post(taskPath(begun.Task.ID, "/end"), fmt.Sprintf(`{"outcome":"completed","holder":%d,"end_key":%q}`, holder, begun.EndKey))
+	}
+	for _, task := range []wire.BeginResponse{begun, other} {
+		if got := second.post(taskPath(task.Task.ID, "/adopt"), ""); got.status != http.StatusOK {
+			t.Fatalf("adopt: %d %s", got.status, got.body)
+		}
+	}
+	first.refused(as(first, begun, 1), http.StatusConflict, wire.ProblemAdopted)
+	var pulses wire.HeartbeatResponse // by which a hears of one of them
+	first.post(wire.PathHeartbeats, fmt.Sprintf(`{"tasks":[{"id":%q,"holder":1}]}`, begun.Task.ID)).into(t, &pulses)
+	if pulses.Tasks[0].State != wire.StateAdopted {
+		t.Errorf("pulses %+v", pulses)
+	}
+	a.redis.Set(redistest.Fault{Refuse: true})
+	a.redis.Reset()
+	if got := as(first, begun, 1); got.status != http.StatusConflict || got.name() != wire.ProblemAdopted {
+		t.Errorf("an end of an earlier holder that it knows of: %d %s", got.status, got.body)
+	}
+	if got := as(first, other, 1); got.status != http.StatusAccepted {
+		t.Errorf("one that it does not: %d %s", got.status, got.body)
+	}
+	a.redis.Set(redistest.Fault{})
+	a.eventually("it is written, and holds", func() bool {
+		var task wire.Task
+		second.get(taskPath(other.Task.ID, "")).into(t, &task)
+		return task.State == wire.StateCompleted
+	})
+	if got := as(second, begun, 2); got.status != http.StatusOK {
+		t.Errorf("the holder's: %d %s", got.status, got.body)
 	}
 }
