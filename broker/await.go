@@ -44,7 +44,7 @@ type PendingVerifier struct {
 //
 // It is about the verifiers that are known at that moment: those that any replica was told of within VerifierSilence.
 // One that begins in between counts like all others, since what it starts from may be older than the position; it
-// confirms as soon as it is not. What is not known confirms nothing, and refuses as every verifier does (P2): a verifier
+// confirms as soon as it is not. One that another replica was told of first may take boardInterval to be known. What is not known confirms nothing, and refuses as every verifier does (P2): a verifier
 // that does not have the position cannot prove that it is fresh as of later than the position's entry, so
 // that its MaxStale counts from this call at the latest, whenever it was heard last.
 //

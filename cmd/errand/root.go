@@ -153,7 +153,7 @@ In production:      errand serve    one replica; errand config init has the manu
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%w", err) })
 	root.SetVersionTemplate("errand {{.Version}}\n")
-	root.AddCommand(newDemo(), newDev(), newServe(), newExec(), newConfig(), newKeys(), newToken(), newTask(), newGrants(), newRevoke(), newRevocations(), newLock(), newQuarantine(), newVerify(), newDoctor(), newCompletion(), newVersion())
+	root.AddCommand(newDemo(), newDev(), newServe(), newExec(), newConfig(), newKeys(), newToken(), newTask(), newGrants(), newRevoke(), newRevocations(), newLock(), newQuarantine(), newVerifiers(), newVerify(), newDoctor(), newCompletion(), newVersion())
 	return root
 }
 

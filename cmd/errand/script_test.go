@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -59,7 +60,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"redis": func(ts *testscript.TestScript, _ bool, args []string) { startRedis(t, ts, args) },
-			"ready": ready, "await": await, "appears": appears, "busy": busy, "pause": pauseShort, "exitcode": exitCode, "svids": svids, "ports": ports, "hold": hold, "kid": kid, "random": random, "until": until, "as": as, "forge": forge, "taskid": taskID, "recipe": recipe, "handle": handle, "idof": idOf, "silent": silent,
+			"ready": ready, "heard": heard, "await": await, "appears": appears, "busy": busy, "pause": pauseShort, "exitcode": exitCode, "svids": svids, "ports": ports, "hold": hold, "kid": kid, "random": random, "until": until, "as": as, "forge": forge, "taskid": taskID, "recipe": recipe, "handle": handle, "idof": idOf, "silent": silent,
 		},
 	})
 }
@@ -78,6 +79,26 @@ func ready(ts *testscript.TestScript, neg bool, args []string) {
 		_, rest, ok := strings.Cut(string(text), `"ops_url": "http://`)
 		ops, _, _ := strings.Cut(rest, `"`)
 		return ok && isReady(ops)
+	})
+}
+
+// heard waits until the development broker of a file like that has heard of a verifier.
+func heard(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: heard FILE")
+	}
+	eventually(ts, func() bool {
+		text, err := os.ReadFile(ts.MkAbs(args[0]))
+		ts.Check(err)
+		_, rest, _ := strings.Cut(string(text), `"ops_url": "`)
+		ops, _, _ := strings.Cut(rest, `"`)
+		resp, err := http.Get(ops + "/metrics")
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		metrics, err := io.ReadAll(resp.Body)
+		return err == nil && strings.Contains(string(metrics), "\nerrand_verifiers 1\n")
 	})
 }
 
