@@ -3,6 +3,7 @@ package main
 import (
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -78,6 +79,8 @@ func taskItemTable(now time.Time) table[wire.TaskItem] {
 	add(column[wire.TaskItem]{head: "OWNER", wide: true, cell: func(t wire.TaskItem) string { return t.Owner }})
 	add(column[wire.TaskItem]{head: "RISK", wide: true, cell: func(t wire.TaskItem) string { return t.Risk }})
 	add(column[wire.TaskItem]{head: "PATH", wide: true, cell: func(t wire.TaskItem) string { return strings.Join(t.Path, "/") }})
+	add(column[wire.TaskItem]{head: "HOLDER", wide: true, cell: func(t wire.TaskItem) string { return strconv.Itoa(t.Holder) }})
+	add(column[wire.TaskItem]{head: "DELEGATORS", wide: true, cell: func(t wire.TaskItem) string { return strings.Join(t.Delegators, " ") }})
 	add(column[wire.TaskItem]{head: "LABELS", wide: true, cell: labelsOf})
 	add(column[wire.TaskItem]{head: "REF", wide: true, cell: refOf})
 	add(column[wire.TaskItem]{head: "NOTE", wide: true, cell: func(t wire.TaskItem) string { return t.Note }})
