@@ -176,10 +176,15 @@ func (l *locking) show(text []byte, done wire.LockResponse) error {
 		return lockTable(time.Now()).show(out, l.output, text, done.Locks...)
 	}
 	for _, lock := range done.Locks {
+		if lock.Stood {
+			fmt.Fprintf(plain{out}, "%s  stood already on %s, until %s: %s\n", lock.ID, oneCell(covers(lock)), rfc3339(&lock.ExpiresAt), oneCell(lock.Reason))
+			continue
+		}
 		fmt.Fprintf(plain{out}, "%s  new tasks and tokens denied to %s until %s\n", lock.ID, oneCell(covers(lock)), rfc3339(&lock.ExpiresAt))
 	}
 	if done.Revocation != nil {
 		writeRevocation(plain{out}, *done.Revocation)
+		tellUndone(l.command, *done.Revocation)
 	}
 	return nil
 }

@@ -216,9 +216,7 @@ func (r *revoking) apply() error {
 	} else {
 		err = revocationTable(time.Now()).show(out, r.output, text, done)
 	}
-	if !done.Durable {
-		fmt.Fprintln(r.command.ErrOrStderr(), "errand: the broker cannot reach its store now: this is in force on the replica that has answered, and it writes it down when it can")
-	}
+	tellUndone(r.command, done)
 	fmt.Fprintln(r.command.ErrOrStderr(), hintAtLock(r.selector))
 	return err
 }
