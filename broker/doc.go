@@ -1,5 +1,6 @@
 // Package broker is the domain: tasks, the grants that live and die with them, and the denials that
-// tell verifiers so. Start with Broker and its verbs Begin, Issue, Heartbeat, End and Revoke.
+// tell verifiers so. Start with Broker and its verbs Begin, Issue, Heartbeat, End and Revoke; Delegate and Join
+// bring other workloads into a task, and Adopt other processes of its own.
 //
 //	workload --SVID--> identity --Workload--> Begin / Issue
 //	                                            |  Registry   is it known, and who owns it?
@@ -19,6 +20,8 @@
 //   - whatever ends a task ends everything below it, in the same write;
 //   - an end with its key is in force on this replica also while the store is away, and said to be not
 //     durable until it is in the store;
+//   - nobody acts in the name of another but below a task of that one, by its delegation, and within what each of
+//     them may have; what is said against one of them is said against the task;
 //   - no life is ever made longer than the task's deadline, the policy's cap or the SVID's;
 //   - an error of a port means no token.
 //

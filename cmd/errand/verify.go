@@ -244,6 +244,7 @@ type claimed struct {
 	Grant    string    `json:"jti"`
 	Workload string    `json:"sub"`
 	Client   string    `json:"client_id"`
+	Actors   []string  `json:"actors,omitempty"` // who acts for sub, nearest first
 	Audience string    `json:"aud"`
 	Scope    string    `json:"scope"`
 	Task     string    `json:"task"`
@@ -285,7 +286,7 @@ func judge(e *verify.Explanation) verdict {
 	}
 	if g := e.Grant; g != nil {
 		v.Claims = &claimed{
-			Issuer: e.Issuer, Grant: g.ID, Workload: g.Workload, Client: g.Client, Audience: g.Audience, Scope: strings.Join(g.Scopes, " "),
+			Issuer: e.Issuer, Grant: g.ID, Workload: g.Workload, Client: g.Client, Actors: g.Actors, Audience: g.Audience, Scope: strings.Join(g.Scopes, " "),
 			Task: g.Task.ID, Path: g.Task.Path, Name: g.Task.Name, Issued: g.Issued, Expires: g.Expires,
 		}
 	}
@@ -318,8 +319,12 @@ func printVerdict(out io.Writer, v verdict) {
 		if !v.Signed {
 			hearsay = " (it says so itself; its signature is not known to be good)"
 		}
+		workload := c.Workload
+		if len(c.Actors) > 0 {
+			workload = strings.Join(c.Actors, " for ") + " for " + c.Workload
+		}
 		for _, line := range [][2]string{
-			{"grant", c.Grant + hearsay}, {"task", c.Task + " " + c.Name}, {"workload", c.Workload}, {"scopes", c.Scope}, {"expires", c.Expires.Format(time.RFC3339)},
+			{"grant", c.Grant + hearsay}, {"task", c.Task + " " + c.Name}, {"workload", workload}, {"scopes", c.Scope}, {"expires", c.Expires.Format(time.RFC3339)},
 		} {
 			fmt.Fprintf(out, "\n%-12s  %s", line[0], oneCell(line[1]))
 		}
