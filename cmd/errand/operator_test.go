@@ -224,7 +224,8 @@ func TestRevokeAsks(t *testing.T) {
 		"all is typed":       {"INC-4411 leaked\nrevoke 1204\n", nil, 0, 2},
 		"another number":     {"INC-4411 leaked\nrevoke 1205\n", errNothingDone, exitFailed, 1},
 		"only a yes":         {"INC-4411 leaked\nyes\n", errNothingDone, exitFailed, 1},
-		"no reason":          {"\n", nil, exitUsage, 1},
+		"no reason":          {"\n", errNobody, exitUsage, 1},
+		"a short one first":  {"leak\nINC-4411 leaked\nrevoke 1204\n", nil, 0, 2},
 		"nobody any more":    {"", errNobody, exitUsage, 1},
 		"gone in the middle": {"INC-4411 leaked\n", errNobody, exitUsage, 1},
 	} {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 
+	"github.com/errandhq/errand/broker"
 	"github.com/spf13/cobra"
 )
 
@@ -62,16 +64,19 @@ func (p *prompt) phrase(want, toDo string) error {
 	return err
 }
 
-// reason asks for one that no flag has given.
+// reason asks for one that no flag has given, until it is long enough. A flag's that is not is a mistake now, and not
+// only after all has been typed.
 func (p *prompt) reason(reason *string) (err error) {
-	if strings.TrimSpace(*reason) != "" {
-		return nil
+	short := func() bool { return utf8.RuneCountInString(strings.TrimSpace(*reason)) < broker.MinReason }
+	if *reason != "" && short() {
+		return usage(p.cmd, "--reason is too short: say why in %d characters at least; it goes into the audit log", broker.MinReason)
 	}
-	*reason, err = p.ask("Reason: ")
-	if err == nil && *reason == "" {
-		err = usage(p.cmd, "a reason is missing: say why; it goes into the audit log")
+	for short() {
+		if *reason, err = p.ask(fmt.Sprintf("Reason, %d characters at least: ", broker.MinReason)); err != nil {
+			return orMissing(p.cmd, err, "--yes and --reason")
+		}
 	}
-	return orMissing(p.cmd, err, "--yes and --reason")
+	return nil
 }
 
 // confirm asks on the terminal, and refuses where there is nobody to ask.
