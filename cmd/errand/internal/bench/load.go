@@ -115,6 +115,23 @@ func (c *caller) get(ctx context.Context, path string) error {
 	return err
 }
 
+// read gets JSON.
+func (c *caller) read(ctx context.Context, path string, into any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %d", path, resp.StatusCode)
+	}
+	return json.NewDecoder(resp.Body).Decode(into)
+}
+
 func taskPath(id, rest string) string { return wire.PathTasks + "/" + id + rest }
 
 // measure begins tasks with a token, issues further tokens, and ends the tasks; and asks for something

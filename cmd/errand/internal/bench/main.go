@@ -112,17 +112,22 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 		}
 	}
 	fmt.Fprintf(out, "\n%s is, for each number of callers, so many requests to the broker: %s. Heartbeats count, too.\n", whatDo, strings.Join(asked, ", "))
-	fmt.Fprintln(out, "\n| an end is refused | after the request: p50 | p99 | after the answer: p50 | p99 | slowest |")
-	fmt.Fprintln(out, "|---|---|---|---|---|---|")
+	fmt.Fprintln(out, "\n| an end is refused | after the request: p50 | p99 | after the answer: p50 | p99 | slowest | and then |")
+	fmt.Fprintln(out, "|---|---|---|---|---|---|---|")
 	for _, n := range o.verifiers {
-		times, err := p.refusals(ctx, n, o.ends)
+		times, err := p.refusals(ctx, n, o)
 		if err != nil {
 			return err
 		}
 		asked, answered := times.fromRequest, times.fromAnswer
-		fmt.Fprintf(out, "| at %d verifiers | %s ms | %s ms | %s ms | %s ms | %s ms |\n", n,
-			milli(asked.at(50)), milli(asked.at(99)), milli(answered.at(50)), milli(answered.at(99)), milli(answered.at(100)))
+		fmt.Fprintf(out, "| at %d verifiers | %s ms | %s ms | %s ms | %s ms | %s ms | %s |\n", n,
+			milli(asked.at(50)), milli(asked.at(99)), milli(answered.at(50)), milli(answered.at(99)), milli(answered.at(100)), times.steady)
 	}
+	ack, err := p.ack(ctx, o.length)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "\nAn acknowledgement takes the broker %.0f µs, and Redis %.0f µs.\n", micro(ack.broker), micro(ack.redis))
 	if o.tree > 0 {
 		t, err := p.fell(ctx, o.tree)
 		if err != nil {

@@ -17,10 +17,11 @@ import (
 type refused struct {
 	fromRequest durations
 	fromAnswer  durations // 0 for those that heard before the caller did
+	steady      steady
 }
 
 // refusals ends tasks one after the other, and times each verifier.
-func (p *place) refusals(ctx context.Context, n, ends int) (all refused, err error) {
+func (p *place) refusals(ctx context.Context, n int, o options) (all refused, err error) {
 	verifiers := make([]*verify.Verifier, n)
 	for i := range verifiers {
 		source := p.servers[i/perServer].Source()
@@ -42,12 +43,13 @@ func (p *place) refusals(ctx context.Context, n, ends int) (all refused, err err
 	}
 	c := p.caller()
 	defer c.close()
-	for range ends {
+	for range o.ends {
 		if err := p.refusal(ctx, c, verifiers, svid.Certificates[0], &all); err != nil {
 			return all, err
 		}
 	}
-	return all, nil
+	all.steady, err = p.steadily(ctx, c, o.length)
+	return all, err
 }
 
 // refusal begins a task, has every verifier accept its token, ends it, and notes when each of them
