@@ -192,6 +192,8 @@ func (e *endedError) Error() string {
 		text += " by an operator"
 	case "identity":
 		text += ": its identity was withdrawn"
+	case "ref":
+		text += ", since what its Ref names has ended"
 	case "presence":
 		text += ", since the connection to it was"
 	}

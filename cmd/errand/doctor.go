@@ -355,7 +355,11 @@ func (d *doctor) registration(who wire.Whoami) {
 		d.fail(exitFailed, "registration", fmt.Sprintf("locked by %s until %s: %s", lock.ID, lock.ExpiresAt.UTC().Format(time.RFC3339), lock.Reason), "ask the operators of the broker; trying again does not help before then")
 	}
 	if who.Owner == "" {
-		d.ok("registration", "none as a workload, so it begins no tasks; it is a server of %s", strings.Join(who.Serves, " "))
+		is := "a server of " + strings.Join(who.Serves, " ")
+		if who.Source != "" {
+			is = "the source " + who.Source + ", which ends tasks by their refs"
+		}
+		d.ok("registration", "none as a workload, so it begins no tasks; it is %s", is)
 		return
 	}
 	var ceiling []string

@@ -76,11 +76,9 @@ workload's task, as that one has delegated it with errand task delegate.`,
 			if err != nil {
 				return err
 			}
-			var later *envFile
-			if env != "" && !a.curl {
-				if later, err = newEnvFile(cmd, a, env); err != nil {
-					return err
-				}
+			later, err := newEnvFile(cmd, a, env)
+			if err != nil {
+				return err
 			}
 			var begun wire.BeginResponse
 			text, err := withEndKey(cmd, a, file, request, &begun)
@@ -108,6 +106,7 @@ workload's task, as that one has delegated it with errand task delegate.`,
 	f.DurationVar(&deadline, "deadline", 0, "when it ends whatever happens, 5s to 24h (default 1h)")
 	f.BoolVar(&print, "print", false, "have the end key in -o json and -o yaml, too")
 	endKeyFlag(cmd, &file)
+	f.Func("ref", "`KIND:ID` of what the task is elsewhere, whose source may say that it has ended", func(s string) (err error) { body.Ref, err = parseRef(s); return err })
 	f.StringVar(&env, "env-file", "", "a new file with all that errand task end needs where there is no identity")
 	completeCeiling(cmd)
 	return cmd
@@ -130,6 +129,15 @@ func beginning(cmd *cobra.Command, body wire.BeginRequest, parent, join string) 
 		request.Path, request.Body = wire.PathJoins, wire.JoinRequest{Handle: string(handle), BeginRequest: body}
 	}
 	return request, nil
+}
+
+// parseRef reads KIND:ID. The broker checks both.
+func parseRef(s string) (*wire.Ref, error) {
+	kind, id, ok := strings.Cut(s, ":")
+	if !ok {
+		return nil, errors.New("give the kind and the ID of what the task is elsewhere, as ci/run:4711.1")
+	}
+	return &wire.Ref{Kind: kind, ID: id}, nil
 }
 
 // seconds is nil for none. The bounds are the broker's.

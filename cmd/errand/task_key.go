@@ -27,8 +27,12 @@ type envFile struct {
 	values [][2]string
 }
 
-// newEnvFile makes both files before the task begins. When that cannot be, none begins.
+// newEnvFile makes both files before the task begins. When that cannot be, none begins. It is nil if none is
+// wanted, or the request is only printed.
 func newEnvFile(cmd *cobra.Command, a *asking, path string) (*envFile, error) {
+	if path == "" || a.curl {
+		return nil, nil
+	}
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
