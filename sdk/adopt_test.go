@@ -380,6 +380,29 @@ func TestAdoptFromItself(t *testing.T) {
 	})
 }
 
+// TestStreamOfTheHolderBefore: what it says of an adoption is not about who has adopted, should that be the same
+// client; an end is, for whoever it was said.
+func TestStreamOfTheHolderBefore(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	says := make(chan string)
+	w.on(events, streaming(says))
+	client := w.client(t)
+	task := begin(t, client, spec)
+	other := begin(t, client, spec)
+	says <- beat // it follows them
+	next := adoptTask(t, client, task.ID())
+	says <- ended(task.ID(), wire.StateAdopted, "")
+	says <- ended(other.ID(), wire.StateRevoked, "operator")
+	if cause := over(t, other); cause != sdk.ErrRevoked || next.State() != sdk.Active {
+		t.Errorf("%v; the task is %s", cause, next.State())
+	}
+	says <- ended(task.ID(), wire.StateRevoked, "operator")
+	if cause := over(t, next); cause != sdk.ErrRevoked {
+		t.Errorf("the cause is %v", cause)
+	}
+}
+
 // TestAdoptedTaskHasItsOwnTime: its deadline is the task's, which began before, and its lease begins now.
 func TestAdoptedTaskHasItsOwnTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
