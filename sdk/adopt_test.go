@@ -279,6 +279,58 @@ func TestChildrenOfAnAdoptedTask(t *testing.T) {
 	})
 }
 
+// TestChildThatBeginsMeanwhile, while its parent is adopted, goes on; unless this client had wanted to end the
+// parent, and it with that: then it is ended by itself.
+func TestChildThatBeginsMeanwhile(t *testing.T) {
+	for name, meanwhile := range map[string]func(*sdk.Task){
+		"adopted":                    func(*sdk.Task) { time.Sleep(4 * time.Second) }, // a heartbeat says so
+		"adopted, not ended":         func(root *sdk.Task) { _, _ = root.Complete(context.Background()) },
+		"adopted before it is ended": func(root *sdk.Task) { go root.Complete(context.Background()); synctest.Wait() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake(t)
+				client, _ := inBubble(t, f)
+				root := begin(t, client, spec)
+				time.Sleep(8 * time.Second)
+				f.on(end, func(w http.ResponseWriter, r *http.Request) {
+					if name == "adopted before it is ended" {
+						time.Sleep(time.Second)
+					}
+					f.answer(w, r)
+				})
+				f.on(children, func(w http.ResponseWriter, r *http.Request) {
+					f.takeAway(root.ID())
+					meanwhile(root)
+					f.answer(w, r)
+				})
+				child, err := root.Child(t.Context(), part)
+				time.Sleep(time.Minute)
+				if root.State() != sdk.Adopted {
+					t.Fatalf("the parent is %s", root.State())
+				}
+				if name != "adopted" {
+					for id, parent := range f.above {
+						if parent == root.ID() && f.state(id) != wire.StateCanceled {
+							t.Errorf("it is %s", f.state(id))
+						}
+					}
+					if err == nil {
+						t.Error("a child of a task that was to end")
+					}
+					return
+				}
+				if child.State() != sdk.Active || child.Context().Err() != nil {
+					t.Errorf("it is %s", child.State())
+				}
+				if err := child.Close(); err != nil || f.state(child.ID()) != wire.StateCanceled {
+					t.Errorf("%v; it is %s", err, f.state(child.ID()))
+				}
+			})
+		})
+	}
+}
+
 // TestCloseEndsTheChildrenOfAnAdoptedTask, and the task not.
 func TestCloseEndsTheChildrenOfAnAdoptedTask(t *testing.T) {
 	for name, wait := range map[string]time.Duration{"at once": 0, "when it has heard": 11 * time.Second} {

@@ -54,12 +54,15 @@ func (t *task) join() {
 		return
 	}
 	t.above.mu.Lock()
-	over := t.above.cause != nil && t.above.state != Adopted
-	if !over {
+	over := t.above.cause != nil && (t.above.state != Adopted || t.above.ending != nil)
+	switch {
+	case !over:
 		if t.above.children == nil {
 			t.above.children = map[*task]struct{}{}
 		}
 		t.above.children[t] = struct{}{}
+	case t.above.ending != nil:
+		t.above.ending.parts = append(t.above.ending.parts, t)
 	}
 	t.above.mu.Unlock()
 	switch {

@@ -186,15 +186,11 @@ func (t *task) end(ctx context.Context, s State, reason string) (Receipt, error)
 	t.mu.Lock()
 	e := t.ending
 	first := e == nil
-	adopted := first && t.state == Adopted
-	if first && !adopted {
+	if first {
 		e = &ending{request: wire.EndRequest{Outcome: string(s), Reason: cut(reason, maxReason), Holder: t.holder}, done: make(chan struct{})}
 		t.ending = e
 	}
 	t.mu.Unlock()
-	if adopted {
-		return Receipt{}, t.ended()
-	}
 	if first {
 		t.client.settling(t, e)
 		t.over(s, ErrTaskEnded, false)
