@@ -461,6 +461,11 @@ func TestABoardThatIsAway(t *testing.T) {
 			t.Errorf("the log has it %d times:\n%s", n, log.String())
 		}
 		common.break_(nil)
+		time.Sleep(time.Second)
+		other := newHarness(t, store, func(c *broker.Config) { c.Board = common })
+		if _, all, err := other.Verifiers(context.Background()); err != nil || len(all) != 1 {
+			t.Errorf("what was heard while it was away is not told afterwards: %v, %+v", err, all)
+		}
 		(<-h.endWaiting(id, time.Second)).check(t, 0, "a")
 		h.ack("orders", "orders", "a", h.position())
 		(<-h.endWaiting(id, time.Second)).check(t, 1)

@@ -267,8 +267,8 @@ func (b *ownBoard) Post(_ context.Context, notes ...BoardNote) error {
 	defer b.mu.Unlock()
 	now := b.now()
 	for _, n := range notes {
-		if len(n.Text) > MaxNoteBytes {
-			return invalid("note", "has %d bytes; at most %d are allowed", len(n.Text), MaxNoteBytes)
+		if err := n.Check(); err != nil {
+			return err
 		}
 		of := b.notes[n.Kind]
 		if of == nil {
