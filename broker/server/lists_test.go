@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -116,8 +117,8 @@ func TestWatchedList(t *testing.T) {
 	grants.next(t, wire.EventCurrent)
 	report.post(wire.PathHeartbeats, fmt.Sprintf(`{"tasks":[{"id":%q}]}`, first.Task.ID))
 	second := report.begin()
-	if tasks.into(t, wire.EventAdded, &item); item.ID != second.Task.ID {
-		t.Errorf("%+v", item)
+	if name := tasks.news(t, &item); name != wire.EventAdded || item.ID != second.Task.ID {
+		t.Errorf("%s: %+v", name, item)
 	}
 	if grants.into(t, wire.EventAdded, &grant); grant.Task != second.Task.ID || !grant.Live {
 		t.Errorf("%+v", grant)
@@ -137,6 +138,25 @@ func TestWatchedList(t *testing.T) {
 	r.stop()
 	tasks.next(t, wire.EventReset)
 	grants.next(t, wire.EventReset)
+}
+
+// news reads the next event that is no beat, and returns its name.
+func (e *events) news(t *testing.T, out any) string {
+	t.Helper()
+	name := ""
+	for e.Scan() {
+		if event, ok := strings.CutPrefix(e.Text(), "event: "); ok {
+			name = event
+		}
+		if data, ok := strings.CutPrefix(e.Text(), "data: "); ok && name != wire.EventBeat {
+			if err := json.Unmarshal([]byte(data), out); err != nil {
+				t.Fatal(err)
+			}
+			return name
+		}
+	}
+	t.Fatalf("the stream has ended: %v", e.Err())
+	return ""
 }
 
 // TestWatchedListRefuses what cannot be watched, as an answer and not as a stream.
