@@ -428,6 +428,79 @@ func TestReplicasShareVerifiers(t *testing.T) {
 	})
 }
 
+// TestGoodByesPushNobodyOut: a server that says good-bye for instances without number takes no other audience's
+// verifiers off the Board, where the other replicas find whom an end has to wait for.
+func TestGoodByesPushNobodyOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, err := memory.New(memory.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		share := func(c *broker.Config) { c.Board = store }
+		one, two := newHarness(t, store, share), newHarness(t, store, share)
+		before := one.position()
+		two.ack("orders", "orders", "a", before)
+		time.Sleep(time.Second)
+		bye := func(n int) {
+			t.Helper()
+			if err := two.tryAck("rogue", "files", broker.Ack{ID: fmt.Sprintf("v%d", n), Closed: true}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		posted := func() int {
+			t.Helper()
+			time.Sleep(time.Second)
+			notes, err := store.Notes(context.Background(), "verifier")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(notes)
+		}
+		for n := range broker.MaxNotes + 1 {
+			if bye(n); n%1000 == 0 {
+				time.Sleep(200 * time.Millisecond) // the Board is told
+			}
+		}
+		if n := posted(); n > 1+broker.MaxVerifiersPerServer {
+			t.Errorf("%d notes of one server that has left, and of another one", n)
+		}
+		id := one.begin(report, withToken).Task.ID
+		(<-one.endWaiting(id, time.Second)).check(t, 0, "a")
+		// It has room again when those are forgotten; one that is known by then still goes at once.
+		time.Sleep(broker.VerifierSilence)
+		two.ack("rogue", "files", "last", before)
+		bye(0)
+		if err := two.tryAck("rogue", "files", broker.Ack{ID: "last", Closed: true}); err != nil || two.KnownVerifiers() != 0 {
+			t.Errorf("%v, and %d are known", err, two.KnownVerifiers())
+		}
+		if n := posted(); n != 2 {
+			t.Errorf("%d notes", n)
+		}
+	})
+}
+
+// TestAClockThatIsAheadKeepsNobody: a verifier that was heard by a replica of another time is forgotten like others.
+func TestAClockThatIsAheadKeepsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, err := memory.New(memory.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		common := newBoard()
+		h := newHarness(t, store, func(c *broker.Config) { c.Board = common })
+		note := fmt.Sprintf(`{"i":"ahead","w":"spiffe://prod/orders","a":"orders","t":%q}`, time.Now().Add(time.Hour).Format(time.RFC3339))
+		if err := common.Post(ctx, broker.BoardNote{Kind: "verifier", ID: "n", Text: []byte(note), Life: broker.VerifierSilence}); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []int{1, 0} {
+			if _, all, err := h.Verifiers(ctx); err != nil || len(all) != want {
+				t.Errorf("%d are known instead of %d: %v", len(all), want, err)
+			}
+			time.Sleep(2 * broker.VerifierSilence)
+		}
+	})
+}
+
 // TestABoardThatIsAway costs confirmations, and no end; and what makes no sense on it is left out.
 func TestABoardThatIsAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

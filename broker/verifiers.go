@@ -24,7 +24,9 @@ type verifiers struct {
 	of     map[string]map[verifierKey]*VerifierState // by audience
 	served map[spiffeid.ID]int                       // how many of one SPIFFE ID
 	size   int
-	news   chan struct{} // closed and replaced when something has changed and somebody waits
+	left   map[verifierKey]time.Time // those that have said good-bye within VerifierSilence, of which the Board has a note
+	leftOf map[spiffeid.ID]int       // how many of one SPIFFE ID
+	news   chan struct{}             // closed and replaced when something has changed and somebody waits
 
 	changed map[verifierKey]boardVerifier // what the Board does not have yet
 
@@ -41,7 +43,8 @@ type verifiers struct {
 
 func newVerifiers() verifiers {
 	return verifiers{
-		of: map[string]map[verifierKey]*VerifierState{}, served: map[spiffeid.ID]int{}, news: make(chan struct{}),
+		of: map[string]map[verifierKey]*VerifierState{}, served: map[spiffeid.ID]int{},
+		left: map[verifierKey]time.Time{}, leftOf: map[spiffeid.ID]int{}, news: make(chan struct{}),
 		changed: map[verifierKey]boardVerifier{}, waiters: map[spiffeid.ID]int{}, gone: make(chan struct{}), ask: make(chan struct{}, 1),
 	}
 }
@@ -63,8 +66,11 @@ func (v *verifiers) heard(s VerifierState) error {
 	return nil
 }
 
-// told takes in what another replica has written of a verifier.
+// told takes in what another replica has written of a verifier. A clock that is ahead there keeps nobody longer.
 func (v *verifiers) told(s VerifierState, closed bool, now time.Time) {
+	if s.SeenAt.After(now) {
+		s.SeenAt = now
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	switch {
@@ -76,10 +82,19 @@ func (v *verifiers) told(s VerifierState, closed bool, now time.Time) {
 	}
 }
 
-// close forgets a verifier that says good-bye, and has the others forget it.
+// close forgets a verifier that says good-bye, and has the others forget it. Of one SPIFFE ID that is so for
+// MaxVerifiersPerServer in VerifierSilence: each takes room on the Board, and must not take that of others. Those
+// beyond go as those do that are silent.
 func (v *verifiers) close(k verifierKey, now time.Time) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if _, again := v.left[k]; !again {
+		if v.leftOf[k.workload] >= MaxVerifiersPerServer || len(v.left) >= MaxVerifiers {
+			return
+		}
+		v.leftOf[k.workload]++
+	}
+	v.left[k] = now
 	v.drop(k)
 	v.note(VerifierState{ID: k.id, Workload: k.workload, Audience: k.audience, SeenAt: now}, true)
 }
@@ -125,13 +140,22 @@ func (v *verifiers) drop(k verifierKey) {
 	v.wake()
 }
 
-// forget drops those that have been silent for too long. It is called with mu held.
+// forget drops those that have been silent for too long, and those that have left as long ago. It is called with mu held.
 func (v *verifiers) forget(now time.Time) {
 	for _, of := range v.of {
 		for k, s := range of {
 			if now.Sub(s.SeenAt) >= VerifierSilence {
 				v.drop(k)
 			}
+		}
+	}
+	for k, at := range v.left {
+		if now.Sub(at) < VerifierSilence {
+			continue
+		}
+		delete(v.left, k)
+		if v.leftOf[k.workload]--; v.leftOf[k.workload] == 0 {
+			delete(v.leftOf, k.workload)
 		}
 	}
 }
