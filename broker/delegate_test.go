@@ -496,6 +496,36 @@ func TestADelegatorsRegistrationCounts(t *testing.T) {
 	})
 }
 
+// TestADelegatorsLifeCounts: a token in somebody's name lives no longer than one's own would.
+func TestADelegatorsLifeCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, err := memory.New(memory.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := strings.Replace(inventory, "spiffe://prod/report, owner: team-fin,", "spiffe://prod/report, owner: team-fin, max_life: 20s,", 1)
+		known, err := registry.Parse([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := newHarness(t, store, func(c *broker.Config) { c.Registry = known })
+		_, b, c := h.through()
+		later := h.issue(small, c.Task.ID)
+		own := h.issue(night, h.begin(night, nil).Task.ID)
+		for name, one := range map[string]struct {
+			issued broker.Issued
+			want   time.Duration
+		}{
+			"joined": {b.Tokens[0], 20 * time.Second}, "joined by it": {c.Tokens[0], 20 * time.Second},
+			"later": {later, 20 * time.Second}, "its own": {own, broker.DefaultTokenLife},
+		} {
+			if one.issued.Life != one.want {
+				t.Errorf("%s: it lives for %s instead of %s", name, one.issued.Life, one.want)
+			}
+		}
+	})
+}
+
 func second[T any](_ T, err error) error { return err }
 
 // without is an inventory that lacks one workload.

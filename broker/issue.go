@@ -207,13 +207,17 @@ func (b *Broker) decide(ctx context.Context, w Workload, ask Ask) (Decision, err
 	return decision, nil
 }
 
-// tokenLife is the least of what was asked for and of every cap.
+// tokenLife is the least of what was asked for and of every cap, also of those in whose name it is.
 func tokenLife(ask Ask, allowed time.Duration) time.Duration {
 	life := ask.Life
 	if life == 0 {
 		life = DefaultTokenLife
 	}
-	for _, limit := range []time.Duration{allowed, ask.Workload.MaxLife, ask.Audience.MaxLife, MaxTokenLife} {
+	limits := []time.Duration{allowed, ask.Workload.MaxLife, ask.Audience.MaxLife, MaxTokenLife}
+	for _, delegator := range ask.Delegators {
+		limits = append(limits, delegator.MaxLife)
+	}
+	for _, limit := range limits {
 		if limit > 0 {
 			life = min(life, limit)
 		}
