@@ -51,6 +51,7 @@ func (a *API) acknowledge(ctx context.Context, r request[ackRequest]) (none, err
 		}
 		ack.Position = broker.Position(at)
 	}
+	r.Leave() // a position that is ahead is waited for, and who waits takes nobody's place
 	return none{}, a.Broker.Acknowledge(ctx, r.Workload, r.Query("aud"), ack)
 }
 

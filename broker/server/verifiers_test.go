@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -192,6 +193,47 @@ func TestAcknowledgementsAttacked(t *testing.T) {
 	viewer.send("GET", wire.PathVerifiers, "", viewer.at("operator")).into(t, &list)
 	if len(list.Verifiers) != broker.MaxVerifiersPerServer+1 || list.Verifiers[0].Audience != "files" || list.Verifiers[0].Behind != 0 || list.Verifiers[0].MaxStale != 10 {
 		t.Errorf("%d verifiers, the first %+v", len(list.Verifiers), list.Verifiers[0])
+	}
+}
+
+// TestAcknowledgementsThatAreAhead wait for the feed, and meanwhile take no place from those of other audiences.
+func TestAcknowledgementsThatAreAhead(t *testing.T) {
+	r := startFederated(t, nil)
+	var at wire.FeedSnapshot
+	r.client(ordersID).get(wire.PathFeedSnapshot+"?aud=orders").into(t, &at)
+	epoch, _, _ := strings.Cut(at.Position, ".")
+	ahead := fmt.Sprintf(`{"id":"a","position":"%s.1000000"}`, epoch)
+	var all sync.WaitGroup
+	var stopped atomic.Bool
+	for range 4 { // connections, with as many requests at once as they may have
+		c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: r.clientTLS(ordersID), ForceAttemptHTTP2: true}}
+		t.Cleanup(c.CloseIdleConnections)
+		for range httpapi.MaxStreams {
+			all.Go(func() {
+				for !stopped.Load() {
+					resp, err := c.Post(r.BrokerURL()+wire.PathFeedAcks+"?aud=orders", wire.TypeJSON, strings.NewReader(ahead))
+					if err != nil {
+						continue
+					}
+					_ = resp.Body.Close()
+				}
+			})
+		}
+	}
+	t.Cleanup(all.Wait)
+	t.Cleanup(func() { stopped.Store(true) })
+	time.Sleep(time.Second)
+	files := r.client(filesID)
+	taken, answers := 0, ""
+	for range 10 {
+		a := files.post(wire.PathFeedAcks+"?aud=files", fmt.Sprintf(`{"id":"a","position":%q,"max_stale":10}`, at.Position))
+		if a.status == 204 {
+			taken++
+		}
+		answers += fmt.Sprintf("%d ", a.status)
+	}
+	if taken < 5 { // the machine may be busy
+		t.Errorf("another server's acknowledgements were answered with %s", answers)
 	}
 }
 
