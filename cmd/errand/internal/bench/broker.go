@@ -12,6 +12,7 @@ import (
 	"runtime/pprof"
 	"syscall"
 
+	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/broker/httpapi"
 	"github.com/errandhq/errand/broker/identity"
 	"github.com/errandhq/errand/broker/registry"
@@ -23,7 +24,7 @@ import (
 const brokerCommand = "broker"
 
 // at is where the broker's listeners are; it says so on its standard output.
-type at struct{ Issuer, Broker, Ops string }
+type at struct{ Issuer, Broker, Ops, Operator string }
 
 // runBroker is one replica in a process of its own, until SIGTERM. Its arguments are the address of
 // its Workload API, the URL of Redis, its folder, and the file for a CPU profile. SIGUSR1 begins the
@@ -48,8 +49,9 @@ func runBroker(args []string) error {
 	defer store.Close()
 	source := identity.FromWorkloadAPI(socket, log)
 	s, err := server.New(server.Config{
-		WorkloadAddr: "127.0.0.1:0", PublicAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0",
-		Identity: source, Registry: inventory, Store: store, AuditLog: filepath.Join(dir, "audit.jsonl"), Logger: log,
+		WorkloadAddr: "127.0.0.1:0", PublicAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0", OperatorAddr: "127.0.0.1:0",
+		Operators: httpapi.Operators{name("operator"): broker.RoleAdmin},
+		Identity:  source, Registry: inventory, Store: store, AuditLog: filepath.Join(dir, "audit.jsonl"), Logger: log,
 		// All requests come from one workload, as fast as they can.
 		Limits: httpapi.Limits{IssueRate: httpapi.MaxRate, IssueBurst: httpapi.MaxRate, Rate: httpapi.MaxRate, Burst: httpapi.MaxRate},
 	})
@@ -61,7 +63,7 @@ func runBroker(args []string) error {
 	if err := source.Wait(ctx); err != nil {
 		return err
 	}
-	if err := json.NewEncoder(os.Stdout).Encode(at{s.Issuer(), s.BrokerURL(), "http://" + s.OpsAddr()}); err != nil {
+	if err := json.NewEncoder(os.Stdout).Encode(at{s.Issuer(), s.BrokerURL(), "http://" + s.OpsAddr(), "https://" + s.Listening()["operator"]}); err != nil {
 		return err
 	}
 	if profile != "" {

@@ -27,6 +27,7 @@ type options struct {
 	tree      int
 	tasks     int
 	lapses    int
+	selected  int
 	length    time.Duration
 	ends      int
 	profile   string
@@ -57,11 +58,12 @@ func main() {
 func parse(args []string) (o options, err error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	clients := flags.String("clients", "1,16,64", "callers at once, one connection each")
-	verifiers := flags.String("verifiers", "1,50,200", "connected verifiers")
+	verifiers := flags.String("verifiers", "1,50,200,500", "connected verifiers")
 	flags.IntVar(&o.grants, "grants", 1_000_000, "live grants whose memory is measured; 0 for none")
 	flags.IntVar(&o.tree, "tree", 100_000, "tasks below one that is ended; 0 for none")
 	flags.IntVar(&o.tasks, "tasks", 100_000, "tasks that are beaten; 0 for none")
 	flags.IntVar(&o.lapses, "lapses", 10_000, "leases that end in about a second; 0 for none")
+	flags.IntVar(&o.selected, "selected", 100_000, "live grants that an operator revokes by a selector; 0 for none")
 	flags.DurationVar(&o.length, "length", 3*time.Second, "how long each load lasts")
 	flags.IntVar(&o.ends, "ends", 100, "ends that the verifiers are timed on")
 	flags.StringVar(&o.profile, "profile", "", "write a CPU profile of the broker to this file")
@@ -134,6 +136,13 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 			return err
 		}
 		fmt.Fprintf(out, "\n%s\n", t)
+	}
+	if o.selected > 0 {
+		s, err := p.revoke(ctx, o.selected)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "\n%s\n", s)
 	}
 	if err := p.leases(ctx, o, out); err != nil {
 		return err

@@ -33,17 +33,17 @@ const (
 
 // place is everything that a run needs, each in a process of its own but the load generator.
 type place struct {
-	dir     string
-	url     string // of Redis
-	redis   *exec.Cmd
-	broker  *exec.Cmd
-	at      at
-	api     *devmode.WorkloadAPI
-	cancel  func()
-	served  chan error
-	report  *devmode.Identity
-	servers []*devmode.Identity
-	client  *tls.Config
+	dir              string
+	url              string // of Redis
+	redis            *exec.Cmd
+	broker           *exec.Cmd
+	at               at
+	api              *devmode.WorkloadAPI
+	cancel           func()
+	served           chan error
+	report, operator *devmode.Identity
+	servers          []*devmode.Identity
+	client           *tls.Config
 
 	profiled string // the load that the broker profiles
 }
@@ -136,7 +136,7 @@ func (p *place) identities(ctx context.Context, servers int) error {
 		return err
 	}
 	p.api = devmode.NewWorkloadAPI(ca, p.dir, time.Hour)
-	names := []string{"broker", "report"}
+	names := []string{"broker", "report", "operator"}
 	for i := range servers {
 		names = append(names, fmt.Sprintf("orders-%d", i))
 	}
@@ -154,14 +154,17 @@ func (p *place) identities(ctx context.Context, servers int) error {
 		if err != nil {
 			return err
 		}
-		if n == "report" {
+		switch n {
+		case "report":
 			p.report, p.client = who, who.ClientTLS()
-		} else {
+		case "operator":
+			p.operator = who
+		default:
 			p.servers = append(p.servers, who)
 		}
 	}
 	p.at.Broker = sockets["broker"]
-	return p.writeInventory(names[2:])
+	return p.writeInventory(names[3:])
 }
 
 func (p *place) writeInventory(servers []string) error {
@@ -216,8 +219,10 @@ func (p *place) close() error {
 	for _, who := range p.servers {
 		_ = who.Close()
 	}
-	if p.report != nil {
-		_ = p.report.Close()
+	for _, who := range []*devmode.Identity{p.report, p.operator} {
+		if who != nil {
+			_ = who.Close()
+		}
 	}
 	for _, c := range []*exec.Cmd{p.broker, p.redis} {
 		if c != nil && c.Process != nil {

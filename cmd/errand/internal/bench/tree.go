@@ -2,17 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
-	"sync"
 	"time"
 
 	"github.com/errandhq/errand/broker"
-	"github.com/errandhq/errand/sdk/verify"
-	"github.com/errandhq/errand/sdk/verify/verifyspiffe"
-	"github.com/errandhq/errand/sdk/wire"
 	"github.com/errandhq/errand/store/redis"
 	"golang.org/x/sync/errgroup"
 )
@@ -60,58 +54,16 @@ func (p *place) fell(ctx context.Context, descendants int) (t tree, err error) {
 }
 
 func (p *place) fellAt(ctx context.Context, store broker.Store, all []broker.TaskID, t *tree) error {
-	toBroker, err := verifyspiffe.TLS(p.servers[0].Source(), name("broker").String())
+	w, err := p.watch(ctx, min(treeSamples, len(all)), func(i, n int) broker.TaskID { return all[i*len(all)/n] })
 	if err != nil {
 		return err
 	}
-	v, err := verify.New(ctx, verify.Config{Issuer: p.at.Issuer, Audience: "orders", TLS: toBroker})
-	if err != nil {
-		return err
-	}
-	defer v.Close()
-	svid, err := p.report.Source().GetX509SVID()
-	if err != nil {
-		return err
-	}
-	peer := &verify.Peer{Certificate: svid.Certificates[0]}
-	c := p.caller()
-	defer c.close()
-	samples := min(treeSamples, len(all))
-	tokens, heard := make([]string, samples), make([]time.Time, samples)
-	var watching sync.WaitGroup
-	for i := range samples {
-		id := all[i*len(all)/samples]
-		var issued wire.TokenResponse
-		if err := c.post(ctx, taskPath(string(id), "/tokens"), `{"audience":"orders"}`, http.StatusOK, &issued); err != nil {
-			return err
-		}
-		tokens[i] = issued.AccessToken
-		grant, err := v.Verify(ctx, tokens[i], peer, verify.Scope("orders:read"))
-		if err != nil {
-			return err
-		}
-		watched, cancel, err := v.Watch(ctx, grant)
-		if err != nil {
-			return err
-		}
-		defer cancel()
-		watching.Go(func() {
-			<-watched.Done()
-			heard[i] = time.Now()
-		})
-	}
+	defer w.close()
 	if err := timeEnd(ctx, store, all[0], &t.write); err != nil {
 		return err
 	}
-	answered := time.Now()
-	watching.Wait()
-	for i, token := range tokens {
-		if _, err := v.Verify(ctx, token, peer); !errors.Is(err, verify.ErrRevoked) {
-			return errors.Join(errors.New("a verifier did not refuse"), err)
-		}
-		t.refused = append(t.refused, max(0, heard[i].Sub(answered)))
-	}
-	return nil
+	t.refused, err = w.refused(ctx, time.Now())
+	return err
 }
 
 // timeEnd ends a task at the store.
