@@ -101,8 +101,9 @@ func TestAdoptedIsToldAtOnce(t *testing.T) {
 	inBubble(t, func(h *harness) {
 		other := newHarness(h.t, h.store, nil)
 		task := h.begin(report, both).Task
-		first, anybody := h.hearAs(report, broker.Followed{Task: task.ID, Holder: 1}), h.hear(report, task.ID)
-		first = h.hearAs(report, broker.Followed{Task: task.ID, Holder: 1}) // which has the presence now
+		h.hearAs(report, broker.Followed{Task: task.ID, Holder: 1})
+		anybody := h.hear(report, task.ID)
+		first := h.hearAs(report, broker.Followed{Task: task.ID, Holder: 1}) // which has the presence now
 		h.beats(report, 20*time.Second, task.ID)
 		first.told(h.t)
 		h.adopt(report, task.ID)

@@ -299,9 +299,8 @@ func TestRevokeAllBreaksOff(t *testing.T) {
 		s.lists.Store(1 << 20)
 		s.ends.Store(1 << 20)
 		h = newHarness(h.t, s, func(c *broker.Config) { c.SweepInterval = time.Hour })
-		var id broker.TaskID
 		for range broker.MaxPage + 1 {
-			id, _ = h.seed("spiffe://prod/report", "x", nil)
+			h.seed("spiffe://prod/report", "x", nil)
 		}
 		h.denied("orders")
 		filter := broker.Filter{Workloads: []string{"spiffe://prod/report"}}
@@ -328,7 +327,7 @@ func TestRevokeAllBreaksOff(t *testing.T) {
 		if got := len(h.audit.of(broker.EventTaskEnded)); got != broker.MaxPage+1 {
 			t.Errorf("%d ends are recorded", got)
 		}
-		id, _ = h.seed("spiffe://prod/report", "y", nil)
+		id, _ := h.seed("spiffe://prod/report", "y", nil)
 		s.ends.Store(0)
 		_, err = h.mass(filter, nil)
 		want(t, err, broker.ErrUnavailable)

@@ -153,8 +153,8 @@ func (f Filter) namesTasks() bool {
 	return f.checkTasksOnly("") == nil && (len(f.Tasks)+len(f.Names)+len(f.Labels) > 0 || f.Root != "" || f.Ref != TaskRef{})
 }
 
-// enough ends a count.
-var enough = errors.New("enough is counted")
+// errEnough ends a count.
+var errEnough = errors.New("enough is counted")
 
 // count counts what a filter means, for countTime. With a most it stops when there are more live grants.
 func (b *Broker) count(ctx context.Context, f Filter, what What, most int) (Count, error) {
@@ -164,7 +164,7 @@ func (b *Broker) count(ctx context.Context, f Filter, what What, most int) (Coun
 	c := counter{b: b, most: most, tasks: map[TaskID]bool{}, workloads: map[string]int{}, owners: map[string]int{}, audiences: map[string]int{}}
 	inTime := func(err error) error {
 		if err == nil && b.Now().After(until) {
-			return enough
+			return errEnough
 		}
 		return err
 	}
@@ -174,7 +174,7 @@ func (b *Broker) count(ctx context.Context, f Filter, what What, most int) (Coun
 	} else {
 		err = b.scan(ctx, f, true, func(found []GrantStatus) error { return inTime(c.add(found)) })
 	}
-	if err != nil && !errors.Is(err, enough) {
+	if err != nil && !errors.Is(err, errEnough) {
 		return Count{}, err
 	}
 	return c.result(err == nil), nil
@@ -243,7 +243,7 @@ func (c *counter) add(found []GrantStatus) error {
 		}
 	}
 	if c.most > 0 && c.grants > c.most {
-		return enough
+		return errEnough
 	}
 	return nil
 }

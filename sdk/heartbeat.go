@@ -34,7 +34,7 @@ func (c *Client) heartbeats() {
 			return
 		case <-c.wake:
 		case <-due:
-			c.beatAll()
+			_ = c.beatAll() // it is in the log, and tried again
 		}
 	}
 }
@@ -47,7 +47,7 @@ func (c *Client) untilBeat() (time.Duration, bool) {
 }
 
 // beatAll sends the heartbeats of all tasks and plans the next.
-func (c *Client) beatAll() {
+func (c *Client) beatAll() error {
 	start := c.clock().steady
 	c.reportLeaks()
 	tasks, interval := c.beating()
@@ -67,6 +67,7 @@ func (c *Client) beatAll() {
 		}
 		c.beatAt = c.clock().steady.Add(jitter(soon))
 	}
+	return err
 }
 
 // beating returns the tasks and a third of the shortest lease.

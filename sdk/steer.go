@@ -16,7 +16,7 @@ func init() {
 			}
 		})
 	}
-	steer.Beat = func(client any) { client.(*Client).beatNow() }
+	steer.Beat = func(client any) error { return client.(*Client).beatNow() }
 	steer.Stride = func(client any) time.Duration {
 		_, third := client.(*Client).beating()
 		return third
@@ -30,11 +30,12 @@ func init() {
 }
 
 // beatNow is for a clock that was moved: it does what is due then.
-func (c *Client) beatNow() {
-	c.beatAll()
+func (c *Client) beatNow() error {
+	err := c.beatAll()
 	tasks, _ := c.beating()
 	for _, t := range tasks {
 		t.check()
 	}
 	nudge(c.wake)
+	return err
 }

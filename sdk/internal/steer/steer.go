@@ -11,8 +11,8 @@ var (
 	Clock func(now func() time.Time) any
 
 	// Beat has an *sdk.Client send the heartbeats of all its tasks, and end those that are over by its
-	// clock.
-	Beat func(client any)
+	// clock. The error is why one was not answered.
+	Beat func(client any) error
 
 	// Stride is how far time may go on at once for the tasks of an *sdk.Client: a third of the
 	// shortest lease, or zero without any.
