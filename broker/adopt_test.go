@@ -200,6 +200,24 @@ func TestAnEarlierHoldersEndWithTheStoreAway(t *testing.T) {
 	}
 }
 
+// TestAdoptionsThatAreOverTakeNoRoom: however many tasks were adopted and have ended, the next adoption is known.
+func TestAdoptionsThatAreOverTakeNoRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newFaulty(t)
+		h := newHarness(t, store, nil)
+		for range 10_001 {
+			id := h.begin(night, nil).Task.ID
+			h.adopt(night, id)
+			h.end(night, id)
+		}
+		begun := h.begin(report, withToken)
+		h.adopt(report, begun.Task.ID)
+		store.all(away)
+		_, err := h.endAs(report, begun.Task.ID, 1, begun.EndKey)
+		want(t, err, broker.ErrAdopted)
+	})
+}
+
 // elsewhere adopts a task of report at another replica.
 func (h *harness) elsewhere(id broker.TaskID) {
 	h.t.Helper()

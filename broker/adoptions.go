@@ -13,7 +13,8 @@ const maxAdoptions = 10_000
 // the right key is in force, whoever held the task, since it cannot be told from one of the holder's.
 type adoptions struct {
 	mu sync.Mutex // guards what follows
-	of map[TaskID]adoption
+	of    map[TaskID]adoption
+	swept time.Time
 }
 
 type adoption struct {
@@ -23,26 +24,43 @@ type adoption struct {
 
 func newAdoptions() adoptions { return adoptions{of: map[TaskID]adoption{}} }
 
-// learn takes note of a live task that the store has told of.
+// sweepAdoptions is the least time between two looks for those that are over.
+const sweepAdoptions = time.Second
+
+// learn takes note of a task that the store has told of.
 func (a *adoptions) learn(t Task, now time.Time) {
 	if t.Holder <= 1 {
 		return
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if t.State.Final() {
+		delete(a.of, t.ID)
+		return
+	}
 	known, ok := a.of[t.ID]
-	if !ok && len(a.of) >= maxAdoptions {
+	if !ok && len(a.of) >= maxAdoptions && now.Sub(a.swept) >= sweepAdoptions {
+		a.swept = now
 		for id, other := range a.of {
 			if !now.Before(other.until) {
 				delete(a.of, id)
 			}
 		}
-		if len(a.of) >= maxAdoptions {
-			return
-		}
+	}
+	if !ok && len(a.of) >= maxAdoptions {
+		return
 	}
 	if t.Holder > known.holder {
 		a.of[t.ID] = adoption{holder: t.Holder, until: t.Deadline}
+	}
+}
+
+// ended takes note of what this replica has ended.
+func (a *adoptions) ended(replies []EndReply, now time.Time) {
+	for _, r := range replies {
+		if r.Err == nil {
+			a.learn(r.Task, now)
+		}
 	}
 }
 

@@ -409,6 +409,7 @@ func (b *Broker) tryEnd(ctx context.Context, limit time.Duration, ends ...Ending
 	if err == nil {
 		b.lost.count(ends, replies)
 		b.followers.ended(replies)
+		b.adoptions.ended(replies, b.Now())
 	}
 	return replies, err
 }
