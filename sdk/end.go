@@ -162,7 +162,7 @@ func (t *task) propagate(ctx context.Context, r Receipt, wait time.Duration) Rec
 	}
 	if !r.Propagated {
 		t.client.log.Warn("errand: not every verifier has confirmed the end of a task", "task", t.id, "confirmed", r.Confirmed,
-			"pending", len(p.Pending)+p.Others, "refuse_by", p.Pending[0].RefusesAt)
+			"pending", len(p.Pending)+p.Others, "last_to_refuse", r.Pending[:min(1, len(r.Pending))])
 	}
 	return r
 }

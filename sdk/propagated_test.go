@@ -53,6 +53,7 @@ func TestWaitPropagated(t *testing.T) {
 	}{
 		"all":               {8 * time.Second, &wire.Propagation{Confirmed: 3}, 200, 8500 * time.Millisecond, 9, true, 3, 0},
 		"one is pending":    {30 * time.Second, &wire.Propagation{Confirmed: 2, Pending: late}, 200, time.Hour, wire.MaxWait, false, 2, 1},
+		"none is named":     {0, &wire.Propagation{Confirmed: 2, Others: 3}, 200, time.Second, 1, false, 2, 0},
 		"nothing is said":   {0, nil, 200, time.Second, 1, false, 0, 0},
 		"the broker cannot": {0, nil, 503, time.Second, 1, false, 0, 0},
 	} {
