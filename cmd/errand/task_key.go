@@ -54,19 +54,32 @@ func newEnvFile(cmd *cobra.Command, a *asking, path string) (*envFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(path+".pem", pem, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("no file for the trust bundle: %w", err), f.Close(), os.Remove(path))
+	if err := newBundle(cmd, path+".pem", pem); err != nil {
+		return nil, errors.Join(err, f.Close(), os.Remove(path))
 	}
 	return &envFile{path: path, f: f, values: [][2]string{
 		{api.EnvIssuer, issuer}, {sdk.EnvBrokerID, broker.String()}, {api.EnvBundleFile, path + ".pem"},
 	}}, nil
 }
 
+// newBundle makes the file that decides to whom the end key is sent, and so takes nobody else's.
+func newBundle(cmd *cobra.Command, path string, pem []byte) error {
+	f, err := newSecret(cmd, path)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(pem)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return errors.Join(fmt.Errorf("no file for the trust bundle: %w", err), os.Remove(path))
+	}
+	return nil
+}
+
 // newSecret makes a file for its owner alone, and never one in the place of another.
 func newSecret(cmd *cobra.Command, path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, os.ErrExist) {
-		return nil, usage(cmd, "the file %s is there already: it may have the end key of a task that still runs, and is not overwritten; name a new one", path)
+		return nil, usage(cmd, "the file %s is there already: it may have what ends a task that still runs, and is not overwritten; name a new one", path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("no file for the end key: %w", err)
