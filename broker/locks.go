@@ -48,7 +48,7 @@ func (b *Broker) LockAll(ctx context.Context, req LockRequest) ([]StandingLock, 
 	if err != nil {
 		return nil, err
 	}
-	standing, now, err := b.locks()
+	standing, now, err := b.standing(ctx, selectors)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +64,7 @@ func (b *Broker) LockAll(ctx context.Context, req LockRequest) ([]StandingLock, 
 		lock := Lock{ID: NewLockID(), Selector: s, Reason: req.Reason, Actor: req.Actor, Expires: expires}
 		ends, at = append(ends, Ending{Kind: TargetLock, Lock: lock, Reason: req.Reason, Event: NewEventID()}), append(at, i)
 	}
-	if len(standing)+len(ends) > MaxLocks {
+	if locks, _, err := b.locks(1); err == nil && len(locks)+len(ends) > MaxLocks {
 		return nil, &QuotaExceeded{What: "locks", Limit: MaxLocks}
 	}
 	receipts, err := b.controlAll(ctx, req, ends)
@@ -77,6 +77,21 @@ func (b *Broker) LockAll(ctx context.Context, req LockRequest) ([]StandingLock, 
 		out[at[n]] = StandingLock{Lock: lock}
 	}
 	return out, nil
+}
+
+// standing are the locks on these selectors that stand in every shard: one that was written half way is not one. What was
+// lifted before the call, at whatever replica, is not among them. When that cannot be told, nothing stands: a lock
+// that is there twice does no harm.
+func (b *Broker) standing(ctx context.Context, selectors []Selector) (locks []Lock, now time.Time, err error) {
+	look := func() bool {
+		locks, now, err = b.locks(max(1, b.view.shards()))
+		locks = slices.DeleteFunc(locks, func(l Lock) bool { return !slices.Contains(selectors, l.Selector) })
+		return err == nil && len(locks) > 0
+	}
+	if look() && (!b.view.since(ctx, b.Now(), staleView) || !look()) {
+		locks = nil
+	}
+	return locks, now, err
 }
 
 // lockable are the selectors of a request.
@@ -132,7 +147,7 @@ func (b *Broker) Locks(context.Context) ([]Lock, error) {
 	if age, _, ok := b.view.age(b.Now()); ok && age > staleView {
 		return nil, notReady(fmt.Sprintf("the store's feed has not been heard for %s", age.Round(time.Millisecond)))
 	}
-	locks, _, err := b.locks()
+	locks, _, err := b.locks(1)
 	return locks, err
 }
 
@@ -149,17 +164,16 @@ func (b *Broker) FindLock(ctx context.Context, id LockID) (Lock, error) {
 	return locks[i], nil
 }
 
-// locks are those that stand in some shard, since one that is being added is not in all of them yet.
-func (b *Broker) locks() (locks []Lock, now time.Time, err error) {
-	seen := map[LockID]bool{}
+// locks are those that stand in so many shards at least, of which there are fewer while one is being added or lifted.
+func (b *Broker) locks(shards int) (locks []Lock, now time.Time, err error) {
+	in := map[LockID]int{}
 	for shard := range max(1, b.view.shards()) {
 		var control Control
 		if control, now, err = b.view.control(shard); err != nil {
 			return nil, now, err
 		}
 		for _, l := range control.Locks {
-			if !seen[l.ID] && now.Before(l.Expires) {
-				seen[l.ID] = true
+			if in[l.ID]++; in[l.ID] == shards && now.Before(l.Expires) {
 				locks = append(locks, l)
 			}
 		}

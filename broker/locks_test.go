@@ -116,6 +116,68 @@ func TestLockStands(t *testing.T) {
 	})
 }
 
+// heard is a store whose feed a test may hold back, or change.
+type heard struct {
+	broker.Store
+	update func(broker.Update) broker.Update
+}
+
+func (s *heard) Watch(ctx context.Context, from broker.Position, f func(broker.Update) error) error {
+	return s.Store.Watch(ctx, from, func(u broker.Update) error { return f(s.update(u)) })
+}
+
+// What was lifted at another replica a moment ago does not stand, although this one has not heard of it.
+func TestALiftedLockDoesNotStand(t *testing.T) {
+	inBubble(t, func(h *harness) {
+		gate := make(chan struct{}, 1)
+		gate <- struct{}{}
+		late := newHarness(h.t, &heard{h.store, func(u broker.Update) broker.Update {
+			<-gate
+			gate <- struct{}{}
+			return u
+		}}, nil)
+		filter := broker.Filter{Workloads: []string{"spiffe://prod/report"}}
+		first, err := late.lockAll(filter, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-gate
+		if err := h.Lift(context.Background(), broker.Lifting{Lock: first[0].ID, Actor: ada.String(), Reason: "it is over"}); err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(time.Second, func() { gate <- struct{}{} })
+		again, err := late.lockAll(filter, nil)
+		if err != nil || again[0].Stood {
+			t.Errorf("%+v, %v", again, err)
+		}
+		_, err = h.tryBegin(report, nil)
+		want(t, err, broker.ErrQuarantined)
+	})
+}
+
+// A lock that came into some of the shards only, as when the store goes away in the middle, is added when it is asked for again.
+func TestHalfALockDoesNotStand(t *testing.T) {
+	inBubble(t, func(h *harness) {
+		filter := broker.Filter{Workloads: []string{"spiffe://prod/report"}}
+		first, err := h.lockAll(filter, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		shards := 0
+		half := newHarness(h.t, &heard{h.store, func(u broker.Update) broker.Update {
+			shards = len(u.Position.Numbers)
+			for i := range u.Controls[min(1, len(u.Controls)):] {
+				u.Controls[1+i].Locks = nil
+			}
+			return u
+		}}, nil)
+		again, err := half.lockAll(filter, nil)
+		if err != nil || again[0].Stood != (shards == 1) || again[0].Stood != (again[0].ID == first[0].ID) {
+			t.Errorf("with %d shards: %+v, %v", shards, again, err)
+		}
+	})
+}
+
 func TestLockRefuses(t *testing.T) {
 	inBubble(t, func(h *harness) {
 		orders := broker.Filter{Audiences: []string{"orders"}}

@@ -162,6 +162,27 @@ func (v *view) reach(ctx context.Context, p Position) error {
 	}
 }
 
+// since waits until the view is of a moment after at, and reports whether it has become so before it took too long.
+func (v *view) since(ctx context.Context, at time.Time, long time.Duration) bool {
+	late := time.NewTimer(long)
+	defer late.Stop()
+	for {
+		v.mu.Lock()
+		there, changed := v.at.After(at), v.changed
+		v.mu.Unlock()
+		if there {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-late.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
 // catchUp waits until the control list of a shard has reached a version, or ctx ends.
 func (v *view) catchUp(ctx context.Context, behind *Behind) error {
 	for {
