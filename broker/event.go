@@ -73,6 +73,7 @@ type Event struct {
 
 	Selector Selector
 	Lock     LockID
+	Unsure   bool // it may not have happened: the store went away while it was written
 
 	Revocation RevocationID    // the mass action that it is part of
 	Mass       *MassRevocation // of EventApplied

@@ -52,7 +52,8 @@ func (b *Broker) LockAll(ctx context.Context, req LockRequest) ([]StandingLock, 
 	if err != nil {
 		return nil, err
 	}
-	expires := now.Add(req.Life)
+	age, _, _ := b.view.age(b.Now())
+	expires := now.Add(age + req.Life) // by the store's clock
 	out := make([]StandingLock, len(selectors))
 	var ends []Ending
 	var at []int
@@ -119,27 +120,28 @@ func (b *Broker) controlAll(ctx context.Context, req LockRequest, ends []Ending)
 		return nil, nil
 	}
 	ctx = context.WithoutCancel(ctx)
+	events := make([]Event, len(ends))
+	for i, e := range ends {
+		events[i] = Event{
+			ID: e.Event, Kind: EventLocked, Actor: req.Actor, Address: req.Address, Reason: req.Reason,
+			Selector: e.Lock.Selector, Lock: e.Lock.ID, Expires: e.Lock.Expires, Attributes: Attributes{Ticket: req.Ticket},
+		}
+	}
 	replies, _, err := b.endTwice(ctx, withdrawCall, ends...)
 	if err != nil {
+		b.recordUnsure(ctx, err, events...)
 		return nil, err
 	}
-	var receipts []Receipt
-	var events []Event
+	receipts := make([]Receipt, len(replies))
 	var feed Position
 	for i, r := range replies {
-		if r.Err != nil {
-			return nil, r.Err
-		}
-		l := ends[i].Lock
-		events = append(events, Event{
-			ID: ends[i].Event, Kind: EventLocked, Time: r.Receipt.Ended, Actor: req.Actor, Address: req.Address, Reason: req.Reason,
-			Selector: l.Selector, Lock: l.ID, Expires: l.Expires, Attributes: Attributes{Ticket: req.Ticket},
-		})
-		receipts, feed = append(receipts, r.Receipt), feed.union(r.Receipt.Feed)
+		receipts[i], events[i].Time = r.Receipt, r.Receipt.Ended
+		feed = feed.union(r.Receipt.Feed)
+		err = cmp.Or(err, r.Err)
 	}
-	b.record(ctx, events)
+	b.record(ctx, slices.DeleteFunc(events, func(e Event) bool { return e.Time.IsZero() })) // those that were refused
 	b.seen(ctx, feed)
-	return receipts, nil
+	return receipts, err
 }
 
 // Locks returns the locks that stand, by the end of their lives. Errors: ErrNotReady.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/errandhq/errand/broker"
@@ -175,6 +176,46 @@ func TestHalfALockDoesNotStand(t *testing.T) {
 		if err != nil || again[0].Stood != (shards == 1) || again[0].Stood != (again[0].ID == first[0].ID) {
 			t.Errorf("with %d shards: %+v, %v", shards, again, err)
 		}
+	})
+}
+
+// What may have happened, and nobody could be told, is in the audit log: whoever asks again finds that it has happened.
+func TestLostAnswersOfOperatorsAreRecorded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newFaulty(t)
+		h := newHarness(t, store, nil)
+		unsure := func(kind broker.EventKind, n int, call func() error) broker.Event {
+			t.Helper()
+			store.ends.Store(loses)
+			want(t, call(), broker.ErrUnconfirmed)
+			store.ends.Store(works)
+			if err := call(); err != nil {
+				t.Error(err)
+			}
+			events := h.audit.of(kind)
+			if len(events) != n || !events[0].Unsure || events[0].Actor != ada.String() || events[0].Reason != because || events[0].Time.IsZero() {
+				t.Fatalf("%+v", events)
+			}
+			return events[0]
+		}
+		added := unsure(broker.EventLocked, 1, func() error {
+			_, err := h.lockAll(broker.Filter{Workloads: []string{"spiffe://prod/report"}}, nil)
+			synctest.Wait()
+			return err
+		})
+		if added.Selector.Subject != "spiffe://prod/report" || added.Ticket != "INC-4411" {
+			t.Errorf("%+v", added)
+		}
+		lifted := unsure(broker.EventLifted, 1, func() error {
+			return h.Lift(context.Background(), broker.Lifting{Lock: added.Lock, Actor: ada.String(), Reason: because})
+		})
+		if lifted.Lock != added.Lock {
+			t.Errorf("%+v", lifted)
+		}
+		unsure(broker.EventRevoked, 2, func() error {
+			_, err := h.mass(broker.Filter{Audiences: []string{"orders"}}, nil)
+			return err
+		})
 	})
 }
 

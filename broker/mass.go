@@ -258,6 +258,7 @@ func (r *running) deny(ctx context.Context) error {
 	}
 	replies, _, err := r.b.endTwice(ctx, withdrawCall, all...)
 	if err != nil {
+		r.b.recordUnsure(ctx, err, r.sign(events)...)
 		return err
 	}
 	for i, reply := range replies {
@@ -285,6 +286,11 @@ func (r *running) take(receipt Receipt) {
 
 // hand records events of this revocation, and waits a moment for that.
 func (r *running) hand(ctx context.Context, events []Event) {
+	r.b.record(ctx, r.sign(events))
+}
+
+// sign says in events whose they are.
+func (r *running) sign(events []Event) []Event {
 	for i := range events {
 		e := &events[i]
 		e.Actor, e.Address, e.Reason, e.Revocation = r.Actor, r.address, r.Reason, r.ID
@@ -292,7 +298,7 @@ func (r *running) hand(ctx context.Context, events []Event) {
 			e.Ticket = r.Ticket
 		}
 	}
-	r.b.record(ctx, events)
+	return events
 }
 
 // errTime says that a request has ended as much as it may take on.

@@ -87,6 +87,18 @@ func (b *Broker) record(ctx context.Context, events []Event) {
 	}
 }
 
+// recordUnsure records what an operator has asked for and nobody can tell whether it has happened: it may never be asked
+// for again, or be taken for what has happened before.
+func (b *Broker) recordUnsure(ctx context.Context, err error, events ...Event) {
+	if !errors.Is(err, ErrUnconfirmed) {
+		return
+	}
+	for i := range events {
+		events[i].Time, events[i].Unsure = b.Now(), true
+	}
+	b.record(ctx, events)
+}
+
 // handOver puts events into the backlog, and returns a channel that is closed when they are durable.
 func (b *Broker) handOver(events []Event) (done <-chan struct{}) {
 	done, lost := b.backlog.add(events, b.Now())

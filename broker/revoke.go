@@ -132,6 +132,7 @@ func (b *Broker) control(ctx context.Context, end Ending, event Event) (Receipt,
 	// What may have happened is said twice rather than without an event: it does no harm.
 	replies, _, err := b.endTwice(ctx, withdrawCall, end)
 	if err != nil {
+		b.recordUnsure(ctx, err, event)
 		return Receipt{}, err
 	}
 	if replies[0].Err != nil {
