@@ -42,7 +42,8 @@ type Mass struct {
 	Reason   string      // why; MinReason characters at least
 	Ticket   string
 
-	// MaxAffected refuses the whole when it would hit more live grants, by a count right before; nil does not count.
+	// MaxAffected refuses the whole when it would hit more live grants, or end more tasks, by a count right before; nil does
+	// not count.
 	MaxAffected *int
 
 	// MayAll says that the actor may revoke everything.
@@ -94,7 +95,7 @@ func (b *Broker) RevokeAll(ctx context.Context, m Mass) (MassRevocation, error) 
 	if err := checkWait(m.Wait); err != nil {
 		return MassRevocation{}, err
 	}
-	planned := sealedPlan{Grants: -1}
+	planned := sealedPlan{Grants: -1, Tasks: -1}
 	if m.Plan != "" {
 		if !m.Filter.IsZero() || m.What != "" {
 			return MassRevocation{}, invalid("plan", "goes in the place of selector and what; leave these out")
@@ -180,21 +181,34 @@ func (r *running) agree(ctx context.Context, most *int, planned sealedPlan) erro
 	stop := 0
 	if most != nil {
 		if *most < 0 {
-			return invalid("max_affected", "is %d; it is a number of live grants", *most)
+			return invalid("max_affected", "is %d; it is a number of live grants, or of tasks", *most)
 		}
-		stop = max(*most, planned.Grants+planned.Grants/10+spare) + 1
+		stop = *most
+		for _, n := range []int{planned.Grants, planned.Tasks} {
+			stop = max(stop, n+n/10+spare)
+		}
+		stop++
 	}
 	count, err := r.b.count(ctx, r.Filter, r.What, stop)
 	if err != nil {
 		return err
 	}
 	r.Counted = &count.Grants
-	if most != nil && (count.Grants > *most || !count.Complete) {
-		return &PlanChanged{Planned: -1, Now: count.Grants, Most: *most, Complete: count.Complete}
+	numbers := []PlanChanged{{What: WhatGrants, Planned: planned.Grants, Now: count.Grants}}
+	if r.What == WhatTasks {
+		numbers = append(numbers, PlanChanged{What: WhatTasks, Planned: planned.Tasks, Now: count.Tasks})
 	}
-	grown := count.Grants - planned.Grants
-	if planned.Grants >= 0 && planned.Complete && (grown > spare && grown*10 > planned.Grants || !count.Complete) {
-		return &PlanChanged{Planned: planned.Grants, Now: count.Grants, Most: -1, Complete: count.Complete}
+	unknown := !count.Complete && (most != nil || planned.Grants >= 0 && planned.Complete)
+	for i, n := range numbers {
+		n.Most, n.Complete = -1, count.Complete
+		grown := n.Now - n.Planned
+		switch last := i == len(numbers)-1; {
+		case most != nil && (n.Now > *most || unknown && last):
+			n.Planned, n.Most = -1, *most
+			return &n
+		case n.Planned >= 0 && planned.Complete && grown > spare && grown*10 > n.Planned, unknown && last:
+			return &n
+		}
 	}
 	return nil
 }

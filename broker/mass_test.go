@@ -271,6 +271,37 @@ func TestPlans(t *testing.T) {
 	})
 }
 
+// Where tasks are to end, their number counts as well: many have no live token when somebody looks.
+func TestPlansCountTasks(t *testing.T) {
+	inBubble(t, func(h *harness) {
+		filter := broker.Filter{Labels: map[string]string{"env": "prod"}}
+		grow := func(n int) {
+			for range n {
+				h.begin(report, func(r *broker.BeginRequest) { r.Labels = filter.Labels })
+			}
+		}
+		grow(5)
+		plan, err := h.PlanRevocation(context.Background(), ada.String(), filter, "")
+		if err != nil || plan.Tasks != 5 || plan.Grants != 0 {
+			t.Fatalf("%+v, %v", plan, err)
+		}
+		most := func(n int) func(*broker.Mass) { return func(m *broker.Mass) { m.MaxAffected = &n } }
+		_, err = h.mass(filter, most(4))
+		if changed := (*broker.PlanChanged)(nil); !errors.As(err, &changed) || changed.What != broker.WhatTasks || changed.Most != 4 || changed.Now != 5 {
+			t.Errorf("one task more than max_affected: %v", err)
+		}
+		apply := func(m *broker.Mass) { m.Filter, m.Plan = broker.Filter{}, plan.Text }
+		grow(11)
+		_, err = h.mass(filter, apply)
+		if changed := (*broker.PlanChanged)(nil); !errors.As(err, &changed) || changed.What != broker.WhatTasks || changed.Planned != 5 || changed.Now != 16 {
+			t.Errorf("eleven tasks more than planned: %v", err)
+		}
+		if done, err := h.mass(filter, most(16)); err != nil || done.Tasks != 16 {
+			t.Errorf("as many tasks as max_affected: %+v, %v", done, err)
+		}
+	})
+}
+
 // short is a store that goes away after so many pages or chunks.
 type short struct {
 	broker.Store

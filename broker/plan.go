@@ -70,14 +70,19 @@ var ErrPlanExpired = errors.New("the plan has expired")
 
 // PlanChanged is ErrPlanChanged with the numbers.
 type PlanChanged struct {
+	What               What // Now is of tasks, or of live grants
 	Planned, Now, Most int  // Planned and Most are -1 when there was none
 	Complete           bool // false: Now is what could be counted in time
 }
 
 func (e *PlanChanged) Error() string {
-	now := fmt.Sprintf("%d live grants would be hit", e.Now)
+	what := "live grants"
+	if e.What == WhatTasks {
+		what = "tasks"
+	}
+	now := fmt.Sprintf("%d %s would be hit", e.Now, what)
 	if !e.Complete {
-		now = fmt.Sprintf("more than %d live grants would be hit, too many to count", e.Now)
+		now = fmt.Sprintf("at least %d %s would be hit, and there may be more than could be counted", e.Now, what)
 	}
 	if e.Most >= 0 {
 		return fmt.Sprintf("%v: %s, and max_affected is %d", ErrPlanChanged, now, e.Most)
@@ -156,7 +161,7 @@ func (f Filter) namesTasks() bool {
 // errEnough ends a count.
 var errEnough = errors.New("enough is counted")
 
-// count counts what a filter means, for countTime. With a most it stops when there are more live grants.
+// count counts what a filter means, for countTime. With a most it stops when there is more of either.
 func (b *Broker) count(ctx context.Context, f Filter, what What, most int) (Count, error) {
 	ctx, cancel := context.WithTimeout(ctx, countTime+listCall)
 	defer cancel()
@@ -208,6 +213,9 @@ func (c *counter) countTasks(ctx context.Context, f Filter, inTime func(error) e
 			case len(s.Task.Path) > 1:
 				below = append(below, Task{ID: s.Task.ID, Path: s.Task.Path})
 			}
+		}
+		if most := c.most; most > 0 && len(c.tasks) > most {
+			return errEnough
 		}
 		return inTime(nil)
 	}); err != nil {
@@ -270,6 +278,7 @@ type sealedPlan struct {
 	What     What   `json:"w"`
 	Actor    string `json:"b"`
 	Grants   int    `json:"g"`
+	Tasks    int    `json:"t"`
 	Complete bool   `json:"c"`
 	Epoch    uint64 `json:"e"`
 	Expires  int64  `json:"x"` // Unix milliseconds
@@ -281,7 +290,7 @@ const (
 )
 
 func (b *Broker) sealPlan(p Plan, actor string) string {
-	text, err := json.Marshal(sealedPlan{p.Filter, p.What, actor, p.Grants, p.Complete, b.view.epoch(), p.Expires.UnixMilli()})
+	text, err := json.Marshal(sealedPlan{p.Filter, p.What, actor, p.Grants, p.Tasks, p.Complete, b.view.epoch(), p.Expires.UnixMilli()})
 	if err != nil {
 		panic("broker: a plan of plain values must marshal: " + err.Error())
 	}

@@ -56,7 +56,7 @@ issued: errand lock add, errand quarantine. Everything is --all, which needs the
 	f.StringVar(&r.body.What, "what", "", "grants or tasks (default tasks if the filters name them, else grants)")
 	_ = cmd.RegisterFlagCompletionFunc("what", cobra.FixedCompletions([]string{wire.WhatGrants, wire.WhatTasks}, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 	f.BoolVar(&r.body.DryRun, "dry-run", false, "show what it would do, and do nothing")
-	f.IntVar(&r.most, "max-affected", 0, "do nothing if more grants than this would be hit")
+	f.IntVar(&r.most, "max-affected", 0, "do nothing if more live grants than this would be hit, or more tasks would end")
 	reasonFlag(cmd, &r.body.Reason)
 	f.StringVar(&r.body.Ticket, "ticket", "", "a change or incident, for the audit log")
 	f.DurationVar(&r.wait, "wait", 0, fmt.Sprintf("wait for the verifiers' confirmations, so long at most; up to %ds", wire.MaxWait))

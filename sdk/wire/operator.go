@@ -108,7 +108,7 @@ type RevocationRequest struct {
 	Ticket string `json:"ticket,omitempty"`
 	DryRun bool   `json:"dry_run,omitempty"`
 
-	MaxAffected *int `json:"max_affected,omitempty"` // refuse when more grants would be hit, by a count right before
+	MaxAffected *int `json:"max_affected,omitempty"` // refuse when more live grants would be hit, or more tasks end, by a count right before
 	WaitSeconds int  `json:"wait_seconds,omitempty"` // as in EndRequest
 }
 
