@@ -47,8 +47,8 @@ func newLockAdd() *cobra.Command {
 		Use:   "add FILTERS --for 24h --reason WHY",
 		Short: "Deny new tasks and tokens to what filters choose",
 		Long: `add denies new tasks and tokens. A workload, an owner or a risk class may begin nothing; with an audience
-or a scope as well, it gets no token for that; an audience or a scope alone is closed to everybody. There
-is one lock for each combination of values. With --revoke, what is out dies once the locks are in force, so
+or a scope as well, it gets no token for that, and its tasks begin all the same; an audience or a scope alone
+gives no token to anybody. There is one lock for each combination of values. With --revoke, what is out dies once the locks are in force, so
 that nothing slips in between.
 ` + operatorsHelp,
 		Args: noArgs,
@@ -143,7 +143,8 @@ func (l *locking) discuss() error {
 		return orMissing(cmd, err, flags)
 	}
 	talk := cmd.ErrOrStderr()
-	fmt.Fprintf(talk, "Would deny new tasks and tokens for %s to %s\n", short(l.life), asFlags(l.body.Selector))
+	s := l.body.Selector
+	fmt.Fprintf(talk, "Would deny new %s for %s to %s\n", denies(len(s.Audience)+len(s.Scope) > 0), short(l.life), asFlags(s))
 	if l.body.Revoke {
 		var plan wire.RevocationPlan
 		request := wire.RevocationRequest{Selector: &l.body.Selector, What: wire.WhatGrants, DryRun: true}
@@ -180,13 +181,21 @@ func (l *locking) show(text []byte, done wire.LockResponse) error {
 			fmt.Fprintf(plain{out}, "%s  stood already on %s, until %s: %s\n", lock.ID, oneCell(covers(lock)), rfc3339(&lock.ExpiresAt), oneCell(lock.Reason))
 			continue
 		}
-		fmt.Fprintf(plain{out}, "%s  new tasks and tokens denied to %s until %s\n", lock.ID, oneCell(covers(lock)), rfc3339(&lock.ExpiresAt))
+		fmt.Fprintf(plain{out}, "%s  new %s denied to %s until %s\n", lock.ID, denies(lock.Audience != "" || lock.Scope != ""), oneCell(covers(lock)), rfc3339(&lock.ExpiresAt))
 	}
 	if done.Revocation != nil {
 		writeRevocation(plain{out}, *done.Revocation)
 		tellUndone(l.command, *done.Revocation)
 	}
 	return nil
+}
+
+// denies is what a lock keeps from being granted. One that is narrowed to an audience or a scope lets tasks begin.
+func denies(narrowed bool) string {
+	if narrowed {
+		return "tokens"
+	}
+	return "tasks and tokens"
 }
 
 // covers is what a lock is on.
@@ -276,8 +285,8 @@ func (a *asking) confirmRemoval(cmd *cobra.Command, path string) error {
 	if _, err := a.send(cmd, api.Request{Method: http.MethodGet, Path: path}, &lock); err != nil {
 		return err
 	}
-	return confirm(cmd, fmt.Sprintf("%s is on %s until %s, by %s: %s\nWithout it, new tasks and tokens are granted again.",
-		lock.ID, oneCell(covers(lock)), rfc3339(&lock.ExpiresAt), oneCell(lock.Actor), oneCell(lock.Reason)))
+	return confirm(cmd, fmt.Sprintf("%s is on %s until %s, by %s: %s\nWithout it, new %s are granted again.",
+		lock.ID, oneCell(covers(lock)), rfc3339(&lock.ExpiresAt), oneCell(lock.Actor), oneCell(lock.Reason), denies(lock.Audience != "" || lock.Scope != "")))
 }
 
 // lockTable is how locks are shown.

@@ -84,7 +84,11 @@ func writePlan(out io.Writer, p wire.RevocationPlan, now time.Time) {
 // maxCounted is how many names a plan has of a kind at most.
 const maxCounted = 20
 
+// writeCounted says nothing where no live grant is: tasks that have none are counted in the first line alone.
 func writeCounted(out io.Writer, what string, all []wire.Counted) {
+	if len(all) == 0 {
+		return
+	}
 	names := make([]string, len(all))
 	for i, c := range all {
 		names[i] = fmt.Sprintf("%s (%s)", oneCell(c.Name), thousands(c.Grants))
@@ -124,7 +128,7 @@ func thousands(n int) string {
 func writeRevocation(out io.Writer, r wire.Revocation) {
 	what := count(r.Tasks, "task") + " ended"
 	if r.What == wire.WhatGrants {
-		what = "tokens revoked"
+		what = "tokens revoked, not counted"
 		if r.Grants != nil {
 			what = count(*r.Grants, "grant") + " revoked"
 		}

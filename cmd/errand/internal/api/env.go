@@ -74,6 +74,9 @@ func (e Environment) BrokerURLs() ([]string, error) {
 // OperatorURL is that of the operator listener.
 func (e Environment) OperatorURL() (string, error) {
 	text := e.get(EnvOperatorURL)
+	if text == "" {
+		return "", fmt.Errorf("%w: the operator listener's URL is missing; give it with --operator-url or %s, as https://127.0.0.1:9443; with errand dev,  eval \"$(errand dev env operator)\"  sets all that is needed", ErrConfig, EnvOperatorURL)
+	}
 	if !isOrigin(text) {
 		return "", fmt.Errorf("%w: the operator listener is not known: its URL is %q; give it with --operator-url or %s, as https://127.0.0.1:9443", ErrConfig, text, EnvOperatorURL)
 	}
