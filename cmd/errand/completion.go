@@ -26,7 +26,8 @@ func newCompletion() *cobra.Command {
 		Use:   "completion bash|zsh|fish|powershell",
 		Short: "Print the script that completes errand's commands in a shell",
 		Long: `completion prints a script for your shell. It completes commands and flags, and asks the broker, for a
-third of a second at most, which audiences and scopes you may name.
+third of a second at most, which audiences and scopes you may name; for an operator, which tasks, grants
+and locks there are.
 
   bash         echo 'source <(errand completion bash)' >> ~/.bashrc
                (needs the package bash-completion)

@@ -29,7 +29,8 @@ The other one, which finds it in ERRAND_TASK_HANDLE or is told it with --join:
   errand exec --join "$handle" --task index --purpose "v1.4" --audience files --scope files:read -- ./index
 
 It may have no more than TASK has, nor than what is named here, nor than it may have by itself. Its tokens name
-both workloads, and die with TASK.`,
+both workloads, and die with TASK. A task of its own needs no handle; a task below TASK for this same workload is
+errand task begin --parent. To try it:  errand dev --identity report --identity indexer`,
 		Args: oneTask,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if body.To == "" || strings.TrimSpace(body.Purpose) == "" {
@@ -77,7 +78,7 @@ func delegationTable(now time.Time) table[wire.DelegationResponse] {
 func handleIn(cmd *cobra.Command, from, text string) (sdk.Handle, error) {
 	h, err := sdk.ParseHandle(text)
 	if err != nil {
-		return "", usage(cmd, "%s: %w", from, err)
+		return "", usage(cmd, "%s has no handle; give what errand task delegate has printed with -o name, whole: it begins with hdl_, and has a dot", from)
 	}
 	return h, nil
 }

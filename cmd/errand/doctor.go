@@ -320,7 +320,7 @@ func (d *doctor) refused(r *api.Refusal, rest []string) {
 	code := exitFailed
 	switch r.Name() {
 	case wire.ProblemUnregistered:
-		name, mend = "registration", "have the owner of the inventory add this SPIFFE ID, with an owner, a purpose and a ceiling"
+		name, mend = "registration", "have the owner of the inventory add this SPIFFE ID, with an owner, a purpose and a ceiling; an operator needs none of that, nor this check"
 	case wire.ProblemNotReady, wire.ProblemStoreUnavailable:
 		name, mend, code = "store", "the broker starts, or has lost its store: try again, and tell its operators if it lasts", exitUnreachable
 	case wire.ProblemUnauthenticated:

@@ -98,7 +98,7 @@ func newExec() *cobra.Command {
 	var startup time.Duration
 	var noParent bool
 	cmd := &cobra.Command{
-		Use:   "exec --task NAME --purpose TEXT --audience A --scope S -- CMD...",
+		Use:   "exec [flags] --task NAME --purpose TEXT --audience A --scope S -- CMD...",
 		Short: "Run a command inside a task",
 		Long:  execLong,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -146,6 +146,8 @@ func newExec() *cobra.Command {
 func above(cmd *cobra.Command, config *exec.Config, join string, noParent bool) (err error) {
 	from := "--join"
 	switch {
+	case config.Adopt != "" && join != "":
+		return usage(cmd, "--adopt and --join exclude each other: --join begins a task, and --adopt takes one that is there")
 	case config.Adopt != "" && !strings.HasPrefix(config.Adopt, "tsk_"):
 		return usage(cmd, "--adopt is %q; name the task by its ID, as tsk_00gybxqbdwiuxgoxp7eqvjcyoumu", config.Adopt)
 	case join == "" && (noParent || config.Adopt != ""):

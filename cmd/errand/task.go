@@ -33,8 +33,8 @@ job use errand exec, which does, or the SDK. list, tree and watch are for operat
 tasks; what they need, their own help says. Who you are comes from SPIFFE_ENDPOINT_SOCKET or
 ERRAND_IDENTITY_DIR, and the broker from ERRAND_BROKER_URL and ERRAND_BROKER_ID. The exit code is 0 when
 it is done, 2 for a command line or an environment that makes no sense, 3 for no such task, 4 for no
-identity, 5 for denied by policy, 6 for quarantined, 7 for a task that has ended, 8 for no answer from the
-broker, and 1 for all else.`,
+identity, 5 for denied by policy, 6 for quarantined, 7 for a task that has ended or a handle that is
+used up, 8 for no answer from the broker, and 1 for all else.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -206,8 +206,11 @@ trust bundle, in PEM), or one file with all of it, which errand task begin --env
   errand task begin --task build --purpose "run 7" --env-file task.env
   errand task end --env-file task.env --outcome failed`,
 		Args: func(cmd *cobra.Command, args []string) error {
+			if e.envFile != "" && len(args) > 0 {
+				return usage(cmd, "--env-file names the task already: leave out %q", args[0])
+			}
 			if e.envFile != "" {
-				return noArgs(cmd, args)
+				return nil
 			}
 			return oneTask(cmd, args)
 		},

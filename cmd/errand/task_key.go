@@ -154,8 +154,11 @@ type ending struct {
 
 // task is the one that is meant. The file names it, or the command line.
 func (e *ending) task(cmd *cobra.Command, args []string) (id string, err error) {
-	if e.envFile == "" {
+	switch {
+	case e.envFile == "":
 		return args[0], nil
+	case e.curl:
+		return "", usage(cmd, "--curl prints no end key, which is what --env-file ends the task by: leave one of them out")
 	}
 	if e.values, err = readEnvFile(e.envFile); err != nil {
 		return "", usage(cmd, "--env-file: %w", err)

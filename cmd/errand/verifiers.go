@@ -14,8 +14,9 @@ func newVerifiers() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verifiers",
 		Short: "List the resource servers that listen to the feed of what has ended",
-		Long: `verifiers is for operators, as errand keys: that has where the broker is looked for, who you are to
-it, and the exit codes.`,
+		Long: `verifiers shows which resource servers would refuse a token at once when its task ends: those that listen
+to the feed of what has ended. Each confirms what it has heard, which errand revoke --wait waits for.
+` + operatorsHelp,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
