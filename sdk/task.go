@@ -152,8 +152,8 @@ func (t *Task) State() State { return t.current() }
 
 // EndKey is a secret that can end this task, and do nothing else, also while the broker cannot reach
 // its store. The client sends it by itself. Give it to whoever is to end the task when this process
-// no longer can, such as the last step of a pipeline: with the SVID of the same workload, as the
-// end_key of an end.
+// no longer can, such as the last step of a pipeline: as the end_key of an end with the SVID of the same
+// workload, or, where there is none any more, at the broker's public listener (errand task end --end-key-file).
 func (t *Task) EndKey() string { return t.endKey() }
 
 func (t *task) current() State {

@@ -27,9 +27,11 @@
 //
 // Every 30 s the broker is told which grants and scopes were used, so that its audit log has it: each
 // check is counted in one report, or as one that found no room. Nothing waits for that. Flush sends it
-// at once, Config.NoUsage turns it off. Metadata serves RFC 9728 for clients that look for it, and
-// Config.CacheFile bridges a start while the broker is down. Ready and Status are for probes, Hooks for
-// metrics.
+// at once, Config.NoUsage turns it off. The broker is also told how far the verifier has heard, when that
+// has changed and every 15 s, so that an end can wait until all have confirmed it; nothing turns that off.
+//
+// Metadata serves RFC 9728 for clients that look for it, and Config.CacheFile bridges a start while the
+// broker is down. Ready and Status are for probes, Hooks for metrics.
 //
 // Explain says check by check why one token is accepted or refused; errand verify prints that.
 //
