@@ -12,7 +12,7 @@ const maxAdoptions = 10_000
 // its store. What another replica has been told, and what finds no room, it does not know: then an end that has
 // the right key is in force, whoever held the task, since it cannot be told from one of the holder's.
 type adoptions struct {
-	mu sync.Mutex // guards what follows
+	mu    sync.Mutex // guards what follows
 	of    map[TaskID]adoption
 	swept time.Time
 }

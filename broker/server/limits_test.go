@@ -241,14 +241,14 @@ func TestIssuingStuckLeavesEndsAlone(t *testing.T) {
 		if a := c.end(b.Task.ID, "completed"); a.status != http.StatusOK {
 			t.Errorf("an end: %d %s", a.status, a.body)
 		}
-		if took := time.Since(began); took > time.Second {
+		if took := time.Since(began); took > busy(time.Second) {
 			t.Errorf("a heartbeat and an end took %s", took)
 		}
 		r.eventually("the verifier has heard", func() bool {
 			_, err := v.Verify(t.Context(), b.Tokens[0].AccessToken, peer)
 			return err != nil
 		})
-		if took := time.Since(began); took > 2*time.Second {
+		if took := time.Since(began); took > busy(2*time.Second) {
 			t.Errorf("the token was refused after %s", took)
 		}
 	}

@@ -214,7 +214,7 @@ func TestP14_ManyGrantsDieInOneWrite(t *testing.T) {
 		_, err := v.Verify(t.Context(), begun.Tokens[0].AccessToken, peer)
 		return errors.Is(err, verify.ErrRevoked)
 	})
-	if took := time.Since(start); took > time.Second {
+	if took := time.Since(start); took > busy(time.Second) {
 		t.Errorf("it took %s", took)
 	}
 	for _, id := range sample {

@@ -176,7 +176,7 @@ func TestP4_NotYetDurableIsSaid(t *testing.T) {
 			told := o.receipt(o.c.endWith(id, o.ending.EndKey), http.StatusAccepted)
 			answered := time.Now()
 			o.eventually("the verifier refuses the token", func() bool { return errors.Is(o.verify(o.ending), verify.ErrRevoked) })
-			if took := time.Since(answered); took > 2*time.Second { // milliseconds, on a machine that has nothing else to do
+			if took := time.Since(answered); took > busy(time.Second) {
 				t.Errorf("the verifier refused it after %s", took)
 			}
 			if again := o.receipt(o.c.end(id, "failed"), http.StatusAccepted); again != told {
@@ -227,8 +227,7 @@ func TestP10_StoreAway(t *testing.T) {
 				if a.status != http.StatusServiceUnavailable || a.name() != wire.ProblemStoreUnavailable || a.header.Get("Retry-After") == "" {
 					t.Errorf("%s: %d %s", what, a.status, a.body)
 				}
-				// The broker's own share is under a second; the machine has other things to do, too.
-				if took := time.Since(start); took > 2*time.Second {
+				if took := time.Since(start); took > busy(time.Second) {
 					t.Errorf("%s: an answer after %s", what, took)
 				}
 			}

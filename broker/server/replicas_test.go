@@ -378,7 +378,7 @@ func TestManyGrants(t *testing.T) {
 	}
 	began := time.Now()
 	second := s.start("second")
-	if took := time.Since(began); took > time.Second {
+	if took := time.Since(began); took > busy(time.Second) {
 		t.Errorf("ready after %s", took)
 	}
 	v := first.verifierOf(0)
@@ -400,7 +400,7 @@ func TestManyGrants(t *testing.T) {
 		_, err := v.Verify(t.Context(), begun.Tokens[0].AccessToken, peer)
 		return errors.Is(err, verify.ErrRevoked)
 	})
-	if took := time.Since(began); took > time.Second {
+	if took := time.Since(began); took > busy(time.Second) {
 		t.Errorf("dead at the verifier after %s", took)
 	}
 	for id, workload := range sample {

@@ -145,7 +145,7 @@ func TestServerDiesInTheMiddle(t *testing.T) {
 			unconfirmed++
 		}
 	}
-	if took := time.Since(began); took > 2*time.Second {
+	if took := time.Since(began); took > time.Second+slack {
 		t.Errorf("the last was told after %s", took)
 	}
 	if unconfirmed == 0 {
@@ -172,7 +172,7 @@ func TestP10_SilentServer(t *testing.T) {
 }
 
 // slack is for a machine that has other things to do.
-const slack = 500 * time.Millisecond
+const slack = 4 * time.Second
 
 // TestEndsGoOnWhileIssuingIsStuck holds back what a workload asks for, and with it the lane.
 func TestEndsGoOnWhileIssuingIsStuck(t *testing.T) {
