@@ -214,7 +214,11 @@ func (l *Local) serve(ctx context.Context, c Config, spawn func(func(context.Con
 // that a first try needs. The second port is that of the example in sdk/examples/orders.
 func (c *Config) inventory(orders net.Addr) (*registry.Registry, error) {
 	if c.Inventory != "" {
-		return registry.Load(c.Inventory)
+		named, err := registry.Load(c.Inventory)
+		if err == nil && !slices.Contains(named.Serves(id(OrdersName)), OrdersName) {
+			err = fmt.Errorf("%s: the resource server that runs here is %s: add it to the servers of the audience %s; to do without, see errand dev identities", c.Inventory, id(OrdersName), OrdersName)
+		}
+		return named, err
 	}
 	var b strings.Builder
 	_, port, _ := net.SplitHostPort(orders.String())
