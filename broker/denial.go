@@ -64,8 +64,19 @@ func (s Selector) Validate() error {
 	if s.Subject == "" {
 		return nil
 	}
-	if _, err := spiffeid.FromString(strings.TrimSuffix(s.Subject, "/*")); err != nil {
-		return invalid("selector.subject", "is not a SPIFFE ID, nor one that ends in /*: %v", err)
+	return checkSubject("selector.subject", s.Subject)
+}
+
+// checkSubject wants the SPIFFE ID of a workload, or one that ends in /*. There are no other wildcards. A trust domain
+// alone is nobody's.
+func checkSubject(field, value string) error {
+	above, isPrefix := strings.CutSuffix(value, "/*")
+	id, err := spiffeid.FromString(above)
+	switch {
+	case err != nil:
+		return invalid(field, "is not a SPIFFE ID, nor one that ends in /*: %v", err)
+	case id.Path() == "" && !isPrefix:
+		return invalid(field, "is a trust domain, and no workload's; %s/* means all of them", value)
 	}
 	return nil
 }

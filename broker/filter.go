@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // Bounds of a Filter. One more is ErrInvalid.
@@ -112,14 +110,6 @@ func normalizeValues[T ~string](field string, values *[]T, check func(string, T)
 		}
 	}
 	*values = slices.Compact(slices.Sorted(slices.Values(*values))) // nil for none
-	return nil
-}
-
-// checkSubject wants a SPIFFE ID, or one that ends in /*. There are no other wildcards.
-func checkSubject(field, value string) error {
-	if _, err := spiffeid.FromString(strings.TrimSuffix(value, "/*")); err != nil {
-		return invalid(field, "is not a SPIFFE ID, nor one that ends in /*: %v", err)
-	}
 	return nil
 }
 

@@ -265,6 +265,12 @@ func TestFilterBounds(t *testing.T) {
 	if _, err := (broker.Filter{Names: long[1:]}).Check(); err != nil {
 		t.Errorf("as long as may be: %v", err)
 	}
+	for _, subject := range []string{"spiffe://prod", "spiffe://prod/", "spiffe://PROD/*", "spiffe://prod*", "spiffe://*", "/*", "spiffe://prod/a/", "spiffe://prod/a*", "spiffe://prod/*/*", "*"} {
+		_, err := (broker.Filter{Workloads: []string{subject}}).Check()
+		if want(t, err, broker.ErrInvalid); (broker.Selector{Subject: subject}).Validate() == nil {
+			t.Errorf("%s is the subject of a selector", subject)
+		}
+	}
 	for field, f := range map[string]broker.Filter{
 		"audience": {Audiences: many},
 		"workload": {Workloads: []string{"spiffe://prod/*/x"}},

@@ -113,6 +113,9 @@ func (b *Broker) RevokeAll(ctx context.Context, m Mass) (MassRevocation, error) 
 	if m.Filter.All && !m.MayAll {
 		return MassRevocation{}, ErrAll
 	}
+	if err := b.checkRoot(ctx, m.Filter); err != nil {
+		return MassRevocation{}, err
+	}
 	m.What = what
 	now := b.Now()
 	r := &running{b: b, began: now, selectors: selectors, MassRevocation: MassRevocation{

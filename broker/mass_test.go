@@ -198,6 +198,15 @@ func TestRevokeAllRefuses(t *testing.T) {
 		want(t, err, broker.ErrAll)
 		_, err = h.mass(broker.Filter{Tasks: []broker.TaskID{broker.NewTaskID(0)}}, nil)
 		want(t, err, broker.ErrNotFound)
+		found, err := h.ListTasks(context.Background(), broker.ListRequest{Filter: broker.Filter{Names: []string{"child"}}})
+		if err != nil || len(found.Tasks) != 1 {
+			t.Fatalf("%+v, %v", found, err)
+		}
+		child := found.Tasks[0].ID
+		_, err = h.mass(broker.Filter{Root: child}, nil)
+		want(t, err, broker.ErrInvalid)
+		_, err = h.PlanRevocation(context.Background(), ada.String(), broker.Filter{Root: child}, "")
+		want(t, err, broker.ErrInvalid)
 		if h.liveGrants() != everyGrant || len(h.audit.of(broker.EventApplied)) != 0 {
 			t.Error("something has happened")
 		}

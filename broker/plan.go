@@ -100,6 +100,9 @@ func (b *Broker) PlanRevocation(ctx context.Context, actor string, f Filter, wha
 	if err != nil {
 		return Plan{}, err
 	}
+	if err := b.checkRoot(ctx, f); err != nil {
+		return Plan{}, err
+	}
 	p := Plan{Filter: f, What: what, Entries: len(selectors)}
 	if f.All {
 		p.Entries = 1
@@ -151,6 +154,17 @@ func (b *Broker) aim(f *Filter, what What) (What, []Selector, error) {
 	}
 	selectors, err := b.selectors("selector", *f)
 	return what, selectors, err
+}
+
+// checkRoot refuses as a root what is none, as far as the store can tell: somebody means another tree than would end.
+func (b *Broker) checkRoot(ctx context.Context, f Filter) error {
+	if f.Root == "" {
+		return nil
+	}
+	if task, err := b.FindTask(ctx, f.Root); err == nil && task.Root() != task.ID {
+		return invalid("selector.root", "is no root: it is in the tree of %s; name that, or this one as a task, for it and what is below it", task.Root())
+	}
+	return nil
 }
 
 // namesTasks reports whether the filter has what only tasks have, and nothing that only grants have.
