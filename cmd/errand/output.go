@@ -82,8 +82,14 @@ func (t table[Row]) show(out io.Writer, format string, answer []byte, rows ...Ro
 		}
 		return nil
 	case "csv":
-		w := csv.NewWriter(plain{out})
-		_ = w.WriteAll(t.cells(rows, true, false)) // Error has the same
+		w := csv.NewWriter(out)
+		for _, line := range t.cells(rows, true, false) {
+			for i, text := range line {
+				line[i] = csvCell(text)
+			}
+			_ = w.Write(line) // Error has the same
+		}
+		w.Flush()
 		return w.Error()
 	case "name":
 		for _, row := range rows {
@@ -139,18 +145,32 @@ func oneCell(text string) string {
 	return text
 }
 
+// csvCell is a text for a spreadsheet, which would run what begins like a formula: an apostrophe has it be text. A writer
+// that comes after the CSV's own could not do what plain does, since that writes in blocks that may end within a character.
+func csvCell(text string) string {
+	text = string(printable([]byte(text)))
+	if start := strings.TrimLeft(text, " \t\n"); start != "" && strings.ContainsRune("=+-@", rune(start[0])) {
+		return "'" + text
+	}
+	return text
+}
+
 // plain writes lines of text for people. What else is in them that does not print itself came from
 // elsewhere, and could move the cursor or turn around what follows: it is written as a space.
 type plain struct{ io.Writer }
 
 func (p plain) Write(text []byte) (int, error) {
-	_, err := p.Writer.Write(bytes.Map(func(r rune) rune {
+	_, err := p.Writer.Write(printable(text))
+	return len(text), err
+}
+
+func printable(text []byte) []byte {
+	return bytes.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) && !isLayout(r) {
 			return ' '
 		}
 		return r
-	}, text))
-	return len(text), err
+	}, text)
 }
 
 func isLayout(r rune) bool { return r == '\n' || r == '\t' }

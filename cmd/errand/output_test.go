@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"encoding/csv"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"unicode"
@@ -68,4 +70,33 @@ func TestErrorsAreSafeForATerminal(t *testing.T) {
 		}
 		onlyPrints(t, "an error", out.String())
 	})
+}
+
+// TestCSV: a long table of any language comes back as it was, and nothing of it is a formula.
+func TestCSV(t *testing.T) {
+	rows := make([]finding, 500)
+	for i := range rows {
+		rows[i] = finding{Check: "claims", Result: strings.Repeat("ä", i%7), Detail: "größer, \"日本\""}
+	}
+	formulas := []string{"=1+1", "+1", "-1", "@x", "\t=1", " =1", "\n=1"}
+	for i, text := range formulas {
+		rows[i].Detail = text
+	}
+	var out bytes.Buffer
+	if err := findings.show(&out, "csv", nil, rows...); err != nil {
+		t.Fatal(err)
+	}
+	lines, err := csv.NewReader(&out).ReadAll()
+	if err != nil || len(lines) != 1+len(rows) {
+		t.Fatalf("%d lines, %v", len(lines), err)
+	}
+	for i, row := range rows {
+		line, want := lines[1+i], row.Detail
+		if i < len(formulas) {
+			want = "'" + want
+		}
+		if !slices.Contains(line, want) || !slices.Contains(line, row.Result) {
+			t.Errorf("line %d: %q; want %q and %q", i, line, want, row.Result)
+		}
+	}
 }
