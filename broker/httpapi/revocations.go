@@ -187,7 +187,7 @@ type locked struct{ wire.LockResponse }
 func (l locked) status() int {
 	added := slices.ContainsFunc(l.Locks, func(lock wire.OperatorLock) bool { return !lock.Stood })
 	switch {
-	case l.Revocation != nil && (revoked{done: l.Revocation}).status() != http.StatusOK:
+	case l.Left != "", l.Revocation != nil && (revoked{done: l.Revocation}).status() != http.StatusOK:
 		return http.StatusAccepted
 	case added:
 		return http.StatusCreated
@@ -217,8 +217,9 @@ func (a *API) lock(ctx context.Context, r request[wire.LockRequest]) (locked, er
 	}
 	if r.Body.Revoke {
 		done, err := a.revokeAll(ctx, r.Workload, broker.Mass{Filter: filter, What: broker.WhatGrants, Reason: r.Body.Reason, Ticket: r.Body.Ticket})
-		if err != nil {
-			return locked{}, err
+		if err != nil { // the locks are in force, and whoever asked must know
+			a.Logger.Error("what was locked could not be revoked", "operator", r.Workload.ID.String(), "error", err)
+			out.Left = "the tokens that are out, which could not be revoked: repeat the request"
 		}
 		out.Revocation = done.done
 	}

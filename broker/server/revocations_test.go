@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -8,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/broker/server"
 	"github.com/errandhq/errand/sdk/wire"
 )
 
@@ -120,6 +122,28 @@ func TestRevocationsRefuse(t *testing.T) {
 	if report.get(taskPath(begun.Task.ID, "")).into(t, &task); task.State != wire.StateRevoked || task.Cause != "operator" {
 		t.Errorf("%+v", task)
 	}
+}
+
+// unrevoking is a store that takes locks, and goes away before a selector.
+type unrevoking struct{ broker.Store }
+
+func (s unrevoking) End(ctx context.Context, ends []broker.Ending) ([]broker.EndReply, error) {
+	if ends[0].Kind == broker.TargetSelector {
+		return nil, broker.ErrUnavailable
+	}
+	return s.Store.End(ctx, ends)
+}
+
+// TestLockWithoutItsRevocation: what has happened, and what has not, are both in the answer.
+func TestLockWithoutItsRevocation(t *testing.T) {
+	r := startFederated(t, nil, withOperators, func(c *server.Config) { c.Store = unrevoking{c.Store} })
+	operator, report := r.client(operatorID), r.client(reportID)
+	a := operator.operate(wire.PathLocks, `{"selector":{"workload":["`+reportID+`"]},"revoke":true,"reason":"INC-4411: a stolen key","expires_in":3600}`)
+	var done wire.LockResponse
+	if a.into(t, &done); a.status != http.StatusAccepted || len(done.Locks) != 1 || done.Left == "" || done.Revocation != nil {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	report.refused(report.post(wire.PathTasks, beginBody), 403, wire.ProblemQuarantined)
 }
 
 // TestLocks: locked and revoked in one request, listed, told to whoever meets it, and lifted.

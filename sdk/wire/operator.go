@@ -178,6 +178,10 @@ type LockRequest struct {
 type LockResponse struct {
 	Locks      []OperatorLock `json:"locks"`
 	Revocation *Revocation    `json:"revocation,omitempty"`
+
+	// Left says that the locks are in force and the revocation that was asked for has failed; the status is then 202. To
+	// repeat the request is safe.
+	Left string `json:"left,omitempty"`
 }
 
 // OperatorLock is a lock as operators see it.
