@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -171,23 +173,34 @@ func short(d time.Duration) string {
 	return text
 }
 
-func (l *locking) show(text []byte, done wire.LockResponse) error {
+func (l *locking) show(text []byte, done wire.LockResponse) (err error) {
 	out := l.command.OutOrStdout()
 	if l.output != "text" {
-		return lockTable(time.Now()).show(out, l.output, text, done.Locks...)
+		err = lockTable(time.Now()).show(out, l.output, text, done.Locks...)
+	} else {
+		l.write(plain{out}, done)
 	}
-	for _, lock := range done.Locks {
-		if lock.Stood {
-			fmt.Fprintf(plain{out}, "%s  stood already on %s, until %s: %s\n", lock.ID, oneCell(covers(lock)), rfc3339(&lock.ExpiresAt), oneCell(lock.Reason))
-			continue
-		}
-		fmt.Fprintf(plain{out}, "%s  new %s denied to %s until %s\n", lock.ID, denies(lock.Audience != "" || lock.Scope != ""), oneCell(covers(lock)), rfc3339(&lock.ExpiresAt))
+	if done.Left != "" {
+		fmt.Fprintf(l.command.ErrOrStderr(), "errand: the locks are in force, and this is left: %s\n", oneCell(done.Left))
+		err = errors.Join(err, errFailed)
 	}
 	if done.Revocation != nil {
-		writeRevocation(plain{out}, *done.Revocation)
-		tellUndone(l.command, *done.Revocation)
+		err = errors.Join(err, tellUndone(l.command, *done.Revocation))
 	}
-	return nil
+	return err
+}
+
+func (l *locking) write(out io.Writer, done wire.LockResponse) {
+	for _, lock := range done.Locks {
+		if lock.Stood {
+			fmt.Fprintf(out, "%s  stood already on %s, until %s: %s\n", lock.ID, oneCell(covers(lock)), rfc3339(&lock.ExpiresAt), oneCell(lock.Reason))
+			continue
+		}
+		fmt.Fprintf(out, "%s  new %s denied to %s until %s\n", lock.ID, denies(lock.Audience != "" || lock.Scope != ""), oneCell(covers(lock)), rfc3339(&lock.ExpiresAt))
+	}
+	if done.Revocation != nil {
+		writeRevocation(out, *done.Revocation)
+	}
 }
 
 // denies is what a lock keeps from being granted. One that is narrowed to an audience or a scope lets tasks begin.

@@ -259,6 +259,42 @@ func TestRevokeAsks(t *testing.T) {
 	}
 }
 
+// TestWhatIsLeft: an answer that says that something is not done is no success, in any format.
+func TestWhatIsLeft(t *testing.T) {
+	fakeOperator(t, func(w http.ResponseWriter, r *http.Request) {
+		done := wire.Revocation{ID: "rev_1", What: wire.WhatGrants, Durable: true, Left: "some of the tasks"}
+		if r.URL.Path == wire.PathRevocations {
+			writeJSON(w, done)
+			return
+		}
+		var body wire.LockRequest
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil || !body.Revoke {
+			t.Errorf("%+v, %v", body, err)
+		}
+		answer := wire.LockResponse{Locks: []wire.OperatorLock{{ID: "lck_1", Subject: "spiffe://example.org/report"}}, Revocation: &done}
+		if strings.HasPrefix(body.Reason, "half") {
+			answer.Revocation, answer.Left = nil, "the tokens that are out"
+		}
+		writeJSON(w, answer)
+	})
+	for _, line := range []string{
+		"revoke --audience orders --yes --reason",
+		"revoke --audience orders --yes -o json --reason",
+		"quarantine spiffe://example.org/report --for 1h --yes --reason",
+		"quarantine spiffe://example.org/report --for 1h --yes -o name --reason",
+		"lock add --revoke --audience orders --for 1h --yes --reason",
+	} {
+		code, stdout, stderr := errand(append(strings.Fields(line), "INC-4411: a stolen key")...)
+		if code != exitFailed || !strings.Contains(stderr, "rev_1 is not complete; it has left some of the tasks") || !strings.Contains(stdout, "_1") {
+			t.Errorf("%s: %d %q %q", line, code, stdout, stderr)
+		}
+	}
+	code, stdout, stderr := errand("quarantine", "spiffe://example.org/report", "--for", "1h", "--yes", "--reason", "half a quarantine")
+	if code != exitFailed || !strings.Contains(stdout, "lck_1") || !strings.Contains(stderr, "the locks are in force, and this is left: the tokens that are out") {
+		t.Errorf("%d %q %q", code, stdout, stderr)
+	}
+}
+
 // TestWatchConnectsAgain: when the stream breaks off, what has changed meanwhile is told and nothing twice, and a
 // refusal that will not pass ends it.
 func TestWatchConnectsAgain(t *testing.T) {

@@ -140,15 +140,17 @@ func writeRevocation(out io.Writer, r wire.Revocation) {
 	}
 }
 
-// tellUndone says what a revocation has left to do.
-func tellUndone(cmd *cobra.Command, r wire.Revocation) {
+// tellUndone says what a revocation has left to do; errFailed if that is anything but to write it down.
+func tellUndone(cmd *cobra.Command, r wire.Revocation) (err error) {
 	talk := cmd.ErrOrStderr()
 	if r.Left != "" {
 		fmt.Fprintf(talk, "errand: %s is not complete; it has left %s\n", r.ID, r.Left)
+		err = errFailed
 	}
 	if !r.Durable {
 		fmt.Fprintln(talk, "errand: the broker cannot reach its store now: this is in force on the replica that has answered, and it writes it down when it can")
 	}
+	return err
 }
 
 // propagation says who has confirmed, and who has not and refuses by itself; nothing when it was not waited for.

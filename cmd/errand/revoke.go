@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -216,7 +217,7 @@ func (r *revoking) apply() error {
 	} else {
 		err = revocationTable(time.Now()).show(out, r.output, text, done)
 	}
-	tellUndone(r.command, done)
+	err = errors.Join(err, tellUndone(r.command, done))
 	fmt.Fprintln(r.command.ErrOrStderr(), hintAtLock(r.selector))
 	return err
 }
