@@ -55,7 +55,7 @@ func TestAcknowledges(t *testing.T) {
 		t.Errorf("it did not say good-bye: %+v", last)
 	}
 	if _, err := v.Verify(t.Context(), b.token(func(c map[string]any) {
-		c["task"] = map[string]any{"id": childTask, "path": []string{childTask}, "name": "n"}
+		c["task"], c["txn"] = map[string]any{"id": childTask, "path": []string{childTask}, "name": "n"}, childTask
 	}), b.peer()); !errors.Is(err, verify.ErrStale) {
 		t.Errorf("it has said good-bye, and accepts: %v", err)
 	}
