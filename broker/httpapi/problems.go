@@ -14,8 +14,8 @@ import (
 
 // Errors of the HTTP layer itself.
 var (
-	errRoute     = errors.New("there is no such path here")
-	errMethod    = errors.New("this path does not have that method")
+	errRoute     = errors.New("there is no such path here; workloads, operators and the public have a listener each: is this the right one?")
+	errMethod    = errors.New("this path does not have that method here; workloads, operators and the public have a listener each: is this the right one?")
 	errTooLarge  = errors.New("the body is too large")
 	errMediaType = errors.New("the body must be application/json in UTF-8, without content coding")
 	errEventType = errors.New("the body must be a CloudEvent: application/cloudevents+json, application/cloudevents-batch+json, or application/json with the attributes as Ce- headers")
