@@ -79,6 +79,8 @@ func run(args []string, stdout, stderr io.Writer) (code int) {
 	var usage usageError
 	if errors.As(err, &usage) {
 		fmt.Fprintf(stderr, "Run  %s --help  for what there is.\n", usage.command)
+	} else if errors.Is(err, api.ErrUnreachable) {
+		fmt.Fprintln(stderr, "Run  errand doctor  for what is in the way.")
 	}
 	return exitCodeOf(err)
 }
