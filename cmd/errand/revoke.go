@@ -224,13 +224,13 @@ func (r *revoking) apply() error {
 
 // hintAtLock says what a revocation does not do, and what does.
 func hintAtLock(s wire.Selector) string {
-	command := "quarantine WORKLOAD"
+	command, granted := "quarantine WORKLOAD", "tasks and tokens"
 	switch {
 	case !canLock(s):
 	case len(s.Workload) == 1 && len(members(s)) == 1:
 		command = "quarantine " + word(s.Workload[0])
 	default:
-		command = "lock add " + asFlags(s)
+		command, granted = "lock add "+asFlags(s), denies(len(s.Audience)+len(s.Scope) > 0)
 	}
-	return "New tasks and tokens are still granted. To stop that too:  errand " + command + " --for 24h --reason ..."
+	return "New " + granted + " are still granted. To stop that too:  errand " + command + " --for 24h --reason ..."
 }
