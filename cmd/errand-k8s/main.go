@@ -5,7 +5,8 @@
 // Start with run, which makes a watcher of informers and a queue of ends; README.md is for whoever runs it.
 // What is promised: the end of an object that is there when the program starts, or is seen to go while it
 // runs, is told until the broker has taken or refused it; memory is bounded by the objects that are watched. An
-// object that goes while the program is away is told by nobody: its tasks end with their leases.
+// object that goes while the program is away, or while as many ends wait as the queue holds, is told by nobody: its
+// tasks end with their leases.
 package main
 
 import (

@@ -32,8 +32,9 @@ func newQueue(most int) *queue {
 	return &queue{most: most, known: map[sdk.Ref]standing{}, wake: make(chan struct{}, 1)}
 }
 
-// add takes in an end, unless it is known. over says that its object is gone: nothing more will be heard of it.
-func (q *queue) add(e end, over bool) {
+// add takes in an end, unless it is known. over says that its object is gone: nothing more will be heard of it, and
+// false that there is no room for it, so that it is told by nobody.
+func (q *queue) add(e end, over bool) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	is, known := q.known[e.ref]
@@ -43,6 +44,8 @@ func (q *queue) add(e end, over bool) {
 	case known && over:
 		q.known[e.ref] = leaving
 	case known:
+	case len(q.ends) >= q.most && over:
+		return false
 	case len(q.ends) >= q.most:
 		q.lost = true
 		q.nudge()
@@ -54,6 +57,7 @@ func (q *queue) add(e end, over bool) {
 		q.ends = append(q.ends, e)
 		q.nudge()
 	}
+	return true
 }
 
 // nudge is called with mu held.

@@ -100,8 +100,8 @@ func (w *watcher) deleted(object any) {
 	if last, ok := object.(cache.DeletedFinalStateUnknown); ok {
 		object = last.Obj
 	}
-	if e, ok := gone(object); ok {
-		w.queue.add(e, true)
+	if e, ok := gone(object); ok && !w.queue.add(e, true) {
+		w.log.Error("too many ends wait for the broker to be told of another one; its tasks end with their leases", "reason", e.reason, "uid", e.ref.ID)
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -221,6 +222,22 @@ func TestAFullQueue(t *testing.T) {
 	}
 	b.failing(nil)
 	b.hears(t, want...)
+}
+
+// TestWhatGoesWhileTheQueueIsFull is logged, since nobody will tell the broker; what had room is told.
+func TestWhatGoesWhileTheQueueIsFull(t *testing.T) {
+	var log bytes.Buffer
+	w := newWatcher(fake.NewClientset(), &teller{}, slog.New(slog.NewTextHandler(&log, nil)), byLabel)
+	w.queue.most = 1
+	w.deleted(job("a"))
+	w.deleted(job("a"))
+	if log.Len() > 0 {
+		t.Errorf("logged: %s", log.String())
+	}
+	w.deleted(job("b"))
+	if w.queue.len() != 1 || !strings.Contains(log.String(), "uid-b") {
+		t.Errorf("%d wait; logged: %s", w.queue.len(), log.String())
+	}
 }
 
 // TestNamespaces: only those that are named are looked at.
