@@ -20,7 +20,7 @@ type WorkloadRegistration struct {
 	// Ceiling has the scopes it may ask for, by audience.
 	Ceiling map[string]Scopes
 
-	// MaxLife bounds the life of its tokens; never over MaxTokenLife.
+	// MaxLife bounds the life of its tokens, and of those in its name; never over MaxTokenLife.
 	MaxLife time.Duration
 
 	// MaxTasks and MaxGrants bound what may be live at once.

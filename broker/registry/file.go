@@ -42,7 +42,7 @@ type Workload struct {
 	// Ceiling has the scopes by audience.
 	Ceiling map[string][]string `yaml:"ceiling"`
 
-	MaxLife   string `yaml:"max_life"`   // Optional: of its tokens, as 5m. 15m at most, and when left out.
+	MaxLife   string `yaml:"max_life"`   // Optional: of its tokens, and those in its name, as 5m. 15m at most, and when left out.
 	MaxTasks  int    `yaml:"max_tasks"`  // Optional: live at once. 1000 when left out.
 	MaxGrants int    `yaml:"max_grants"` // Optional: unexpired at once. 10000 when left out.
 }
