@@ -136,7 +136,7 @@ func (b *Broker) endOne(ctx context.Context, p *pendingEnd) (Receipt, error) {
 func (b *Broker) endHere(p *pendingEnd, unsure bool, away error) (Receipt, error) {
 	if p.Kind == TargetTask && b.adoptions.passed(p.Task, p.Holder) {
 		if unsure { // by a holder it would only happen if the store knows better
-			b.finish(p.actor, p.address, p.Ending)
+			b.finish(*p, p.Ending)
 		}
 		return Receipt{}, ErrAdopted
 	}
@@ -150,7 +150,7 @@ func (b *Broker) endHere(p *pendingEnd, unsure bool, away error) (Receipt, error
 		return b.pending.add(p, b.early)
 	}
 	if unsure {
-		b.finish(p.actor, p.address, p.Ending)
+		b.finish(*p, p.Ending)
 	}
 	return Receipt{}, away
 }

@@ -105,14 +105,14 @@ func (b *Broker) endAll(ctx context.Context, actor, address string, ends []Endin
 	replies, unsure, err := b.endTwice(ctx, storeTry, ends...)
 	if err != nil {
 		if unsure {
-			b.finish(actor, address, ends...)
+			b.finish(pendingEnd{actor: actor, address: address}, ends...)
 		}
 		return 0, err
 	}
 	for i, r := range replies {
 		if isAway(r.Err) {
 			err = r.Err
-			b.finish(actor, address, ends[i])
+			b.finish(pendingEnd{actor: actor, address: address}, ends[i])
 		}
 	}
 	events := b.endEvents(replies, actor, address)

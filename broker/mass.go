@@ -338,7 +338,7 @@ func (r *running) endAll(ctx context.Context) error {
 			}
 		}
 		for chunk := range slices.Chunk(ends, massChunk) {
-			if err := r.end(ctx, chunk); err != nil {
+			if _, err := r.end(ctx, chunk); err != nil {
 				return err
 			}
 			if r.b.Now().After(until) {
@@ -372,9 +372,9 @@ func (r *running) named() []Ending {
 // endNamed is end for what an operator has named: what is not there is said. While the store is away these are in force
 // on this replica alone, which brings them into the store.
 func (r *running) endNamed(ctx context.Context, ends []Ending) error {
-	err := r.end(ctx, ends)
+	away, err := r.end(ctx, ends)
 	if isAway(err) {
-		return r.endHere(ends, err)
+		return r.endHere(away, err)
 	}
 	if err == nil && r.Entries == 0 {
 		return ErrNotFound
@@ -385,8 +385,9 @@ func (r *running) endNamed(ctx context.Context, ends []Ending) error {
 // endHere is end without the store.
 func (r *running) endHere(ends []Ending, away error) error {
 	for _, e := range ends {
-		p := &pendingEnd{Ending: e, actor: r.Actor, address: r.address, until: r.b.Now().Add(longest(e.Kind))}
-		receipt, err := r.b.endHere(p, true, away)
+		p := r.pending()
+		p.Ending, p.until = e, r.b.Now().Add(longest(e.Kind))
+		receipt, err := r.b.endHere(&p, true, away)
 		if err != nil {
 			return err
 		}
@@ -396,22 +397,28 @@ func (r *running) endHere(ends []Ending, away error) error {
 	return nil
 }
 
-// end ends one chunk, and records each end.
-func (r *running) end(ctx context.Context, ends []Ending) error {
+// pending is what any of its ends is that the store does not have.
+func (r *running) pending() pendingEnd {
+	return pendingEnd{actor: r.Actor, address: r.address, revocation: r.ID, ticket: r.Ticket}
+}
+
+// end ends one chunk, and records each end. Beside an error that says that the store is away it returns those that it was
+// away for.
+func (r *running) end(ctx context.Context, ends []Ending) (away []Ending, err error) {
 	for i := range ends {
 		ends[i].State, ends[i].Cause, ends[i].Reason, ends[i].Event = Revoked, CauseOperator, r.Reason, NewEventID()
 	}
 	replies, _, err := r.b.endTwice(ctx, withdrawCall, ends...)
 	if err != nil {
 		if errors.Is(err, ErrUnconfirmed) && r.named() == nil {
-			r.b.finish(r.Actor, r.address, ends...)
+			r.b.finish(r.pending(), ends...)
 		}
-		return err
+		return ends, err
 	}
-	for _, reply := range replies {
+	for i, reply := range replies {
 		switch {
 		case isAway(reply.Err):
-			err = reply.Err
+			away, err = append(away, ends[i]), reply.Err
 		case reply.Err != nil: // it is not there any more
 		default:
 			r.count(reply.Receipt)
@@ -419,7 +426,7 @@ func (r *running) end(ctx context.Context, ends []Ending) error {
 		}
 	}
 	r.hand(ctx, r.b.endEvents(replies, r.Actor, r.address))
-	return err
+	return away, err
 }
 
 // count takes in the receipt of a task or a grant.

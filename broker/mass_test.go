@@ -383,6 +383,40 @@ func TestRevokeAllBreaksOff(t *testing.T) {
 	})
 }
 
+// one is a store that cannot tell of the second target of a call.
+type one struct{ broker.Store }
+
+func (s *one) End(ctx context.Context, ends []broker.Ending) ([]broker.EndReply, error) {
+	if len(ends) != 2 || ends[0].IfDue {
+		return s.Store.End(ctx, ends)
+	}
+	replies, err := s.Store.End(ctx, ends[:1])
+	return append(replies, broker.EndReply{Err: broker.ErrUnavailable}), err
+}
+
+// Of two tasks that are named the store has one, and is away for the other: each ends once, and its event says of what it is part.
+func TestRevokeAllIsHalfAway(t *testing.T) {
+	inBubble(t, func(h *harness) {
+		h = newHarness(h.t, &one{h.store}, nil)
+		first, _ := h.seed("spiffe://prod/report", "x", nil)
+		second, _ := h.seed("spiffe://prod/report", "y", nil)
+		done, err := h.mass(broker.Filter{Tasks: []broker.TaskID{first, second}}, nil)
+		if err != nil || done.Tasks != 2 || done.Entries != 2 || done.Durable {
+			t.Errorf("%+v, %v", done, err)
+		}
+		time.Sleep(2 * time.Second)
+		ended := h.audit.of(broker.EventTaskEnded)
+		if len(ended) != 2 || len(h.audit.of(broker.EventEndMoot)) != 0 || h.activeTasks() != "" {
+			t.Errorf("%d events, active are %s", len(ended), h.activeTasks())
+		}
+		for _, e := range ended {
+			if e.Revocation != done.ID || e.Ticket != "INC-4411" || e.Actor != ada.String() || e.Reason != because {
+				t.Errorf("%+v", e)
+			}
+		}
+	})
+}
+
 // Records are listed from the newest on, page by page.
 func TestRevocations(t *testing.T) {
 	inBubble(t, func(h *harness) {

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,8 @@ const (
 type pendingEnd struct {
 	Ending
 	actor, address string
+	revocation     RevocationID // the mass action that it is part of
+	ticket         string
 	audiences      []string // whose verifiers must know, once the store has said; nil for all
 
 	// told says that a receipt was given: the end is in force here. One that nobody was told of is
@@ -263,10 +266,12 @@ func (b *Broker) writePending(ctx context.Context) error {
 }
 
 // finish looks after ends that may have happened and that nobody was told of: they are to happen at
-// last, and to be recorded.
-func (b *Broker) finish(actor, address string, ends ...Ending) {
+// last, and to be recorded as whose they are.
+func (b *Broker) finish(as pendingEnd, ends ...Ending) {
 	for _, end := range ends {
-		if _, err := b.pending.add(&pendingEnd{Ending: end, actor: actor, address: address}, b.early); err != nil {
+		p := as
+		p.Ending = end
+		if _, err := b.pending.add(&p, b.early); err != nil {
 			b.Logger.Error("an end may have happened that is not recorded", "task", string(end.Task), "grant", string(end.Grant), "event", string(end.Event))
 		}
 	}
@@ -353,6 +358,9 @@ func (b *Broker) settle(p *pendingEnd, reply EndReply) {
 	truth.First = truth.First || truth.Event == p.Event
 	reply.Receipt = truth
 	events := b.endEvents([]EndReply{reply}, p.actor, p.address)
+	for i := range events {
+		events[i].Revocation, events[i].Ticket = p.revocation, cmp.Or(events[i].Ticket, p.ticket)
+	}
 	if reply.Err != nil {
 		truth = p.receipt // nothing is known that is truer
 	}
@@ -374,6 +382,7 @@ func (b *Broker) mootEvent(p *pendingEnd, truth Receipt) Event {
 	e := Event{
 		ID: p.Event, Kind: EventEndMoot, Time: p.receipt.Ended, Actor: p.actor, Address: p.address,
 		Task: p.Task, Grant: p.Grant, State: truth.State, Cause: truth.Cause, Reason: p.Reason,
+		Revocation: p.revocation, Attributes: Attributes{Ticket: p.ticket},
 	}
 	if !p.Workload.IsZero() {
 		e.Workload, e.Owner = p.Workload.String(), b.registration(Task{Workload: p.Workload}).Owner

@@ -44,7 +44,7 @@ func (b *Broker) sweepPage(ctx context.Context, tasks []Task) error {
 	replies, err := b.Store.End(ctx, ends)
 	if err != nil {
 		if errors.Is(err, ErrUnconfirmed) {
-			b.finish(sweeper, "", ends...)
+			b.finish(pendingEnd{actor: sweeper}, ends...)
 		}
 		return err
 	}

@@ -91,7 +91,7 @@ func (b *Broker) endPage(ctx context.Context, ends []Ending) (ended int, err err
 	replies, _, err := b.endTwice(ctx, withdrawCall, ends...)
 	if err != nil {
 		if errors.Is(err, ErrUnconfirmed) {
-			b.finish(sweeper, "", ends...)
+			b.finish(pendingEnd{actor: sweeper}, ends...)
 		}
 		return 0, err
 	}
