@@ -226,6 +226,33 @@ func (b *Broker) subjects(f Filter) (subjects []string, anybody bool) {
 	return subjects, false
 }
 
+// Unknown are the names of a filter that the inventory does not have, in the form of a list's query: mostly they are
+// misspelt. It is no error, since what is gone from the inventory may still have tokens.
+func (b *Broker) Unknown(f Filter) []string {
+	all := b.Registry.Workloads()
+	var out []string
+	look := func(name string, values []string, has func(value string) bool) {
+		for _, value := range values {
+			if !has(value) {
+				out = append(out, name+"="+value)
+			}
+		}
+	}
+	some := func(is func(r WorkloadRegistration, value string) bool) func(string) bool {
+		return func(value string) bool {
+			return slices.ContainsFunc(all, func(r WorkloadRegistration) bool { return is(r, value) })
+		}
+	}
+	look("workload", f.Workloads, some(func(r WorkloadRegistration, w string) bool { return Selector{Subject: w}.MatchesSubject(r.ID.String()) }))
+	look("owner", f.Owners, some(func(r WorkloadRegistration, owner string) bool { return r.Owner == owner }))
+	look("risk", f.Risks, some(func(r WorkloadRegistration, risk string) bool { return r.Risk == risk }))
+	look("audience", f.Audiences, func(name string) bool {
+		_, err := b.Registry.Audience(name)
+		return err == nil
+	})
+	return out
+}
+
 // task reports whether a task has what the filter says of tasks. Audiences and scopes are left aside.
 func (m matcher) task(t Task) bool {
 	for key, value := range m.Labels {

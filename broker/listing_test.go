@@ -291,6 +291,24 @@ func TestFilterBounds(t *testing.T) {
 	}
 }
 
+// What the inventory does not have is named, and what it has is not.
+func TestUnknown(t *testing.T) {
+	inBubble(t, func(h *harness) {
+		known := broker.Filter{
+			Workloads: []string{"spiffe://prod/report", "spiffe://prod/batch/*", "spiffe://prod/*"}, Owners: []string{"team-fin"}, Audiences: []string{"files", "orders"},
+		}
+		if got := h.Unknown(known); got != nil {
+			t.Errorf("unknown are %q", got)
+		}
+		got := h.Unknown(broker.Filter{
+			Workloads: []string{"spiffe://prod/batch", "spiffe://prod/repor", "spiffe://prod/report/*"}, Owners: []string{"team-fin", "team-fun"}, Risks: []string{"hihg"}, Audiences: []string{"ordres"},
+		})
+		if want := "workload=spiffe://prod/batch workload=spiffe://prod/repor workload=spiffe://prod/report/* owner=team-fun risk=hihg audience=ordres"; strings.Join(got, " ") != want {
+			t.Errorf("unknown are %q", got)
+		}
+	})
+}
+
 // A tree has the task and all below it, with their own live grants.
 func TestTree(t *testing.T) {
 	inBubble(t, func(h *harness) {

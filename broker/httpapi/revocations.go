@@ -72,7 +72,7 @@ func (a *API) planRevocation(ctx context.Context, r request[revocationRequest], 
 	out := &wire.RevocationPlan{
 		Plan: p.Text, ExpiresIn: int64(broker.PlanLife / time.Second), Selector: encodeFilter(p.Filter), What: string(p.What),
 		Grants: p.Grants, Tasks: p.Tasks, Entries: p.Entries, Complete: p.Complete, Sample: []wire.Grant{},
-		Workloads: encodeCounted(p.Workloads), Owners: encodeCounted(p.Owners), Audiences: encodeCounted(p.Audiences),
+		Unknown: a.Broker.Unknown(p.Filter), Workloads: encodeCounted(p.Workloads), Owners: encodeCounted(p.Owners), Audiences: encodeCounted(p.Audiences),
 	}
 	for _, s := range p.Sample {
 		out.Sample = append(out.Sample, encodeGrant(s))
@@ -89,6 +89,7 @@ func (a *API) revokeAll(ctx context.Context, operator broker.Workload, m broker.
 		return revoked{}, err
 	}
 	out := encodeRevocation(done)
+	out.Unknown = a.Broker.Unknown(done.Filter)
 	return revoked{done: &out}, nil
 }
 
@@ -210,6 +211,7 @@ func (a *API) lock(ctx context.Context, r request[wire.LockRequest]) (locked, er
 		return locked{}, err
 	}
 	var out locked
+	out.Unknown = a.Broker.Unknown(filter)
 	for _, l := range locks {
 		lock := encodeLock(l.Lock)
 		lock.Stood = l.Stood

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
@@ -103,6 +104,19 @@ func TestRevocationsRefuse(t *testing.T) {
 		operator.refusedOperator(wire.PathRevocations, test.body, test.status, test.name, test.field)
 	}
 	operator.refusedOperator(taskPath(begun.Task.ID, "/revoke"), `{}`, 422, wire.ProblemInvalid, "reason")
+	misspelt := `"selector":{"workload":["` + reportID + `x","` + reportID + `"],"audience":["ordres"]}`
+	for path, body := range map[string]string{
+		wire.PathRevocations:        `{"dry_run":true,` + misspelt + `}`,
+		wire.PathRevocations + "?1": `{` + misspelt + `,` + because + `}`,
+		wire.PathLocks:              `{"expires_in":1,` + misspelt + `,` + because + `}`,
+	} {
+		var answer struct {
+			Unknown []string `json:"unknown"`
+		}
+		if operator.operate(strings.TrimSuffix(path, "?1"), body).into(t, &answer); !slices.Equal(answer.Unknown, []string{"workload=" + reportID + "x", "audience=ordres"}) {
+			t.Errorf("%s: unknown are %q", body, answer.Unknown)
+		}
+	}
 	var grant wire.Grant
 	if report.get(wire.PathGrants+"/"+begun.Tokens[0].GrantID).into(t, &grant); !grant.Live {
 		t.Error("something has happened")

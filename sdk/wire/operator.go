@@ -126,6 +126,9 @@ type RevocationPlan struct {
 	Audiences []Counted `json:"audiences"`
 	Sample    []Grant   `json:"sample"`   // at most 10
 	Complete  bool      `json:"complete"` // false: there was more than could be counted in time; all of it is hit
+
+	// Unknown are names of the selector that the inventory does not have, as "audience=ordres": mostly they are misspelt.
+	Unknown []string `json:"unknown,omitempty"`
 }
 
 // Counted is a name and how many live grants it has in a plan, the most first, at most 20.
@@ -156,6 +159,7 @@ type Revocation struct {
 	Left string `json:"left,omitempty"`
 
 	Propagation *Propagation `json:"propagation,omitempty"` // as of the answer, when it was waited for
+	Unknown     []string     `json:"unknown,omitempty"`     // as in RevocationPlan, in the answer alone
 }
 
 // RevocationList is a page of the revocations of the last day, the newest first.
@@ -182,6 +186,8 @@ type LockResponse struct {
 	// Left says that the locks are in force and the revocation that was asked for has failed; the status is then 202. To
 	// repeat the request is safe.
 	Left string `json:"left,omitempty"`
+
+	Unknown []string `json:"unknown,omitempty"` // as in RevocationPlan
 }
 
 // OperatorLock is a lock as operators see it.
