@@ -180,6 +180,9 @@ func (l *locking) show(text []byte, done wire.LockResponse) (err error) {
 	} else {
 		l.write(plain{out}, done)
 	}
+	if done.Revocation == nil { // which has them, too
+		tellUnknown(l.command.ErrOrStderr(), done.Unknown)
+	}
 	if done.Left != "" {
 		fmt.Fprintf(l.command.ErrOrStderr(), "errand: the locks are in force, and this is left: %s\n", oneCell(done.Left))
 		err = errors.Join(err, errFailed)

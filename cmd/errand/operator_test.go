@@ -273,7 +273,7 @@ func TestWhatIsLeft(t *testing.T) {
 		}
 		answer := wire.LockResponse{Locks: []wire.OperatorLock{{ID: "lck_1", Subject: "spiffe://example.org/report"}}, Revocation: &done}
 		if strings.HasPrefix(body.Reason, "half") {
-			answer.Revocation, answer.Left = nil, "the tokens that are out"
+			answer.Revocation, answer.Left, answer.Unknown = nil, "the tokens that are out", []string{"workload=spiffe://example.org/report"}
 		}
 		writeJSON(w, answer)
 	})
@@ -290,7 +290,7 @@ func TestWhatIsLeft(t *testing.T) {
 		}
 	}
 	code, stdout, stderr := errand("quarantine", "spiffe://example.org/report", "--for", "1h", "--yes", "--reason", "half a quarantine")
-	if code != exitFailed || !strings.Contains(stdout, "lck_1") || !strings.Contains(stderr, "the locks are in force, and this is left: the tokens that are out") {
+	if code != exitFailed || !strings.Contains(stdout, "lck_1") || !strings.Contains(stderr, "the inventory does not have workload=spiffe://example.org/report; check the spelling") || !strings.Contains(stderr, "the locks are in force, and this is left: the tokens that are out") {
 		t.Errorf("%d %q %q", code, stdout, stderr)
 	}
 }
@@ -452,10 +452,10 @@ func TestPlansAreSafeForATerminal(t *testing.T) {
 		text := nasty.Draw(t, "text")
 		named := []wire.Counted{{Name: text, Grants: 7}}
 		var out bytes.Buffer
-		writePlan(plain{&out}, wire.RevocationPlan{Grants: 7, Tasks: 1, Workloads: named, Owners: named, Audiences: named, Sample: []wire.Grant{{ID: "gnt_1", Workload: text, Audience: text, Scope: text}}}, time.Now())
+		writePlan(&out, wire.RevocationPlan{Unknown: []string{text}, Grants: 7, Tasks: 1, Workloads: named, Owners: named, Audiences: named, Sample: []wire.Grant{{ID: "gnt_1", Workload: text, Audience: text, Scope: text}}}, time.Now())
 		writeRevocation(plain{&out}, wire.Revocation{ID: "rev_1", What: wire.WhatTasks, Propagation: &wire.Propagation{Confirmed: 1, Pending: []wire.PendingVerifier{{ID: text, Workload: text, Audience: text}}}})
 		onlyPrints(t, "a plan", out.String())
-		if n := strings.Count(out.String(), "\n"); n != 10 {
+		if n := strings.Count(out.String(), "\n"); n != 11 {
 			t.Fatalf("%d lines: %q", n, out.String())
 		}
 	})

@@ -72,6 +72,9 @@ func writePlan(out io.Writer, p wire.RevocationPlan, now time.Time) {
 	writeCounted(out, "owners", p.Owners)
 	writeCounted(out, "audiences", p.Audiences)
 	fmt.Fprintf(out, "  %-9s  %s\n", "feed", entries(p.Entries))
+	for _, name := range p.Unknown {
+		fmt.Fprintf(out, "  %-9s  %s is not in the inventory; check the spelling\n", "unknown", oneCell(name))
+	}
 	for i, g := range p.Sample {
 		head := ""
 		if i == 0 {
@@ -143,6 +146,7 @@ func writeRevocation(out io.Writer, r wire.Revocation) {
 // tellUndone says what a revocation has left to do; errFailed if that is anything but to write it down.
 func tellUndone(cmd *cobra.Command, r wire.Revocation) (err error) {
 	talk := cmd.ErrOrStderr()
+	tellUnknown(talk, r.Unknown)
 	if r.Left != "" {
 		fmt.Fprintf(talk, "errand: %s is not complete; it has left %s\n", r.ID, r.Left)
 		err = errFailed
@@ -151,6 +155,13 @@ func tellUndone(cmd *cobra.Command, r wire.Revocation) (err error) {
 		fmt.Fprintln(talk, "errand: the broker cannot reach its store now: this is in force on the replica that has answered, and it writes it down when it can")
 	}
 	return err
+}
+
+// tellUnknown says which names are perhaps misspelt.
+func tellUnknown(talk io.Writer, names []string) {
+	for _, name := range names {
+		fmt.Fprintf(talk, "errand: the inventory does not have %s; check the spelling\n", oneCell(name))
+	}
 }
 
 // propagation says who has confirmed, and who has not and refuses by itself; nothing when it was not waited for.

@@ -177,6 +177,7 @@ func (r *revoking) discussWith(p *prompt) error {
 		return err
 	}
 	if plan.Grants == 0 && plan.Tasks == 0 && plan.Complete {
+		tellUnknown(cmd.ErrOrStderr(), plan.Unknown)
 		fmt.Fprintf(cmd.ErrOrStderr(), "errand: nothing that is live matches %s, and nothing was done\n", asFlags(plan.Selector))
 		return nil
 	}
