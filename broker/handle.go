@@ -2,11 +2,7 @@ package broker
 
 import (
 	"bytes"
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/base64"
 	"encoding/json"
-	"fmt"
 	"strings"
 	"time"
 
@@ -21,45 +17,26 @@ const MaxHandleBytes = 4096
 // use to nobody but the workload that it names, which must prove who it is, and once. No store has to keep it,
 // since it says all of the delegation itself.
 //
-// Its text is "hdl_", the delegation as JSON in base64url, a dot, and an HMAC-SHA-256 of that JSON in base64url.
-// The zero value is none.
-type Handle struct {
-	payload string
-	mac     [sha256.Size]byte
-}
+// Its text is "hdl_", and the delegation as JSON, sealed with the secret of the end keys. The zero value is none.
+type Handle struct{ text string }
 
 const (
 	handlePrefix = "hdl_"
-	macChars     = 43 // of an HMAC-SHA-256 in base64url
+	handleKind   = "errand delegation handle"
 )
 
-// ParseHandle reads exactly what String writes. Anything else is ErrInvalid. Who has made it, and what it says,
-// is not looked at.
+// ParseHandle takes what may be a handle: no more than its length and its beginning is looked at here, and the
+// rest when it is used. Errors are ErrInvalid.
 func ParseHandle(s string) (Handle, error) {
 	switch {
 	case s == "":
 		return Handle{}, invalid("handle", "is empty; send the one that the delegator was given")
 	case len(s) > MaxHandleBytes:
 		return Handle{}, invalid("handle", "has %d bytes; at most %d are allowed", len(s), MaxHandleBytes)
-	}
-	rest, ok := strings.CutPrefix(s, handlePrefix)
-	payload, mac, dotted := strings.Cut(rest, ".")
-	if !ok || !dotted || payload == "" || len(mac) != macChars {
+	case !strings.HasPrefix(s, handlePrefix):
 		return Handle{}, badHandle()
 	}
-	text, err := base64.RawURLEncoding.Strict().DecodeString(payload)
-	if err != nil {
-		return Handle{}, badHandle()
-	}
-	sum, err := base64.RawURLEncoding.Strict().DecodeString(mac)
-	if err != nil || len(sum) != sha256.Size {
-		return Handle{}, badHandle()
-	}
-	h := Handle{payload: string(text), mac: [sha256.Size]byte(sum)}
-	if h.String() != s { // the decoder passes over line breaks
-		return Handle{}, badHandle()
-	}
-	return h, nil
+	return Handle{s}, nil
 }
 
 // badHandle says the same of what is none and of what this broker has not made.
@@ -68,17 +45,7 @@ func badHandle() error {
 }
 
 // String is the handle's text, and "" for none.
-func (h Handle) String() string {
-	if h == (Handle{}) {
-		return ""
-	}
-	return handlePrefix + base64.RawURLEncoding.EncodeToString([]byte(h.payload)) + "." + base64.RawURLEncoding.EncodeToString(h.mac[:])
-}
-
-// handleLen is how long the handle of a payload is.
-func handleLen(payload int) int {
-	return len(handlePrefix) + base64.RawURLEncoding.EncodedLen(payload) + 1 + macChars
-}
+func (h Handle) String() string { return h.text }
 
 // delegation is what a handle says.
 type delegation struct {
@@ -104,8 +71,7 @@ type handleText struct {
 	Expires   int64             `json:"expires"` // Unix milliseconds
 }
 
-// handle makes the handle of a delegation. The secret is that of the end keys; the first line keeps what it is
-// used for apart.
+// handle makes the handle of a delegation.
 func (e endKeys) handle(d delegation) (Handle, error) {
 	var text bytes.Buffer
 	encoder := json.NewEncoder(&text)
@@ -116,11 +82,11 @@ func (e endKeys) handle(d delegation) (Handle, error) {
 	}); err != nil {
 		panic("broker: a delegation of checked values must marshal: " + err.Error())
 	}
-	payload := strings.TrimSuffix(text.String(), "\n")
-	if size := handleLen(len(payload)); size > MaxHandleBytes {
+	h := Handle{handlePrefix + e.seal(handleKind, bytes.TrimSuffix(text.Bytes(), []byte("\n")))}
+	if size := len(h.text); size > MaxHandleBytes {
 		return Handle{}, tooLong(d, size)
 	}
-	return Handle{payload: payload, mac: e.handleMAC(payload)}, nil
+	return h, nil
 }
 
 // tooLong names what takes up most of a handle.
@@ -140,20 +106,14 @@ func tooLong(d delegation, size int) error {
 	return invalid(field, "make a handle of %d bytes; at most %d are allowed: delegate less at once", size, MaxHandleBytes)
 }
 
-func (e endKeys) handleMAC(payload string) [sha256.Size]byte {
-	mac := hmac.New(sha256.New, e.secret)
-	fmt.Fprintf(mac, "errand delegation handle\n%s", payload)
-	return [sha256.Size]byte(mac.Sum(nil))
-}
-
 // open returns what a handle says if a broker with this secret has made it, and ErrInvalid otherwise.
 func (e endKeys) open(h Handle) (delegation, error) {
-	good := e.handleMAC(h.payload)
-	if !hmac.Equal(good[:], h.mac[:]) {
+	payload, ok := e.unseal(handleKind, strings.TrimPrefix(h.text, handlePrefix))
+	if !ok {
 		return delegation{}, badHandle()
 	}
 	var text handleText
-	if err := strict.Unmarshal([]byte(h.payload), &text, strict.RejectUnknownMembers(true)); err != nil {
+	if err := strict.Unmarshal(payload, &text, strict.RejectUnknownMembers(true)); err != nil {
 		return delegation{}, badHandle()
 	}
 	d := delegation{
