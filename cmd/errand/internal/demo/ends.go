@@ -166,18 +166,11 @@ func (t *tour) incident(ctx context.Context) (Step, error) {
 	var tokens []*sdk.Token
 	var running *sdk.Task
 	for range 2 {
-		task, err := t.begin(ctx)
+		task, token, err := t.accepted(ctx)
 		if err != nil {
 			return Step{}, err
 		}
 		defer task.Close()
-		token, err := task.Token(ctx, sdk.TokenRequest{Audience: OrdersName})
-		if err != nil {
-			return Step{}, err
-		}
-		if answer, err := t.send(ctx, t.report, token.Header()); err != nil || answer.status != http.StatusOK {
-			return Step{}, fmt.Errorf("a token was refused before the lock: %d %s, %w", answer.status, answer.reason, err)
-		}
 		running, tokens = task, append(tokens, token)
 	}
 	lock, err := t.lock(ctx)

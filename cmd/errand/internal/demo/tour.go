@@ -247,20 +247,32 @@ func (t *tour) reuse(context.Context) (Step, error) {
 	}, nil
 }
 
+// accepted is a task with a token that the resource server takes from report. The caller closes the task.
+func (t *tour) accepted(ctx context.Context) (*sdk.Task, *sdk.Token, error) {
+	task, err := t.begin(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	token, err := task.Token(ctx, sdk.TokenRequest{Audience: OrdersName})
+	if err == nil {
+		var answer reply
+		if answer, err = t.send(ctx, t.report, token.Header()); err == nil && answer.status != http.StatusOK {
+			err = fmt.Errorf("a token was refused to its owner: %d %s", answer.status, answer.reason)
+		}
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, task.Close())
+	}
+	return task, token, nil
+}
+
 // theft presents a live token from another workload's certificate.
 func (t *tour) theft(ctx context.Context) (Step, error) {
-	task, err := t.begin(ctx)
+	task, token, err := t.accepted(ctx)
 	if err != nil {
 		return Step{}, err
 	}
 	defer task.Close()
-	token, err := task.Token(ctx, sdk.TokenRequest{Audience: OrdersName})
-	if err != nil {
-		return Step{}, err
-	}
-	if answer, err := t.send(ctx, t.report, token.Header()); err != nil || answer.status != http.StatusOK {
-		return Step{}, fmt.Errorf("the token was refused to its owner: %d %s, %w", answer.status, answer.reason, err)
-	}
 	answer, err := t.send(ctx, t.stranger, token.Header())
 	if err != nil {
 		return Step{}, err
