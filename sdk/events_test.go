@@ -58,7 +58,7 @@ func TestAnEndedTaskLearnsFromTheStream(t *testing.T) {
 	w := newWorld(t)
 	says := make(chan string)
 	w.on(events, streaming(says))
-	client := w.client(t)
+	client := w.client(t, sdk.WithDefaults(sdk.TaskSpec{Lease: 10 * time.Minute})) // no heartbeat is due, however busy the machine is
 	for _, c := range []struct {
 		state, cause string
 		want         error
