@@ -9,59 +9,113 @@ import (
 	"github.com/errandhq/errand/broker"
 )
 
-// endEverywhere writes a denial by a property, a lock, or the lifting of one to every shard. The
-// first one decides when it is and whether it is new; then the others follow, in one round trip. A
-// call that failed half way is completed by repeating it.
-func (s *Store) endEverywhere(ctx context.Context, e broker.Ending) (broker.EndReply, error) {
-	target, expires, static := "", int64(0), ""
-	switch e.Kind {
-	case broker.TargetKey:
-		target = e.Key
-	case broker.TargetSelector:
-		target = packSelector(e.Selector)
-	case broker.TargetAll:
-	case broker.TargetLift:
-		target = string(e.Lock.ID)
-	case broker.TargetLock:
-		target, expires = string(e.Lock.ID), max(1, e.Lock.Expires.UnixMilli())
-		static = packLock(e.Lock)
-	default:
-		return broker.EndReply{Err: &broker.Invalid{Field: "kind", Detail: "is " + string(e.Kind) + "; it names no kind of target"}}, nil
-	}
-	write := func(shard int, at any, lifted string) call {
+// change is a denial by a property, a lock, or the lifting of one, on its way into every shard.
+type change struct {
+	target  string
+	expires int64
+	static  string
+	reply   broker.EndReply
+	err     error
+	lifted  string // what the first shard has decided
+	epoch   uint64
+	done    bool // the first shard has refused it, or could not be asked
+}
+
+// endEverywhere writes changes to every shard. The first one decides when each is and whether it is new; then the
+// others follow: two round trips, however many changes. A call that failed half way is completed by repeating it.
+func (s *Store) endEverywhere(ctx context.Context, ends []broker.Ending) []change {
+	changes := make([]change, len(ends))
+	write := func(i, shard int, at any) call {
+		e, c := &ends[i], &changes[i]
 		return call{script: s.scripts.control, shard: shard, echo: string(e.Kind), args: []any{
-			target, expires, static, string(e.Event), e.Reason, string(e.Cause), at, lifted,
+			c.target, c.expires, c.static, string(e.Event), e.Reason, string(e.Cause), at, c.lifted,
 		}}
 	}
-	decided := s.run(ctx, s.ends, write(0, "", ""))[0]
-	if decided.err == nil && (decided.status == "not found" || decided.status == "expired") {
-		return broker.EndReply{Err: decided.refusal()}, nil
-	}
-	c := decided.controlled()
-	if decided.err != nil {
-		return broker.EndReply{}, decided.err
-	}
-	lifted := "0"
-	if c.lifted {
-		lifted = "1"
-	}
 	var calls []call
-	for shard := 1; shard < s.shards; shard++ {
-		calls = append(calls, write(shard, c.receipt.Ended.UnixMilli(), lifted))
-	}
-	c.receipt.Feed = broker.Position{Epoch: decided.epoch, Numbers: []uint64{c.number}}
-	for _, r := range s.run(ctx, s.ends, calls...) {
-		other := r.controlled()
-		if r.err != nil {
-			// The first shard has it, so something has happened.
-			return broker.EndReply{}, unconfirmed(r.err)
+	var whose []int
+	for i, e := range ends {
+		if changes[i].aim(e); !changes[i].done {
+			calls, whose = append(calls, write(i, 0, "")), append(whose, i)
 		}
-		c.receipt.Feed.Numbers = append(c.receipt.Feed.Numbers, other.number)
 	}
-	for shard, n := range c.receipt.Feed.Numbers {
-		s.reached(decided.epoch, shard, n)
+	decided := s.run(ctx, s.ends, calls...)
+	calls = nil
+	for n, i := range whose {
+		c := &changes[i]
+		if c.decide(decided[n]); c.done {
+			continue
+		}
+		for shard := 1; shard < s.shards; shard++ {
+			calls = append(calls, write(i, shard, c.reply.Receipt.Ended.UnixMilli()))
+		}
 	}
-	return broker.EndReply{Receipt: c.receipt}, nil
+	others := s.run(ctx, s.ends, calls...)
+	for i := range changes {
+		c := &changes[i]
+		if c.done {
+			continue
+		}
+		for _, r := range others[:s.shards-1] {
+			c.follow(r)
+		}
+		others = others[s.shards-1:]
+		if c.err == nil {
+			for shard, n := range c.reply.Receipt.Feed.Numbers {
+				s.reached(c.epoch, shard, n)
+			}
+		}
+	}
+	return changes
+}
+
+// aim says what a change is about.
+func (c *change) aim(e broker.Ending) {
+	switch e.Kind {
+	case broker.TargetKey:
+		c.target = e.Key
+	case broker.TargetSelector:
+		c.target = packSelector(e.Selector)
+	case broker.TargetAll:
+	case broker.TargetLift:
+		c.target = string(e.Lock.ID)
+	case broker.TargetLock:
+		c.target, c.expires = string(e.Lock.ID), max(1, e.Lock.Expires.UnixMilli())
+		c.static = packLock(e.Lock)
+	default:
+		c.done = true
+		c.reply.Err = &broker.Invalid{Field: "kind", Detail: "is " + string(e.Kind) + "; it names no kind of target"}
+	}
+}
+
+// decide takes in what the first shard says.
+func (c *change) decide(r reply) {
+	if r.err == nil && (r.status == "not found" || r.status == "expired") {
+		c.reply.Err, c.done = r.refusal(), true
+		return
+	}
+	first := r.controlled()
+	if c.err, c.done = r.err, r.err != nil; c.done {
+		return
+	}
+	if c.lifted = "0"; first.lifted {
+		c.lifted = "1"
+	}
+	c.epoch = r.epoch
+	c.reply.Receipt = first.receipt
+	c.reply.Receipt.Feed = broker.Position{Epoch: r.epoch, Numbers: []uint64{first.number}}
+}
+
+// follow takes in what the next shard says. The first one has it, so something has happened.
+func (c *change) follow(r reply) {
+	other := r.controlled()
+	switch {
+	case c.err != nil:
+		return
+	case r.err != nil:
+		c.reply, c.err = broker.EndReply{}, unconfirmed(r.err)
+		return
+	}
+	c.reply.Receipt.Feed.Numbers = append(c.reply.Receipt.Feed.Numbers, other.number)
 }
 
 // controlled is what one shard says of a change.

@@ -39,9 +39,17 @@ func (s *Store) End(ctx context.Context, ends []broker.Ending) ([]broker.EndRepl
 		}
 		calls, whose = nil, nil
 	}
-	for i, e := range ends {
+	everywhere := 0 // how many of the last ones concern every shard
+	flushEverywhere := func(until int) {
+		for n, c := range s.endEverywhere(ctx, ends[until-everywhere:until]) {
+			keep(until-everywhere+n, c.reply, c.err)
+		}
+		everywhere = 0
+	}
+	for i, e := range ends { // those that are not alike go one after the other, so that they end in their order
 		switch e.Kind {
 		case broker.TargetTask, broker.TargetGrant:
+			flushEverywhere(i)
 			c, ok := s.endCall(e)
 			if !ok {
 				replies[i].Err = broker.ErrNotFound
@@ -50,11 +58,11 @@ func (s *Store) End(ctx context.Context, ends []broker.Ending) ([]broker.EndRepl
 			calls = append(calls, c)
 			whose = append(whose, i)
 		default:
-			flush() // so that targets end in their order
-			out, err := s.endEverywhere(ctx, e)
-			keep(i, out, err)
+			flush()
+			everywhere++
 		}
 	}
+	flushEverywhere(len(ends))
 	flush()
 	if failure != nil && done > 0 {
 		failure = unconfirmed(failure) // some have ended

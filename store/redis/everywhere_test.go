@@ -1,0 +1,47 @@
+package redis_test
+
+import (
+	"bytes"
+	"fmt"
+	"sync/atomic"
+	"testing"
+
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/store/redis"
+)
+
+// TestP14ManySelectors: as many selectors as a revocation may have do not wait for each other. They would take too long together
+// where the way to Redis is long.
+func TestP14ManySelectors(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	var sent atomic.Int32
+	const reason = "in how many pieces is this sent"
+	store := s.open(t, redis.Config{Shards: 4, URL: "redis://" + between(t, s.Addr(), func() func([]byte) ([]byte, bool) {
+		return func(piece []byte) ([]byte, bool) {
+			if bytes.Contains(piece, []byte(reason)) {
+				sent.Add(1)
+			}
+			return nil, true
+		}
+	})}.Patient())
+	var ends []broker.Ending
+	for i := range broker.MaxSelectors {
+		ends = append(ends, broker.Ending{
+			Kind: broker.TargetSelector, Selector: broker.Selector{Audience: fmt.Sprintf("a%d", i)}, Event: broker.NewEventID(),
+			State: broker.Revoked, Cause: broker.CauseOperator, Reason: reason,
+		})
+	}
+	replies, err := store.End(t.Context(), ends)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, r := range replies {
+		if p := r.Receipt.Feed; r.Err != nil || r.Receipt.Event != ends[i].Event || len(p.Numbers) != 4 || i > 0 && p.Numbers[3] <= replies[i-1].Receipt.Feed.Numbers[3] {
+			t.Errorf("%d: %+v", i, r)
+		}
+	}
+	if n := sent.Load(); n > broker.MaxSelectors/2 {
+		t.Errorf("%d selectors were sent in %d pieces", len(ends), n)
+	}
+}
