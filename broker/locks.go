@@ -13,7 +13,7 @@ const (
 	MaxLocks = 1000
 
 	// sameLock is how much later than one that stands a lock may expire and be taken for the same, as when a request is
-	// repeated whose answer was lost.
+	// repeated whose answer was lost; a tenth of its life at most.
 	sameLock = time.Minute
 )
 
@@ -58,7 +58,7 @@ func (b *Broker) LockAll(ctx context.Context, req LockRequest) ([]StandingLock, 
 	var ends []Ending
 	var at []int
 	for i, s := range selectors {
-		if there := slices.IndexFunc(standing, func(l Lock) bool { return l.Selector == s && l.Expires.Add(sameLock).After(expires) }); there >= 0 {
+		if there := slices.IndexFunc(standing, func(l Lock) bool { return l.Selector == s && l.Expires.Add(min(sameLock, req.Life/10)).After(expires) }); there >= 0 {
 			out[i] = StandingLock{standing[there], true}
 			continue
 		}

@@ -114,6 +114,11 @@ func TestLockStands(t *testing.T) {
 		if locks, err := h.Locks(context.Background()); err != nil || len(locks) != 3 || len(h.audit.of(broker.EventLocked)) != 3 {
 			t.Errorf("%+v, %v", locks, err)
 		}
+		time.Sleep(2*time.Hour - 10*time.Second)
+		last, err := h.lockAll(filter, func(r *broker.LockRequest) { r.Life = time.Minute })
+		if err != nil || last[0].Stood {
+			t.Errorf("one that is about to expire was taken for another minute: %+v, %v", last, err)
+		}
 	})
 }
 
