@@ -51,11 +51,11 @@ type PendingVerifier struct {
 // Errors: ErrInvalid; ctx's; ErrCrowded when too many wait already; those of the Board when nobody can say which
 // verifiers the other replicas know.
 func (b *Broker) Await(ctx context.Context, p Position, audiences []string, wait time.Duration) (Propagation, error) {
-	return b.await(ctx, spiffeid.ID{}, p, audiences, wait)
+	return b.await(ctx, "", p, audiences, wait)
 }
 
 // await is Await for a caller who has MaxWaitersPerCaller places at most.
-func (b *Broker) await(ctx context.Context, caller spiffeid.ID, p Position, audiences []string, wait time.Duration) (Propagation, error) {
+func (b *Broker) await(ctx context.Context, caller string, p Position, audiences []string, wait time.Duration) (Propagation, error) {
 	if err := checkWait(wait); err != nil {
 		return Propagation{}, err
 	}
@@ -134,10 +134,10 @@ func (s VerifierState) bound() time.Duration {
 	return s.MaxStale + refusalSlack
 }
 
-func (v *verifiers) join(caller spiffeid.ID) (*waiter, error) {
+func (v *verifiers) join(caller string) (*waiter, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.waiting >= MaxWaiters || v.waiters[caller] >= MaxWaitersPerCaller && !caller.IsZero() {
+	if v.waiting >= MaxWaiters || v.waiters[caller] >= MaxWaitersPerCaller && caller != "" {
 		return nil, &wrapped{ErrCrowded, "too many wait for verifiers already"}
 	}
 	v.waiting++
@@ -145,7 +145,7 @@ func (v *verifiers) join(caller spiffeid.ID) (*waiter, error) {
 	return &waiter{reading: v.want()}, nil
 }
 
-func (v *verifiers) leave(caller spiffeid.ID) {
+func (v *verifiers) leave(caller string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.waiting--

@@ -80,14 +80,14 @@ func (b *Broker) endAs(ctx context.Context, actor string, w Workload, id TaskID,
 		if req.Waiting != nil {
 			req.Waiting()
 		}
-		receipt.Propagation = b.propagated(ctx, w.ID, receipt.Feed.Of(id.Shard()), p.audiences, req.Wait)
+		receipt.Propagation = b.propagated(ctx, w.ID.String(), receipt.Feed.Of(id.Shard()), p.audiences, req.Wait)
 	}
 	return receipt, err
 }
 
 // propagated waits for the verifiers of what has ended. It is nil when nothing can be said: the end is not in the
 // store's feed yet, the caller has gone, too many wait, or the Board is away. The end stands whatever it is.
-func (b *Broker) propagated(ctx context.Context, caller spiffeid.ID, p Position, audiences []string, wait time.Duration) *Propagation {
+func (b *Broker) propagated(ctx context.Context, caller string, p Position, audiences []string, wait time.Duration) *Propagation {
 	if p.Epoch == 0 {
 		return nil
 	}

@@ -60,7 +60,7 @@ type Event struct {
 	Audience   string
 	Scopes     Scopes
 	Expires    time.Time
-	Thumbprint string
+	Thumbprint string // of the certificate of who asked; in an event of a grant, of what its token is bound to
 	Key        string // the kid that signs the token
 
 	Decision DecisionID

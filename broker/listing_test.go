@@ -360,7 +360,7 @@ func TestWatchLists(t *testing.T) {
 		last := time.Now()
 		done := make(chan error, 1)
 		go func() {
-			done <- h.WatchTasks(ctx, workload("viewer"), broker.ListRequest{States: []broker.State{broker.Active}}, func(tasks []broker.Task, beat bool) error {
+			done <- h.WatchTasks(ctx, broker.Operator{Name: "viewer"}, broker.ListRequest{States: []broker.State{broker.Active}}, func(tasks []broker.Task, beat bool) error {
 				quiet, last = max(quiet, time.Since(last)), time.Now()
 				var names []string
 				for _, task := range tasks {
@@ -405,7 +405,7 @@ func TestWatchBounds(t *testing.T) {
 		done := make(chan error, 2*broker.MaxWatchers)
 		watch := func(who string) {
 			go func() {
-				done <- h.WatchGrants(ctx, workload(who), broker.ListRequest{}, func([]broker.GrantStatus, bool) error { return nil })
+				done <- h.WatchGrants(ctx, broker.Operator{Name: who}, broker.ListRequest{}, func([]broker.GrantStatus, bool) error { return nil })
 			}()
 		}
 		for i := range broker.MaxWatchers / broker.MaxWatchersPerOperator {
@@ -437,7 +437,7 @@ func TestWatchHasTooMuch(t *testing.T) {
 		}
 		enough := errors.New("enough")
 		watch := func() error {
-			return h.WatchTasks(context.Background(), workload("viewer"), broker.ListRequest{}, func(tasks []broker.Task, _ bool) error {
+			return h.WatchTasks(context.Background(), broker.Operator{Name: "viewer"}, broker.ListRequest{}, func(tasks []broker.Task, _ bool) error {
 				if len(tasks) != broker.MaxWatched {
 					t.Errorf("%d tasks", len(tasks))
 				}

@@ -19,13 +19,14 @@ const (
 
 // LockRequest asks for locks on everything that a filter means.
 type LockRequest struct {
-	Filter  Filter // no more than a Selector can say, or All
-	Life    time.Duration
-	Actor   string // who says so
-	Address string // the peer's
-	Reason  string // why; MinReason characters at least
-	Ticket  string
-	MayAll  bool // the actor may lock everything
+	Filter     Filter // no more than a Selector can say, or All
+	Life       time.Duration
+	Actor      string // who says so
+	Address    string // the peer's
+	Thumbprint string // of the actor's certificate
+	Reason     string // why; MinReason characters at least
+	Ticket     string
+	MayAll     bool // the actor may lock everything
 }
 
 // StandingLock is a lock with whether it stood already.
@@ -123,7 +124,7 @@ func (b *Broker) controlAll(ctx context.Context, req LockRequest, ends []Ending)
 	events := make([]Event, len(ends))
 	for i, e := range ends {
 		events[i] = Event{
-			ID: e.Event, Kind: EventLocked, Actor: req.Actor, Address: req.Address, Reason: req.Reason,
+			ID: e.Event, Kind: EventLocked, Actor: req.Actor, Address: req.Address, Thumbprint: req.Thumbprint, Reason: req.Reason,
 			Selector: e.Lock.Selector, Lock: e.Lock.ID, Expires: e.Lock.Expires, Attributes: Attributes{Ticket: req.Ticket},
 		}
 	}

@@ -10,8 +10,6 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
-
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // Bounds of a mass revocation.
@@ -37,10 +35,11 @@ type Mass struct {
 	What   What   // WhatTasks when empty and the filter names tasks, else WhatGrants
 	Plan   string // of PlanRevocation, in the place of Filter and What
 
-	Operator spiffeid.ID // who says so
-	Address  string      // the peer's
-	Reason   string      // why; MinReason characters at least
-	Ticket   string
+	Actor      string // who says so
+	Address    string // the peer's
+	Thumbprint string // of the actor's certificate
+	Reason     string // why; MinReason characters at least
+	Ticket     string
 
 	// MaxAffected refuses the whole when it would hit more live grants, or end more tasks, by a count right before; nil does
 	// not count.
@@ -89,7 +88,7 @@ var ErrAll = errors.New("revoking everything needs the role " + RoleAdmin.String
 // Errors: ErrInvalid, ErrAll, ErrPlanChanged, ErrPlanExpired, ErrNotFound when it names tasks or grants that are not
 // there and nothing else, and those of the store: then nothing has happened, or of ErrUnconfirmed all of it may have.
 func (b *Broker) RevokeAll(ctx context.Context, m Mass) (MassRevocation, error) {
-	if err := checkMass(m.Operator.String(), m.Reason, m.Ticket); err != nil {
+	if err := checkMass(m.Actor, m.Reason, m.Ticket); err != nil {
 		return MassRevocation{}, err
 	}
 	if err := checkWait(m.Wait); err != nil {
@@ -101,7 +100,7 @@ func (b *Broker) RevokeAll(ctx context.Context, m Mass) (MassRevocation, error) 
 			return MassRevocation{}, invalid("plan", "goes in the place of selector and what; leave these out")
 		}
 		var err error
-		if planned, err = b.openPlan(m.Plan, m.Operator.String()); err != nil {
+		if planned, err = b.openPlan(m.Plan, m.Actor); err != nil {
 			return MassRevocation{}, err
 		}
 		m.Filter, m.What = planned.Filter, planned.What
@@ -119,9 +118,9 @@ func (b *Broker) RevokeAll(ctx context.Context, m Mass) (MassRevocation, error) 
 	m.What = what
 	now := b.Now()
 	r := &running{b: b, began: now, selectors: selectors, MassRevocation: MassRevocation{
-		ID: NewRevocationID(), Event: NewEventID(), Filter: m.Filter, What: what, Reason: m.Reason, Ticket: m.Ticket, Actor: m.Operator.String(),
+		ID: NewRevocationID(), Event: NewEventID(), Filter: m.Filter, What: what, Reason: m.Reason, Ticket: m.Ticket, Actor: m.Actor,
 		At: now.UTC().Truncate(time.Millisecond), Durable: true,
-	}, address: m.Address}
+	}, address: m.Address, thumbprint: m.Thumbprint}
 	if m.Plan != "" || m.MaxAffected != nil {
 		if err := r.agree(ctx, m.MaxAffected, planned); err != nil {
 			return MassRevocation{}, err
@@ -129,7 +128,7 @@ func (b *Broker) RevokeAll(ctx context.Context, m Mass) (MassRevocation, error) 
 	}
 	done, err := r.run(context.WithoutCancel(ctx))
 	if err == nil && m.Wait > 0 {
-		done.Propagation = b.propagated(ctx, m.Operator, done.Feed, r.audiences.list(), m.Wait)
+		done.Propagation = b.propagated(ctx, m.Actor, done.Feed, r.audiences.list(), m.Wait)
 	}
 	return done, err
 }
@@ -148,11 +147,12 @@ func checkMass(actor, reason, ticket string) error {
 // running is a mass revocation that is being applied.
 type running struct {
 	MassRevocation
-	b         *Broker
-	began     time.Time
-	address   string
-	selectors []Selector
-	audiences reached
+	b          *Broker
+	began      time.Time
+	address    string
+	thumbprint string
+	selectors  []Selector
+	audiences  reached
 }
 
 // reached are the audiences whose verifiers must know.
@@ -313,6 +313,9 @@ func (r *running) sign(events []Event) []Event {
 		e.Actor, e.Address, e.Reason, e.Revocation = r.Actor, r.address, r.Reason, r.ID
 		if e.Ticket == "" {
 			e.Ticket = r.Ticket
+		}
+		if e.Grant == "" { // that of a grant is what its token is bound to
+			e.Thumbprint = r.thumbprint
 		}
 	}
 	return events

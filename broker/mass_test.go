@@ -23,7 +23,7 @@ const because = "INC-4411: leaked log bundle"
 // mass revokes what a filter means, in ada's name.
 func (h *harness) mass(f broker.Filter, edit func(*broker.Mass)) (broker.MassRevocation, error) {
 	h.t.Helper()
-	m := broker.Mass{Filter: f, Operator: ada, Address: "192.0.2.9:1", Reason: because, Ticket: "INC-4411"}
+	m := broker.Mass{Filter: f, Actor: ada.String(), Address: "192.0.2.9:1", Reason: because, Ticket: "INC-4411"}
 	if edit != nil {
 		edit(&m)
 	}
@@ -176,7 +176,7 @@ func TestRevokeAllRefuses(t *testing.T) {
 			"selector":          func(m *broker.Mass) { m.Filter = broker.Filter{} },
 			"reason":            func(m *broker.Mass) { m.Reason = "too short" },
 			"ticket":            func(m *broker.Mass) { m.Ticket = "a\nb" },
-			"actor":             func(m *broker.Mass) { m.Operator = spiffeid.ID{} },
+			"actor":             func(m *broker.Mass) { m.Actor = "" },
 			"what":              func(m *broker.Mass) { m.What = "keys" },
 			"plan":              func(m *broker.Mass) { m.Plan = "pln_x" },
 			"max_affected":      func(m *broker.Mass) { n := -1; m.MaxAffected = &n },

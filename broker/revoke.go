@@ -15,9 +15,10 @@ type Revocation struct {
 	Key      string // a kid: every token that it signed
 	All      bool   // every token that was issued before now
 
-	Actor   string // who says so
-	Address string // the peer's
-	Reason  string // why; required
+	Actor      string // who says so
+	Address    string // the peer's
+	Thumbprint string // of the actor's certificate
+	Reason     string // why; required
 }
 
 // Revoke makes tokens dead: a task's with everything below it, one grant's, or those that a selector
@@ -56,7 +57,7 @@ func (b *Broker) Revoke(ctx context.Context, r Revocation) (Receipt, error) {
 			return Receipt{}, err
 		}
 	}
-	event := Event{Kind: EventRevoked, Actor: r.Actor, Address: r.Address, Reason: r.Reason, Selector: r.Selector}
+	event := Event{Kind: EventRevoked, Actor: r.Actor, Address: r.Address, Thumbprint: r.Thumbprint, Reason: r.Reason, Selector: r.Selector}
 	if end.Kind == TargetKey {
 		event.Kind, event.Key = EventKeyRevoked, r.Key
 		return b.revokeKey(ctx, end, event)
@@ -105,10 +106,11 @@ func (b *Broker) Lock(ctx context.Context, lock Lock) (LockID, error) {
 
 // Lifting is an operator's word that a lock is over.
 type Lifting struct {
-	Lock    LockID
-	Actor   string // who says so
-	Address string // the peer's
-	Reason  string // why; required
+	Lock       LockID
+	Actor      string // who says so
+	Address    string // the peer's
+	Thumbprint string // of the actor's certificate
+	Reason     string // why; required
 }
 
 // Lift takes a lock away before it expires, and does nothing to one that is lifted already. Errors: ErrInvalid,
@@ -118,7 +120,7 @@ func (b *Broker) Lift(ctx context.Context, l Lifting) error {
 		return err
 	}
 	receipt, err := b.control(ctx, Ending{Kind: TargetLift, Lock: Lock{ID: l.Lock}, Reason: l.Reason},
-		Event{Kind: EventLifted, Actor: l.Actor, Address: l.Address, Reason: l.Reason, Lock: l.Lock})
+		Event{Kind: EventLifted, Actor: l.Actor, Address: l.Address, Thumbprint: l.Thumbprint, Reason: l.Reason, Lock: l.Lock})
 	if err == nil {
 		b.seen(ctx, receipt.Feed)
 	}

@@ -30,7 +30,7 @@ type verifiers struct {
 
 	changed map[verifierKey]boardVerifier // what the Board does not have yet
 
-	waiters map[spiffeid.ID]int // how many wait, by for whom
+	waiters map[string]int // how many wait, by for whom
 	waiting int
 	gone    chan struct{} // closed when the replica goes
 
@@ -45,7 +45,7 @@ func newVerifiers() verifiers {
 	return verifiers{
 		of: map[string]map[verifierKey]*VerifierState{}, served: map[spiffeid.ID]int{},
 		left: map[verifierKey]time.Time{}, leftOf: map[spiffeid.ID]int{}, news: make(chan struct{}),
-		changed: map[verifierKey]boardVerifier{}, waiters: map[spiffeid.ID]int{}, gone: make(chan struct{}), ask: make(chan struct{}, 1),
+		changed: map[verifierKey]boardVerifier{}, waiters: map[string]int{}, gone: make(chan struct{}), ask: make(chan struct{}, 1),
 	}
 }
 

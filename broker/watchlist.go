@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"sync"
 	"time"
-
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // Bounds of those who watch a list.
@@ -26,26 +24,26 @@ const (
 // WatchTasks looks at the tasks that a filter means again and again, whoever changes them at which replica: emit gets
 // all of them after each look, and beat and nothing when there is no news for a while. It returns ctx's error, what emit
 // has returned, ErrInvalid, also when they are more than MaxWatched, ErrCrowded, ErrLeaving or those of the store.
-func (b *Broker) WatchTasks(ctx context.Context, w Workload, req ListRequest, emit func(found []Task, beat bool) error) error {
+func (b *Broker) WatchTasks(ctx context.Context, o Operator, req ListRequest, emit func(found []Task, beat bool) error) error {
 	if err := req.normalizeTasks(); err != nil {
 		return err
 	}
-	return b.watchList(ctx, w, req, false, func(found []GrantStatus, beat bool) error { return emit(tasksOf(found), beat) })
+	return b.watchList(ctx, o, req, false, func(found []GrantStatus, beat bool) error { return emit(tasksOf(found), beat) })
 }
 
 // WatchGrants is WatchTasks for grants.
-func (b *Broker) WatchGrants(ctx context.Context, w Workload, req ListRequest, emit func(found []GrantStatus, beat bool) error) error {
+func (b *Broker) WatchGrants(ctx context.Context, o Operator, req ListRequest, emit func(found []GrantStatus, beat bool) error) error {
 	if err := req.normalizeGrants(); err != nil {
 		return err
 	}
-	return b.watchList(ctx, w, req, true, emit)
+	return b.watchList(ctx, o, req, true, emit)
 }
 
-func (b *Broker) watchList(ctx context.Context, w Workload, req ListRequest, grants bool, emit func([]GrantStatus, bool) error) error {
-	if err := b.watchers.join(w.ID); err != nil {
+func (b *Broker) watchList(ctx context.Context, o Operator, req ListRequest, grants bool, emit func([]GrantStatus, bool) error) error {
+	if err := b.watchers.join(o.Name); err != nil {
 		return err
 	}
-	defer b.watchers.leave(w.ID)
+	defer b.watchers.leave(o.Name)
 	var told time.Time
 	tell := func(found []GrantStatus, beat bool) error {
 		told = b.Now()
@@ -96,33 +94,33 @@ type watchers struct {
 	gone chan struct{} // closed when the replica goes
 
 	mu     sync.Mutex // guards what follows
-	of     map[spiffeid.ID]int
+	of     map[string]int
 	all    int
 	closed bool
 }
 
-func newWatchers() watchers { return watchers{gone: make(chan struct{}), of: map[spiffeid.ID]int{}} }
+func newWatchers() watchers { return watchers{gone: make(chan struct{}), of: map[string]int{}} }
 
-func (q *watchers) join(id spiffeid.ID) error {
+func (q *watchers) join(name string) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	switch {
 	case q.closed:
 		return ErrLeaving
-	case q.all >= MaxWatchers || q.of[id] >= MaxWatchersPerOperator:
-		return fmt.Errorf("%w: %d lists are watched, %d of them by %s", ErrCrowded, q.all, q.of[id], id)
+	case q.all >= MaxWatchers || q.of[name] >= MaxWatchersPerOperator:
+		return fmt.Errorf("%w: %d lists are watched, %d of them by %s", ErrCrowded, q.all, q.of[name], name)
 	}
 	q.all++
-	q.of[id]++
+	q.of[name]++
 	return nil
 }
 
-func (q *watchers) leave(id spiffeid.ID) {
+func (q *watchers) leave(name string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.all--
-	if q.of[id]--; q.of[id] == 0 {
-		delete(q.of, id)
+	if q.of[name]--; q.of[name] == 0 {
+		delete(q.of, name)
 	}
 }
 

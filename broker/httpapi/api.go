@@ -14,7 +14,7 @@ import (
 	"github.com/errandhq/errand/sdk/wire"
 )
 
-// Config has what the API stands on. All but AllKeys, Operators, Version, Limits, Now, Logger, Metrics,
+// Config has what the API stands on. All but AllKeys, Operators, IdentifyOperator, Version, Limits, Now, Logger, Metrics,
 // Observe and Limited are required.
 type Config struct {
 	Broker   *broker.Broker
@@ -28,6 +28,8 @@ type Config struct {
 
 	// Operators may use the operator listener.
 	Operators Operators
+	// IdentifyOperator is Identify at that listener, but for the role; required when there are any.
+	IdentifyOperator func(*http.Request) (broker.Operator, error)
 
 	Issuer    string // the public listener's URL; the iss of every token
 	BrokerURL string // the workload listener's URL
@@ -56,8 +58,11 @@ func New(c Config) (*API, error) {
 	if c.Broker == nil || c.Registry == nil || c.Feed == nil || c.Keys == nil || c.Identify == nil || c.Ready == nil {
 		return nil, errors.New("httpapi: Broker, Registry, Feed, Keys, Identify and Ready are required")
 	}
-	if len(c.Operators) > 0 && c.AllKeys == nil {
-		return nil, errors.New("httpapi: AllKeys is required when there are operators")
+	if len(c.Operators) > 0 && (c.AllKeys == nil || c.IdentifyOperator == nil) {
+		return nil, errors.New("httpapi: AllKeys and IdentifyOperator are required when there are operators")
+	}
+	if c.Operators[""] != broker.NoRole {
+		return nil, errors.New("httpapi: an operator without a name has a role")
 	}
 	if c.Issuer == "" || c.BrokerURL == "" {
 		return nil, errors.New("httpapi: Issuer and BrokerURL are required")
@@ -82,9 +87,10 @@ func New(c Config) (*API, error) {
 
 // request is what a handler works on.
 type request[Body any] struct {
-	Workload broker.Workload
-	ID       string // the path's {id}
-	Key      string // the Idempotency-Key
+	Workload broker.Workload // who asks, but for the operator listener
+	Operator broker.Operator // who asks there
+	ID       string          // the path's {id}
+	Key      string          // the Idempotency-Key
 	Body     Body
 	Query    func(name string) string
 	Leave    func() // gives up the request's place among those that are worked on, before the handler returns

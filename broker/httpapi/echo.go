@@ -32,7 +32,10 @@ type router struct {
 	kinds     map[route]string // of those that are there
 }
 
-type workloadKey struct{}
+type (
+	workloadKey struct{}
+	operatorKey struct{}
+)
 
 // router makes the routes' home. identify, when set, runs before anything of the request is read.
 func (a *API) router(listener string, identify echo.MiddlewareFunc) *router {
@@ -68,11 +71,11 @@ func get[Answer any](r *router, path string, h handler[none, Answer]) {
 }
 
 // getOrWatch is get for what can also be watched: then watch writes the answer.
-func getOrWatch[Answer any](r *router, path string, h handler[none, Answer], watch func(http.ResponseWriter, *http.Request, broker.Workload) error) {
+func getOrWatch[Answer any](r *router, path string, h handler[none, Answer], watch func(http.ResponseWriter, *http.Request, broker.Operator) error) {
 	h = within(r, h)
 	r.add(http.MethodGet, path, func(c echo.Context) error {
 		if wantsEvents(c.Request().Header) {
-			return watch(c.Response(), c.Request(), workloadOf(c.Request().Context()))
+			return watch(c.Response(), c.Request(), operatorOf(c.Request().Context()))
 		}
 		answer, err := h(c.Request().Context(), newRequest(c, none{}))
 		if err != nil {
@@ -190,7 +193,7 @@ func (r *router) raw(path string, h http.HandlerFunc) {
 
 func newRequest[Body any](c echo.Context, body Body) request[Body] {
 	return request[Body]{
-		Workload: workloadOf(c.Request().Context()), ID: c.Param("id"), Body: body,
+		Workload: workloadOf(c.Request().Context()), Operator: operatorOf(c.Request().Context()), ID: c.Param("id"), Body: body,
 		Query: c.QueryParam, RawQuery: c.Request().URL.RawQuery,
 		Leave: func() {},
 	}
@@ -199,6 +202,11 @@ func newRequest[Body any](c echo.Context, body Body) request[Body] {
 func workloadOf(ctx context.Context) broker.Workload {
 	w, _ := ctx.Value(workloadKey{}).(broker.Workload)
 	return w
+}
+
+func operatorOf(ctx context.Context) broker.Operator {
+	o, _ := ctx.Value(operatorKey{}).(broker.Operator)
+	return o
 }
 
 // add registers a route; "{id}" in a path is ":id" to echo.
@@ -218,10 +226,9 @@ func (r *router) forRole(least broker.Role) *router {
 	guarded := *r
 	guarded.guard = func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c echo.Context) error {
-			w := workloadOf(c.Request().Context())
-			if has := r.api.Operators[w.ID]; has < least {
-				err := &roleNeeded{id: w.ID, has: has, needs: least}
-				r.api.Broker.RefuseOperator(w, fmt.Errorf("%s %s: %w", c.Request().Method, c.Path(), err))
+			if o := operatorOf(c.Request().Context()); o.Role < least {
+				err := &roleNeeded{by: o, needs: least}
+				r.api.Broker.RefuseOperator(o, fmt.Errorf("%s %s: %w", c.Request().Method, c.Path(), err))
 				return err
 			}
 			return next(c)
@@ -243,6 +250,20 @@ func (a *API) identify(next echo.HandlerFunc) echo.HandlerFunc {
 			return &unauthenticated{err}
 		}
 		ctx := context.WithValue(c.Request().Context(), workloadKey{}, w)
+		c.SetRequest(c.Request().WithContext(ctx))
+		return next(c)
+	}
+}
+
+// identifyOperator is identify for the operator listener. A workload that is no operator is one without a role.
+func (a *API) identifyOperator(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		o, err := a.IdentifyOperator(c.Request())
+		if err != nil {
+			return &unauthenticated{err}
+		}
+		o.Role = a.Operators[o.Name]
+		ctx := context.WithValue(c.Request().Context(), operatorKey{}, o)
 		c.SetRequest(c.Request().WithContext(ctx))
 		return next(c)
 	}
@@ -281,7 +302,7 @@ func (r *router) observe(next echo.HandlerFunc) echo.HandlerFunc {
 		took := time.Since(start)
 		r.api.Observe(r.listener, route, c.Request().Method, c.Response().Status, took)
 		r.api.Logger.Debug("request", "listener", r.listener, "route", route, "status", c.Response().Status,
-			"took", took, "workload", workloadOf(c.Request().Context()).ID.String(),
+			"took", took, "workload", workloadOf(c.Request().Context()).ID.String(), "operator", operatorOf(c.Request().Context()).Name,
 			"request_id", c.Response().Header().Get(wire.HeaderRequestID))
 		return nil
 	}

@@ -70,14 +70,23 @@ func (a *API) follow(w http.ResponseWriter, r *http.Request, workload broker.Wor
 	})
 }
 
-// stream answers with the events that follow sends, until that returns, or the connection has reached its
-// age. Then, and when this replica is going away, the last event is a reset.
+// stream is streamTo for a workload.
 func (a *API) stream(w http.ResponseWriter, r *http.Request, follow func(context.Context, *stream) error) error {
+	return a.streamTo(w, r, func() error {
+		_, err := a.Identify(r)
+		return err
+	}, follow)
+}
+
+// streamTo answers with the events that follow sends, until that returns, or the connection has reached its
+// age. Then, and when this replica is going away, the last event is a reset. stays says before each event
+// whether the peer is still who it was.
+func (a *API) streamTo(w http.ResponseWriter, r *http.Request, stays func() error, follow func(context.Context, *stream) error) error {
 	if r.ContentLength != 0 {
 		return &malformed{"a body does not belong here"} // it would have to be waited for
 	}
 	s := &stream{w: w, control: http.NewResponseController(w), verdict: func() error {
-		if _, err := a.Identify(r); err != nil {
+		if err := stays(); err != nil {
 			return &unauthenticated{err}
 		}
 		return nil

@@ -258,12 +258,12 @@ func filterOf(prefix string, s wire.Selector) (broker.Filter, error) {
 }
 
 // watchTasks streams how a list of tasks changes.
-func (a *API) watchTasks(w http.ResponseWriter, r *http.Request, operator broker.Workload) error {
+func (a *API) watchTasks(w http.ResponseWriter, r *http.Request, operator broker.Operator) error {
 	req, err := watchRequest(r.URL.RawQuery, listRequest)
 	if err != nil {
 		return err
 	}
-	return a.stream(w, r, func(ctx context.Context, s *stream) error {
+	return a.streamTo(w, r, a.operatorStays(r), func(ctx context.Context, s *stream) error {
 		seen := sight{}
 		return resetOn(s, a.Broker.WatchTasks(ctx, operator, req, func(tasks []broker.Task, beat bool) error {
 			if beat {
@@ -282,12 +282,12 @@ func (a *API) watchTasks(w http.ResponseWriter, r *http.Request, operator broker
 }
 
 // watchGrants streams how a list of grants changes.
-func (a *API) watchGrants(w http.ResponseWriter, r *http.Request, operator broker.Workload) error {
+func (a *API) watchGrants(w http.ResponseWriter, r *http.Request, operator broker.Operator) error {
 	req, err := watchRequest(r.URL.RawQuery, grantListRequest)
 	if err != nil {
 		return err
 	}
-	return a.stream(w, r, func(ctx context.Context, s *stream) error {
+	return a.streamTo(w, r, a.operatorStays(r), func(ctx context.Context, s *stream) error {
 		seen := sight{}
 		return resetOn(s, a.Broker.WatchGrants(ctx, operator, req, func(grants []broker.GrantStatus, beat bool) error {
 			if beat {
@@ -301,6 +301,14 @@ func (a *API) watchGrants(w http.ResponseWriter, r *http.Request, operator broke
 			return round.end()
 		}))
 	})
+}
+
+// operatorStays is for streams: whether the peer is still an operator.
+func (a *API) operatorStays(r *http.Request) func() error {
+	return func() error {
+		_, err := a.IdentifyOperator(r)
+		return err
+	}
 }
 
 func watchRequest(raw string, read func(string) (broker.ListRequest, error)) (broker.ListRequest, error) {

@@ -9,15 +9,14 @@ import (
 	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/keys"
 	"github.com/errandhq/errand/sdk/wire"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Operators has the roles of those who may use the operator listener.
-type Operators map[spiffeid.ID]broker.Role
+// Operators has the roles of those who may use the operator listener, by the name that broker.Operator has.
+type Operators map[string]broker.Role
 
 // Operator returns the handler of the operator listener. Every route says which role it needs.
 func (a *API) Operator() http.Handler {
-	r := a.router("operator", a.identify)
+	r := a.router("operator", a.identifyOperator)
 	viewer, operator, admin := r.forRole(broker.RoleViewer), r.forRole(broker.RoleOperator), r.forRole(broker.RoleAdmin)
 	looking := viewer.listing()
 	getOrWatch(looking, wire.PathGrants, a.listGrants, a.watchGrants)
@@ -43,16 +42,16 @@ func (a *API) Operator() http.Handler {
 
 // roleNeeded is a peer that may not do what it wants as an operator.
 type roleNeeded struct {
-	id         spiffeid.ID
-	has, needs broker.Role
+	by    broker.Operator
+	needs broker.Role
 }
 
 func (e *roleNeeded) Error() string {
-	has := "the role " + e.has.String()
-	if e.has == broker.NoRole {
+	has := "the role " + e.by.Role.String()
+	if e.by.Role == broker.NoRole {
 		has = "none"
 	}
-	return fmt.Sprintf("this needs the role %s, and %s has %s", e.needs, e.id, has)
+	return fmt.Sprintf("this needs the role %s, and %s has %s", e.needs, e.by.Name, has)
 }
 
 func (a *API) listKeys(context.Context, request[none]) (wire.KeyList, error) {
@@ -64,13 +63,15 @@ func (a *API) listKeys(context.Context, request[none]) (wire.KeyList, error) {
 }
 
 func (a *API) rotateKey(ctx context.Context, r request[wire.OperatorRequest]) (wire.KeyRotation, error) {
-	kid, err := a.Broker.Rotate(ctx, broker.Rotation{Actor: r.Workload.ID.String(), Address: r.Workload.Address, Reason: r.Body.Reason})
+	kid, err := a.Broker.Rotate(ctx, broker.Rotation{
+		Actor: r.Operator.Name, Address: r.Operator.Address, Thumbprint: r.Operator.Thumbprint, Reason: r.Body.Reason,
+	})
 	return wire.KeyRotation{Active: kid}, err
 }
 
 func (a *API) revokeKey(ctx context.Context, r request[wire.OperatorRequest]) (wire.KeyRevocation, error) {
 	receipt, err := a.Broker.Revoke(ctx, broker.Revocation{
-		Key: r.ID, Actor: r.Workload.ID.String(), Address: r.Workload.Address, Reason: r.Body.Reason,
+		Key: r.ID, Actor: r.Operator.Name, Address: r.Operator.Address, Thumbprint: r.Operator.Thumbprint, Reason: r.Body.Reason,
 	})
 	if err != nil {
 		return wire.KeyRevocation{}, err

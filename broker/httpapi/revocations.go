@@ -55,7 +55,7 @@ func (a *API) revoke(ctx context.Context, r request[revocationRequest]) (revoked
 	if r.Body.DryRun {
 		return a.planRevocation(ctx, r, filter)
 	}
-	return a.revokeAll(ctx, r.Workload, broker.Mass{
+	return a.revokeAll(ctx, r.Operator, broker.Mass{
 		Filter: filter, What: broker.What(r.Body.What), Plan: r.Body.Plan, Reason: r.Body.Reason, Ticket: r.Body.Ticket,
 		MaxAffected: r.Body.MaxAffected, Wait: r.Body.wait(),
 	})
@@ -65,7 +65,7 @@ func (a *API) planRevocation(ctx context.Context, r request[revocationRequest], 
 	if r.Body.Plan != "" {
 		return revoked{}, &broker.Invalid{Field: "plan", Detail: "and dry_run exclude each other; leave one out"}
 	}
-	p, err := a.Broker.PlanRevocation(ctx, r.Workload.ID.String(), filter, broker.What(r.Body.What))
+	p, err := a.Broker.PlanRevocation(ctx, r.Operator.Name, filter, broker.What(r.Body.What))
 	if err != nil {
 		return revoked{}, err
 	}
@@ -81,9 +81,9 @@ func (a *API) planRevocation(ctx context.Context, r request[revocationRequest], 
 }
 
 // revokeAll does what an operator says, in the operator's name.
-func (a *API) revokeAll(ctx context.Context, operator broker.Workload, m broker.Mass) (revoked, error) {
-	m.Operator, m.Address = operator.ID, operator.Address
-	m.MayAll = a.Operators[operator.ID] >= broker.RoleAdmin
+func (a *API) revokeAll(ctx context.Context, operator broker.Operator, m broker.Mass) (revoked, error) {
+	m.Actor, m.Address, m.Thumbprint = operator.Name, operator.Address, operator.Thumbprint
+	m.MayAll = operator.Role >= broker.RoleAdmin
 	done, err := a.Broker.RevokeAll(ctx, m)
 	if err != nil {
 		return revoked{}, err
@@ -98,7 +98,7 @@ func (a *API) revokeTask(ctx context.Context, r request[wire.OperatorRequest]) (
 	if err != nil {
 		return revoked{}, err
 	}
-	return a.revokeAll(ctx, r.Workload, broker.Mass{Filter: broker.Filter{Tasks: []broker.TaskID{id}}, What: broker.WhatTasks, Reason: r.Body.Reason})
+	return a.revokeAll(ctx, r.Operator, broker.Mass{Filter: broker.Filter{Tasks: []broker.TaskID{id}}, What: broker.WhatTasks, Reason: r.Body.Reason})
 }
 
 func (a *API) revokeGrant(ctx context.Context, r request[wire.OperatorRequest]) (revoked, error) {
@@ -106,7 +106,7 @@ func (a *API) revokeGrant(ctx context.Context, r request[wire.OperatorRequest]) 
 	if err != nil {
 		return revoked{}, err
 	}
-	return a.revokeAll(ctx, r.Workload, broker.Mass{Filter: broker.Filter{Grants: []broker.GrantID{id}}, What: broker.WhatGrants, Reason: r.Body.Reason})
+	return a.revokeAll(ctx, r.Operator, broker.Mass{Filter: broker.Filter{Grants: []broker.GrantID{id}}, What: broker.WhatGrants, Reason: r.Body.Reason})
 }
 
 func (a *API) listRevocations(ctx context.Context, r request[none]) (wire.RevocationList, error) {
@@ -202,10 +202,10 @@ func (a *API) lock(ctx context.Context, r request[wire.LockRequest]) (locked, er
 	if err != nil {
 		return locked{}, err
 	}
-	admin := a.Operators[r.Workload.ID] >= broker.RoleAdmin
 	life := time.Duration(min(max(r.Body.ExpiresIn, 0), int64(2*broker.MaxLock/time.Second))) * time.Second
 	locks, err := a.Broker.LockAll(ctx, broker.LockRequest{
-		Filter: filter, Life: life, Actor: r.Workload.ID.String(), Address: r.Workload.Address, Reason: r.Body.Reason, Ticket: r.Body.Ticket, MayAll: admin,
+		Filter: filter, Life: life, Actor: r.Operator.Name, Address: r.Operator.Address, Thumbprint: r.Operator.Thumbprint,
+		Reason: r.Body.Reason, Ticket: r.Body.Ticket, MayAll: r.Operator.Role >= broker.RoleAdmin,
 	})
 	if err != nil {
 		return locked{}, err
@@ -218,9 +218,9 @@ func (a *API) lock(ctx context.Context, r request[wire.LockRequest]) (locked, er
 		out.Locks = append(out.Locks, lock)
 	}
 	if r.Body.Revoke {
-		done, err := a.revokeAll(ctx, r.Workload, broker.Mass{Filter: filter, What: broker.WhatGrants, Reason: r.Body.Reason, Ticket: r.Body.Ticket})
+		done, err := a.revokeAll(ctx, r.Operator, broker.Mass{Filter: filter, What: broker.WhatGrants, Reason: r.Body.Reason, Ticket: r.Body.Ticket})
 		if err != nil { // the locks are in force, and whoever asked must know
-			a.Logger.Error("what was locked could not be revoked", "operator", r.Workload.ID.String(), "error", err)
+			a.Logger.Error("what was locked could not be revoked", "operator", r.Operator.Name, "error", err)
 			out.Left = "the tokens that are out, which could not be revoked: repeat the request"
 		}
 		out.Revocation = done.done
@@ -254,7 +254,7 @@ func (a *API) lift(ctx context.Context, r request[none]) (none, error) {
 		return none{}, err
 	}
 	return none{}, a.Broker.Lift(ctx, broker.Lifting{
-		Lock: broker.LockID(r.ID), Actor: r.Workload.ID.String(), Address: r.Workload.Address, Reason: values.Get("reason"),
+		Lock: broker.LockID(r.ID), Actor: r.Operator.Name, Address: r.Operator.Address, Thumbprint: r.Operator.Thumbprint, Reason: values.Get("reason"),
 	})
 }
 

@@ -5,9 +5,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
-	"crypto/sha256"
 	"crypto/x509"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
@@ -78,10 +76,7 @@ func (s *Source) judge(t *trust, certs []*x509.Certificate, now time.Time) (verd
 	if err != nil {
 		return verdict{}, err
 	}
-	thumbprint := sha256.Sum256(leaf.Raw)
-	return verdict{until: until, workload: broker.Workload{
-		ID: id, Thumbprint: base64.RawURLEncoding.EncodeToString(thumbprint[:]), NotAfter: leaf.NotAfter,
-	}}, nil
+	return verdict{until: until, workload: broker.Workload{ID: id, Thumbprint: thumbprint(leaf), NotAfter: leaf.NotAfter}}, nil
 }
 
 func checkChain(certs []*x509.Certificate) error {

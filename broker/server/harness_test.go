@@ -236,6 +236,15 @@ func (r *replica) client(id string) *caller {
 	if id != "" {
 		config.Certificates = []tls.Certificate{r.certificate(id)}
 	}
+	return r.with(config)
+}
+
+// presenting is client for whoever has a certificate, whatever that is.
+func (r *replica) presenting(cert tls.Certificate) *caller {
+	return r.with(&tls.Config{RootCAs: r.roots(), MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}})
+}
+
+func (r *replica) with(config *tls.Config) *caller {
 	transport := &http.Transport{TLSClientConfig: config}
 	r.t.Cleanup(transport.CloseIdleConnections)
 	return &caller{r: r, base: r.BrokerURL(), http: &http.Client{Transport: transport, Timeout: 10 * time.Second}}

@@ -16,7 +16,6 @@ import (
 	"github.com/errandhq/errand/broker/server"
 	"github.com/errandhq/errand/keys"
 	"github.com/errandhq/errand/sdk/wire"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 const (
@@ -29,9 +28,7 @@ const (
 func withOperators(c *server.Config) {
 	c.OperatorAddr = "127.0.0.1:0"
 	c.Operators = httpapi.Operators{
-		spiffeid.RequireFromString(viewerID):   broker.RoleViewer,
-		spiffeid.RequireFromString(operatorID): broker.RoleOperator,
-		spiffeid.RequireFromString(adminID):    broker.RoleAdmin,
+		viewerID: broker.RoleViewer, operatorID: broker.RoleOperator, adminID: broker.RoleAdmin,
 	}
 }
 

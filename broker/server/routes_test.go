@@ -19,8 +19,9 @@ import (
 )
 
 // kindsOfCaller are the columns of the table below: no certificate, one of a trust domain that nobody knows, a workload
-// that is not in the inventory, one that is, a server of an audience, and operators by their role.
-var kindsOfCaller = []string{"", "spiffe://elsewhere/x", nobodyID, reportID, ordersID, viewerID, operatorID, adminID}
+// that is not in the inventory, one that is, a server of an audience, operators by their role, and certificates without
+// a SPIFFE ID: one that is listed for a viewer, one that is not, and one that is and has expired.
+var kindsOfCaller = []string{"", "spiffe://elsewhere/x", nobodyID, reportID, ordersID, viewerID, operatorID, adminID, "listed", "unlisted", "expired"}
 
 // What a caller gets, in the table below.
 const (
@@ -42,69 +43,74 @@ const (
 
 // routes has every route of every listener: who gets what of it, in the order of kindsOfCaller.
 var routes = []struct{ listener, route, query, body, who string }{
-	{"workload", "GET /v1/whoami", "", "", "--u++uuu"},
-	{"workload", "POST /v1/tasks", "", `{"name":"a","purpose":"b"}`, "--u+uuuu"},
-	{"workload", "GET /v1/tasks/{id}", "", "", "--000000"},
-	{"workload", "POST /v1/tasks/{id}/children", "", `{"name":"a","purpose":"b"}`, "--u0uuuu"},
-	{"workload", "POST /v1/tasks/{id}/tokens", "", `{"audience":"orders"}`, "--u0uuuu"},
-	{"workload", "POST /v1/tasks/{id}/adopt", "", `{}`, "--000000"},
-	{"workload", "POST /v1/tasks/{id}/delegations", "", `{"to":"spiffe://prod/night","purpose":"b"}`, "--u0uuuu"},
-	{"workload", "POST /v1/joins", "", `{"handle":"hdl_x","name":"a","purpose":"b"}`, "--++++++"}, // the handle decides
-	{"workload", "POST /v1/tasks/{id}/end", "", `{"outcome":"completed"}`, "--000000"},
-	{"workload", "POST /v1/heartbeats", "", `{"tasks":[{"id":"x"}]}`, "--++++++"},
-	{"workload", "GET /v1/events", "task=" + someTask, "", "--++++++"},
-	{"workload", "GET /v1/grants/{id}", "", "", "--000000"},
-	{"workload", "GET /v1/feed", "aud=orders", "", "--dd+ddd"},
-	{"workload", "GET /v1/feed/snapshot", "aud=orders", "", "--dd+ddd"},
-	{"workload", "GET /v1/feed/position", "nonce=abc", "", "--++++++"},
-	{"workload", "POST /v1/feed/usage", "aud=orders", `{"batch":"b"}`, "--dd+ddd"},
-	{"workload", "POST /v1/feed/acks", "aud=orders", `{"id":"v","position":"1.1","max_stale":10}`, "--dd+ddd"},
-	{"workload", "POST /v1/hooks/cloudevents", "", `{}`, "--dddddd"},
+	{"workload", "GET /v1/whoami", "", "", "--u++uuu---"},
+	{"workload", "POST /v1/tasks", "", `{"name":"a","purpose":"b"}`, "--u+uuuu---"},
+	{"workload", "GET /v1/tasks/{id}", "", "", "--000000---"},
+	{"workload", "POST /v1/tasks/{id}/children", "", `{"name":"a","purpose":"b"}`, "--u0uuuu---"},
+	{"workload", "POST /v1/tasks/{id}/tokens", "", `{"audience":"orders"}`, "--u0uuuu---"},
+	{"workload", "POST /v1/tasks/{id}/adopt", "", `{}`, "--000000---"},
+	{"workload", "POST /v1/tasks/{id}/delegations", "", `{"to":"spiffe://prod/night","purpose":"b"}`, "--u0uuuu---"},
+	{"workload", "POST /v1/joins", "", `{"handle":"hdl_x","name":"a","purpose":"b"}`, "--++++++---"}, // the handle decides
+	{"workload", "POST /v1/tasks/{id}/end", "", `{"outcome":"completed"}`, "--000000---"},
+	{"workload", "POST /v1/heartbeats", "", `{"tasks":[{"id":"x"}]}`, "--++++++---"},
+	{"workload", "GET /v1/events", "task=" + someTask, "", "--++++++---"},
+	{"workload", "GET /v1/grants/{id}", "", "", "--000000---"},
+	{"workload", "GET /v1/feed", "aud=orders", "", "--dd+ddd---"},
+	{"workload", "GET /v1/feed/snapshot", "aud=orders", "", "--dd+ddd---"},
+	{"workload", "GET /v1/feed/position", "nonce=abc", "", "--++++++---"},
+	{"workload", "POST /v1/feed/usage", "aud=orders", `{"batch":"b"}`, "--dd+ddd---"},
+	{"workload", "POST /v1/feed/acks", "aud=orders", `{"id":"v","position":"1.1","max_stale":10}`, "--dd+ddd---"},
+	{"workload", "POST /v1/hooks/cloudevents", "", `{}`, "--dddddd---"},
 
-	{"public", "GET /.well-known/jwks.json", "", "", "++++++++"},
-	{"public", "HEAD /.well-known/jwks.json", "", "", "++++++++"},
-	{"public", "GET /.well-known/oauth-authorization-server", "", "", "++++++++"},
-	{"public", "HEAD /.well-known/oauth-authorization-server", "", "", "++++++++"},
-	{"public", "GET /problems", "", "", "++++++++"},
-	{"public", "HEAD /problems", "", "", "++++++++"},
-	{"public", "GET /problems/{name}", "", "", "++++++++"},
-	{"public", "HEAD /problems/{name}", "", "", "++++++++"},
-	{"public", "GET /healthz", "", "", "++++++++"},
-	{"public", "HEAD /healthz", "", "", "++++++++"},
-	{"public", "POST /v1/tasks/{id}/end", "", `{"outcome":"completed"}`, "++++++++"}, // the end key decides
-	{"public", "POST /v1/hooks/cloudevents", "", `{}`, "++++++++"},                   // the bearer token decides
+	{"public", "GET /.well-known/jwks.json", "", "", "+++++++++++"},
+	{"public", "HEAD /.well-known/jwks.json", "", "", "+++++++++++"},
+	{"public", "GET /.well-known/oauth-authorization-server", "", "", "+++++++++++"},
+	{"public", "HEAD /.well-known/oauth-authorization-server", "", "", "+++++++++++"},
+	{"public", "GET /problems", "", "", "+++++++++++"},
+	{"public", "HEAD /problems", "", "", "+++++++++++"},
+	{"public", "GET /problems/{name}", "", "", "+++++++++++"},
+	{"public", "HEAD /problems/{name}", "", "", "+++++++++++"},
+	{"public", "GET /healthz", "", "", "+++++++++++"},
+	{"public", "HEAD /healthz", "", "", "+++++++++++"},
+	{"public", "POST /v1/tasks/{id}/end", "", `{"outcome":"completed"}`, "+++++++++++"}, // the end key decides
+	{"public", "POST /v1/hooks/cloudevents", "", `{}`, "+++++++++++"},                   // the bearer token decides
 
-	{"operator", "GET /v1/grants", "", "", "--rrr+++"},
-	{"operator", "GET /v1/grants/{id}", "", "", "--rrr000"},
-	{"operator", "POST /v1/grants/{id}/revoke", "", forReason, "--rrrr00"},
-	{"operator", "GET /v1/tasks", "", "", "--rrr+++"},
-	{"operator", "GET /v1/tasks/{id}", "", "", "--rrr000"},
-	{"operator", "GET /v1/tasks/{id}/tree", "", "", "--rrr000"},
-	{"operator", "POST /v1/tasks/{id}/revoke", "", forReason, "--rrrr00"},
-	{"operator", "GET /v1/revocations", "", "", "--rrr+++"},
-	{"operator", "POST /v1/revocations", "", `{"selector":{"all":true},"reason":"a test of routes"}`, "--rrrrr+"},
-	{"operator", "GET /v1/revocations/{id}", "", "", "--rrr000"},
-	{"operator", "GET /v1/locks", "", "", "--rrr+++"},
-	{"operator", "POST /v1/locks", "", `{"selector":{"all":true},"reason":"a test of routes","expires_in":0}`, "--rrrr++"},
-	{"operator", "GET /v1/locks/{id}", "", "", "--rrr000"},
-	{"operator", "DELETE /v1/locks/{id}", "reason=a+test", "", "--rrrr00"},
-	{"operator", "GET /v1/verifiers", "", "", "--rrr+++"},
-	{"operator", "GET /v1/keys", "", "", "--rrr+++"},
-	{"operator", "POST /v1/keys/rotate", "", forReason, "--rrrrr+"},
-	{"operator", "POST /v1/keys/{id}/revoke", "", forReason, "--rrrrr0"},
+	{"operator", "GET /v1/grants", "", "", "--rrr++++--"},
+	{"operator", "GET /v1/grants/{id}", "", "", "--rrr0000--"},
+	{"operator", "POST /v1/grants/{id}/revoke", "", forReason, "--rrrr00r--"},
+	{"operator", "GET /v1/tasks", "", "", "--rrr++++--"},
+	{"operator", "GET /v1/tasks/{id}", "", "", "--rrr0000--"},
+	{"operator", "GET /v1/tasks/{id}/tree", "", "", "--rrr0000--"},
+	{"operator", "POST /v1/tasks/{id}/revoke", "", forReason, "--rrrr00r--"},
+	{"operator", "GET /v1/revocations", "", "", "--rrr++++--"},
+	{"operator", "POST /v1/revocations", "", `{"selector":{"all":true},"reason":"a test of routes"}`, "--rrrrr+r--"},
+	{"operator", "GET /v1/revocations/{id}", "", "", "--rrr0000--"},
+	{"operator", "GET /v1/locks", "", "", "--rrr++++--"},
+	{"operator", "POST /v1/locks", "", `{"selector":{"all":true},"reason":"a test of routes","expires_in":0}`, "--rrrr++r--"},
+	{"operator", "GET /v1/locks/{id}", "", "", "--rrr0000--"},
+	{"operator", "DELETE /v1/locks/{id}", "reason=a+test", "", "--rrrr00r--"},
+	{"operator", "GET /v1/verifiers", "", "", "--rrr++++--"},
+	{"operator", "GET /v1/keys", "", "", "--rrr++++--"},
+	{"operator", "POST /v1/keys/rotate", "", forReason, "--rrrrr+r--"},
+	{"operator", "POST /v1/keys/{id}/revoke", "", forReason, "--rrrrr0r--"},
 
-	{"ops", "GET /healthz", "", "", "++++++++"},
-	{"ops", "HEAD /healthz", "", "", "++++++++"},
-	{"ops", "GET /readyz", "", "", "++++++++"},
-	{"ops", "HEAD /readyz", "", "", "++++++++"},
-	{"ops", "GET /metrics", "", "", "++++++++"},
-	{"ops", "HEAD /metrics", "", "", "++++++++"},
+	{"ops", "GET /healthz", "", "", "+++++++++++"},
+	{"ops", "HEAD /healthz", "", "", "+++++++++++"},
+	{"ops", "GET /readyz", "", "", "+++++++++++"},
+	{"ops", "HEAD /readyz", "", "", "+++++++++++"},
+	{"ops", "GET /metrics", "", "", "+++++++++++"},
+	{"ops", "HEAD /metrics", "", "", "+++++++++++"},
 }
 
 // TestRoutes goes through every route, caller and listener. A route that has no row fails it.
 func TestRoutes(t *testing.T) {
 	served := map[string][]string{}
+	certificates := map[string]tls.Certificate{
+		"listed": selfSigned(t, time.Hour), "unlisted": selfSigned(t, time.Hour), "expired": selfSigned(t, -time.Second),
+	}
 	r := startFederated(t, nil, withOperators, func(c *server.Config) {
+		listCertificate(c, certificates["listed"], "vera", broker.RoleViewer)
+		listCertificate(c, certificates["expired"], "eve", broker.RoleViewer)
 		c.Around = func(listener string, h http.Handler) http.Handler {
 			served[listener] = h.(interface{ Routes() []string }).Routes()
 			return h
@@ -122,9 +128,14 @@ func TestRoutes(t *testing.T) {
 		}
 	}
 	var callers []*caller
-	for _, id := range kindsOfCaller {
-		callers = append(callers, r.caller(id))
+	for _, kind := range kindsOfCaller {
+		if certificate, ok := certificates[kind]; ok {
+			callers = append(callers, r.presenting(certificate))
+		} else {
+			callers = append(callers, r.caller(kind))
+		}
 	}
+	admin := callers[slices.Index(kindsOfCaller, adminID)]
 	for _, row := range routes {
 		if !slices.Contains(served[row.listener], row.route) {
 			t.Errorf("%s of the %s listener has a row, and is not served", row.route, row.listener)
@@ -138,7 +149,7 @@ func TestRoutes(t *testing.T) {
 		}
 		for listener := range served {
 			if !slices.Contains(served[listener], row.route) {
-				if got := callers[len(callers)-1].fate(listener, row.route, row.query, row.body); got != noRoute {
+				if got := admin.fate(listener, row.route, row.query, row.body); got != noRoute {
 					t.Errorf("%s of the %s listener, at the %s listener: %c", row.route, row.listener, listener, got)
 				}
 			}
@@ -162,9 +173,7 @@ func (r *replica) caller(id string) *caller {
 		r.t.Fatal(err)
 	}
 	cert := tls.Certificate{PrivateKey: svid.PrivateKey, Leaf: svid.Certificates[0], Certificate: [][]byte{svid.Certificates[0].Raw}}
-	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: r.roots(), MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}}}
-	r.t.Cleanup(transport.CloseIdleConnections)
-	return &caller{r: r, base: r.BrokerURL(), http: &http.Client{Transport: transport, Timeout: 10 * time.Second}}
+	return r.presenting(cert)
 }
 
 // fate is what a caller gets of a route. Of a stream it reads no more than the header.

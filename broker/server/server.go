@@ -48,6 +48,8 @@ type Config struct {
 
 	// Operators may use the operator listener, each in its role. There is none when this is empty.
 	Operators httpapi.Operators
+	// OperatorCertificates are of those among them who have no SVID. Optional.
+	OperatorCertificates identity.Certificates
 	// OperatorAddr is where to listen for them. Optional.
 	OperatorAddr string
 
@@ -278,7 +280,8 @@ func (s *Server) assemble() error {
 	api, err := httpapi.New(httpapi.Config{
 		Broker: s.broker, Registry: c.Registry, Feed: s.feed, Keys: s.ring.Set, AllKeys: s.ring.Keys,
 		Identify: c.Identity.Workload, Limits: c.Limits, Operators: c.Operators,
-		Issuer: c.Issuer, BrokerURL: c.BrokerURL, Algorithm: signer.Algorithm().Header(), Ready: s.Ready,
+		IdentifyOperator: func(r *http.Request) (broker.Operator, error) { return c.Identity.Operator(r, c.OperatorCertificates) },
+		Issuer:           c.Issuer, BrokerURL: c.BrokerURL, Algorithm: signer.Algorithm().Header(), Ready: s.Ready,
 		Version: c.Version, Now: c.Now, Logger: c.Logger, Metrics: metrics.handler(), Observe: metrics.observe, Limited: metrics.limited,
 	})
 	if err != nil {
@@ -292,7 +295,7 @@ func (s *Server) assemble() error {
 	s.servers[1].server = httpapi.NewServer(c.Around("public", api.Public()), identity.PublicTLS(c.Identity), nil, c.Logger)
 	s.servers[2].server = httpapi.NewServer(c.Around("ops", api.Ops()), nil, nil, c.Logger)
 	if len(c.Operators) > 0 {
-		s.servers[3].server = httpapi.NewServer(c.Around("operator", api.Operator()), identity.ServerTLS(c.Identity), identity.ConnContext, c.Logger)
+		s.servers[3].server = httpapi.NewServer(c.Around("operator", api.Operator()), identity.OperatorTLS(c.Identity, c.OperatorCertificates), identity.ConnContext, c.Logger)
 	}
 	return nil
 }

@@ -90,7 +90,7 @@ func (a *asking) print(cmd *cobra.Command, request api.Request) error {
 		return inUsage(cmd, err)
 	}
 	fmt.Fprintln(cmd.OutOrStdout(), line)
-	if e.IdentityDir() == "" {
+	if e.IdentityDir() == "" && (a.at != api.Operator || !e.HasCertificate()) {
 		fmt.Fprintln(cmd.ErrOrStderr(), "errand: curl needs the identity as files; in errand dev,  errand dev svid ID --out .  writes them")
 	}
 	return errNotAsked

@@ -10,12 +10,22 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// certificateHelp is for operators who have no SPIFFE ID.
+const certificateHelp = `
+Without a SPIFFE ID, come with a certificate that the configuration lists under operators.certificates:
+  ERRAND_OPERATOR_CERT  the certificate, in PEM
+  ERRAND_OPERATOR_KEY   its key, in PEM; nobody else may read the file
+  ERRAND_BUNDLE_FILE    the trust bundle of the broker's trust domain, in PEM
+Where these are set a SPIFFE identity is not looked at.
+`
+
 // operatorsHelp is what the help of every operators' command ends with.
 const operatorsHelp = `
 This is for operators: it calls the broker's operator listener, at --operator-url or
 ERRAND_OPERATOR_URL, and only a broker that proves to be ERRAND_BROKER_ID. Who you are comes from the
 Workload API at SPIFFE_ENDPOINT_SOCKET, or from the folder ERRAND_IDENTITY_DIR; the broker's
 configuration gives that SPIFFE ID a role. With errand dev running,  eval "$(errand dev env operator)".
+` + certificateHelp + `
 The exit code is 0 when it is done, 2 for a command line that makes no sense or a question that nobody
 answers, 3 for no such thing, 4 for no identity, 5 for a role that is missing, 7 for a plan that does not
 hold any more, 8 for no answer from the broker, and 1 for all else.`

@@ -26,7 +26,7 @@ configuration gives that SPIFFE ID a role. With errand dev running:
 
   eval "$(errand dev env operator)"
   errand keys list
-
+` + certificateHelp + `
 The exit code is 0 when it is done, 2 for a command line or an environment that makes no sense, 3 for
 no such key, 4 for no identity, 5 for not allowed, 7 for too early, 8 for no answer from the broker, and
 1 for all else.`,

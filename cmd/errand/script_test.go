@@ -5,10 +5,16 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -60,7 +66,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"redis": func(ts *testscript.TestScript, _ bool, args []string) { startRedis(t, ts, args) },
-			"ready": ready, "heard": heard, "await": await, "appears": appears, "busy": busy, "pause": pauseShort, "exitcode": exitCode, "svids": svids, "ports": ports, "hold": hold, "kid": kid, "random": random, "until": until, "as": as, "forge": forge, "taskid": taskID, "recipe": recipe, "handle": handle, "idof": idOf, "silent": silent,
+			"ready": ready, "heard": heard, "await": await, "appears": appears, "busy": busy, "pause": pauseShort, "exitcode": exitCode, "svids": svids, "selfsigned": selfSigned, "ports": ports, "hold": hold, "kid": kid, "random": random, "until": until, "as": as, "forge": forge, "taskid": taskID, "recipe": recipe, "handle": handle, "idof": idOf, "silent": silent,
 		},
 	})
 }
@@ -292,6 +298,33 @@ func svids(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(err)
 		_, err = who.WriteFiles(ts.MkAbs(name))
 		ts.Check(errors.Join(err, who.Close()))
+	}
+}
+
+// selfSigned makes certificates without a SPIFFE ID, as openssl req -x509 does, and sets NAME_sha256 to the x5t#S256 of each.
+func selfSigned(ts *testscript.TestScript, neg bool, args []string) {
+	life := time.Hour
+	if len(args) > 0 && args[0] == "-expired" {
+		life, args = -time.Minute, args[1:]
+	}
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: selfsigned [-expired] NAME...")
+	}
+	for _, name := range args {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		ts.Check(err)
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(life),
+			BasicConstraintsValid: true, IsCA: true,
+		}
+		der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+		ts.Check(err)
+		private, err := x509.MarshalPKCS8PrivateKey(key)
+		ts.Check(err)
+		ts.Check(os.WriteFile(ts.MkAbs(name+".pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644))
+		ts.Check(os.WriteFile(ts.MkAbs(name+".key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), 0o600))
+		digest := sha256.Sum256(der)
+		ts.Setenv(name+"_sha256", base64.RawURLEncoding.EncodeToString(digest[:]))
 	}
 }
 

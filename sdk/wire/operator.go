@@ -2,7 +2,7 @@ package wire
 
 import "time"
 
-// Paths of the operator listener (mutual TLS with the X.509-SVID of an operator). Each says which role
+// Paths of the operator listener (mutual TLS with the X.509-SVID of an operator, or a certificate that the broker lists). Each says which role
 // it needs.
 const (
 	PathKeys      = "/v1/keys"             // GET: viewer

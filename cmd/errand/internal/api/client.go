@@ -2,7 +2,7 @@
 // Client of the workload or the operator listener, Send asks, and Follow reads a stream of events. Curl
 // writes a request down instead.
 //
-// It speaks mutual TLS with the caller's SVID, to the one broker whose SPIFFE ID it was told, decodes
+// It speaks mutual TLS with the caller's SVID, or an operator's certificate, to the one broker whose SPIFFE ID it was told, decodes
 // the broker's refusals into *Refusal, and hands out every answer as it came. Nothing it prints or
 // returns as an error has a token or an end key.
 package api
@@ -78,11 +78,13 @@ func (l Listener) urls(e Environment) ([]string, error) {
 // Client asks one broker. Close it in the end.
 type Client struct {
 	*Identity
-	bases []string
-	http  *http.Client
+	bases  []string
+	http   *http.Client
+	listed string // the SHA-256 of the operator's certificate that it comes with; "" for an SVID
 }
 
-// Open takes the caller's identity from the environment. It calls nobody yet. Errors: ErrConfig,
+// Open takes the caller's identity from the environment: at the operator listener the certificate in
+// ERRAND_OPERATOR_CERT if that is set, and else the SPIFFE identity. It calls nobody yet. Errors: ErrConfig,
 // ErrNoIdentity.
 func Open(ctx context.Context, e Environment, at Listener) (*Client, error) {
 	bases, err := at.urls(e)
@@ -92,6 +94,9 @@ func Open(ctx context.Context, e Environment, at Listener) (*Client, error) {
 	id, err := e.BrokerID()
 	if err != nil {
 		return nil, err
+	}
+	if at == Operator && e.HasCertificate() {
+		return openCertificate(e, bases, id)
 	}
 	who, err := e.Identity(ctx)
 	if err != nil {
@@ -169,7 +174,7 @@ func (c *Client) sendTo(ctx context.Context, base string, r Request, body []byte
 	}
 	response, err := c.http.Do(request)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
+		return nil, c.unreachable(err)
 	}
 	defer response.Body.Close()
 	text, err := answer(response)

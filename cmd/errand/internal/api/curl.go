@@ -10,7 +10,7 @@ import (
 )
 
 // Curl is the request as a command line for a POSIX shell. It names the files of the identity in
-// ERRAND_IDENTITY_DIR, or in this folder where there is none. Errors: ErrConfig.
+// ERRAND_IDENTITY_DIR, or in this folder where there is none, or those of the operator's certificate. Errors: ErrConfig.
 func (e Environment) Curl(r Request, at Listener) (string, error) {
 	bases, err := at.urls(e)
 	if err != nil {
@@ -21,8 +21,12 @@ func (e Environment) Curl(r Request, at Listener) (string, error) {
 	if r.Method != http.MethodGet {
 		words = append(words, "--request", r.Method)
 	}
-	for _, file := range [][2]string{{"--cacert", "svid_bundle.pem"}, {"--cert", "svid.pem"}, {"--key", "svid_key.pem"}} {
-		words = append(words, file[0], Quote(filepath.Join(dir, file[1])))
+	files := []string{filepath.Join(dir, "svid_bundle.pem"), filepath.Join(dir, "svid.pem"), filepath.Join(dir, "svid_key.pem")}
+	if at == Operator && e.HasCertificate() {
+		files = []string{e.get(EnvBundleFile), e.get(EnvOperatorCert), e.get(EnvOperatorKey)}
+	}
+	for i, flag := range []string{"--cacert", "--cert", "--key"} {
+		words = append(words, flag, Quote(files[i]))
 	}
 	if r.Stream {
 		words = append(words, "--no-buffer", "--header", Quote("Accept: "+wire.TypeEvents))

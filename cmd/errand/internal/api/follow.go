@@ -56,7 +56,7 @@ func (c *Client) follow(ctx context.Context, base string, r Request, each func(E
 	request.Header.Set("Accept", wire.TypeEvents)
 	response, err := c.http.Do(request)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnreachable, orCause(ctx, err))
+		return c.unreachable(orCause(ctx, err))
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK || response.Header.Get("Content-Type") != wire.TypeEvents {

@@ -4,15 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 
 	"github.com/errandhq/errand/sdk"
-	"github.com/errandhq/errand/sdk/verify/verifyspiffe"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Environment variables of whoever has no identity, and ends a task by its end key.
+// Environment variables of whoever has no SPIFFE identity: to end a task by its end key, or with an operator's
+// certificate.
 const (
 	EnvWorkload   = "ERRAND_WORKLOAD"    // whose the task is
 	EnvEndKey     = "ERRAND_END_KEY"     // the secret itself
@@ -50,23 +49,11 @@ func OpenPublic(e Environment) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	file := e.get(EnvBundleFile)
-	if file == "" {
-		return nil, fmt.Errorf("%w: there is no identity, and nothing to know the broker by; set %s to a PEM file with the trust bundle of %s", ErrConfig, EnvBundleFile, id.TrustDomain())
-	}
-	pem, err := readBundle(file)
+	config, err := e.trustBundle(id, "there is no identity")
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrConfig, EnvBundleFile, err)
+		return nil, err
 	}
-	config, err := verifyspiffe.TLSByBundle(pem, id.String())
-	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %s: %w", ErrConfig, EnvBundleFile, file, err)
-	}
-	nobody := &Identity{From: "the end key", Release: func() error { return nil }}
-	return &Client{Identity: nobody, bases: []string{at}, http: &http.Client{
-		Transport:     &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}, nil
+	return byBundle(config, []string{at}, "the end key"), nil
 }
 
 func readBundle(file string) ([]byte, error) {

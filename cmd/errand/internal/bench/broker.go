@@ -50,7 +50,7 @@ func runBroker(args []string) error {
 	source := identity.FromWorkloadAPI(socket, log)
 	s, err := server.New(server.Config{
 		WorkloadAddr: "127.0.0.1:0", PublicAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0", OperatorAddr: "127.0.0.1:0",
-		Operators: httpapi.Operators{name("operator"): broker.RoleAdmin},
+		Operators: httpapi.Operators{name("operator").String(): broker.RoleAdmin},
 		Identity:  source, Registry: inventory, Store: store, AuditLog: filepath.Join(dir, "audit.jsonl"), Logger: log,
 		// All requests come from one workload, as fast as they can.
 		Limits: httpapi.Limits{IssueRate: httpapi.MaxRate, IssueBurst: httpapi.MaxRate, Rate: httpapi.MaxRate, Burst: httpapi.MaxRate},

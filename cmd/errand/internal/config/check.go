@@ -150,8 +150,8 @@ func (c *Config) checkIdentity(say say) {
 	}
 }
 
-// operators are the roles by SPIFFE ID.
-func (c *Config) operators(say say) httpapi.Operators {
+// operators are the roles, and the names of certificates.
+func (c *Config) operators(say say) (httpapi.Operators, identity.Certificates) {
 	out := httpapi.Operators{}
 	for _, of := range []struct {
 		key  string
@@ -168,14 +168,50 @@ func (c *Config) operators(say say) httpapi.Operators {
 				say(of.key, "has %q, which is not a SPIFFE ID: %v", text, err)
 			case id.Path() == "":
 				say(of.key, "has %q, which is a trust domain; name one operator", text)
-			case out[id] != broker.NoRole:
+			case out[id.String()] != broker.NoRole:
 				say(of.key, "has %q, which is there already; name each operator once, in the role that may most", text)
 			}
-			out[id] = of.role
+			out[id.String()] = of.role
 		}
+	}
+	return out, c.certificates(say, out)
+}
+
+// certificates are the names by thumbprint. The roles go to those by SPIFFE ID.
+func (c *Config) certificates(say say, roles httpapi.Operators) identity.Certificates {
+	out := identity.Certificates{}
+	for i, listed := range c.Operators.Certificates {
+		say := func(format string, args ...any) {
+			say("operators.certificates", "[%d].%s", i, fmt.Sprintf(format, args...))
+		}
+		thumbprint, err := identity.ParseThumbprint(listed.Certificate)
+		switch {
+		case listed.Certificate == "":
+			say("certificate is missing; it is what  openssl x509 -in FILE -noout -fingerprint -sha256  prints")
+		case err != nil:
+			say("certificate is %q, which %v", listed.Certificate, err)
+		case out[thumbprint] != "":
+			say("certificate is that of %s already; list each certificate once", out[thumbprint])
+		}
+		name := broker.CertificateOperator + listed.Name
+		if listed.Name == "" {
+			say("name is missing; it stands in the audit log for whoever has the certificate")
+		} else if err := identity.CheckName(listed.Name); err != nil {
+			say("name is %q; it %v", listed.Name, err)
+		}
+		role, ok := roleNames[listed.Role]
+		switch has := roles[name]; {
+		case !ok:
+			say("role is %q; it must be %s", listed.Role, oneOf([]string{"viewer", "operator", "admin"}))
+		case has != broker.NoRole && has != role:
+			say("role is %s, and %s has another certificate with the role %s; one name has one role", role, listed.Name, has)
+		}
+		out[thumbprint], roles[name] = listed.Name, role
 	}
 	return out
 }
+
+var roleNames = map[string]broker.Role{"viewer": broker.RoleViewer, "operator": broker.RoleOperator, "admin": broker.RoleAdmin}
 
 // federation is what the source of the identity is told.
 func (c *Config) federation() []identity.Federation {

@@ -107,11 +107,19 @@ type Keys struct {
 	Period    time.Duration `yaml:"period"`
 }
 
-// Operators has the SPIFFE IDs of each role.
+// Operators has the SPIFFE IDs of each role, and those who have none.
 type Operators struct {
-	Viewer   []string `yaml:"viewer"`
-	Operator []string `yaml:"operator"`
-	Admin    []string `yaml:"admin"`
+	Viewer       []string      `yaml:"viewer"`
+	Operator     []string      `yaml:"operator"`
+	Admin        []string      `yaml:"admin"`
+	Certificates []Certificate `yaml:"certificates"`
+}
+
+// Certificate is an operator who has a certificate and no SPIFFE ID.
+type Certificate struct {
+	Certificate string `yaml:"certificate"` // its SHA-256, as identity.ParseThumbprint takes it
+	Name        string `yaml:"name"`
+	Role        string `yaml:"role"`
 }
 
 // Limits are what a replica takes on at most. The fields are those of httpapi.Limits.

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/errandhq/errand/broker"
 	"go.uber.org/goleak"
 )
 
@@ -111,8 +112,8 @@ func TestExampleIsTheManual(t *testing.T) {
 		if b, ok := bounds[s.name]; ok && !strings.Contains(comment, duration(b[0])+" to "+duration(b[1])) {
 			t.Errorf("%s: the comment must have the bounds %s to %s: %q", s.name, duration(b[0]), duration(b[1]), comment)
 		}
-		if s.name == "identity.federation" {
-			for _, part := range fields("", reflect.ValueOf(&Federation{}).Elem()) {
+		if s.value.Kind() == reflect.Slice && s.value.Type().Elem().Kind() == reflect.Struct {
+			for _, part := range fields("", reflect.New(s.value.Type().Elem()).Elem()) {
 				if !strings.Contains(comment, part.name) {
 					t.Errorf("%s: the comment must say what %s is: %q", s.name, part.name, comment)
 				}
@@ -148,6 +149,9 @@ func TestVariables(t *testing.T) {
 		}
 		if s.name == "identity.federation" {
 			value = "[{trust_domain: a, file: b}]"
+		}
+		if s.name == "operators.certificates" {
+			value = "[{name: a}]"
 		}
 		if options := choices[s.name]; options != nil {
 			value = options[len(options)-1]
@@ -263,6 +267,17 @@ func TestMistakes(t *testing.T) {
 		"no SPIFFE ID":      {good + "operators: {admin: [alice]}\n", []string{`errand.yaml:7:20: operators.admin has "alice", which is not a SPIFFE ID`}},
 		"a trust domain":    {good + "operators: {viewer: [\"spiffe://a\"]}\n", []string{`operators.viewer has "spiffe://a", which is a trust domain`}},
 		"in two roles":      {good + "operators: {viewer: [\"spiffe://a/b\"], admin: [\"spiffe://a/b\"]}\n", []string{`operators.admin has "spiffe://a/b", which is there already`}},
+		"no certificates":   {good + "operators: {certificates: ada}\n", []string{"errand.yaml:7:27: operators.certificates must be a list of certificates, as [{certificate: "}},
+		"no thumbprint":     {listed("name: ada, role: admin"), []string{"errand.yaml:7:27: operators.certificates[0].certificate is missing; it is what  openssl x509"}},
+		"a SHA-1":           {listed("certificate: 0123456789abcdef0123456789abcdef01234567, name: ada, role: admin"), []string{`operators.certificates[0].certificate is "0123456789abcdef0123456789abcdef01234567", which is not the SHA-256`}},
+		"listed twice":      {listed("certificate: " + hexPrint + ", name: ada, role: admin}, {certificate: " + base64Print + ", name: bob, role: viewer"), []string{"errand.yaml:7:27: operators.certificates[1].certificate is that of ada already"}},
+		"without a name":    {listed("certificate: " + hexPrint + ", role: admin"), []string{"operators.certificates[0].name is missing"}},
+		"a bad name":        {listed("certificate: " + hexPrint + ", role: admin, name: 'a b'"), []string{`operators.certificates[0].name is "a b"; it must be 1 to 64 letters`}},
+		"a long name":       {listed("certificate: " + hexPrint + ", role: admin, name: " + strings.Repeat("a", 65)), []string{"it must be 1 to 64 letters"}},
+		"no role":           {listed("certificate: " + hexPrint + ", name: ada"), []string{`operators.certificates[0].role is ""; it must be viewer, operator or admin`}},
+		"unknown role":      {listed("certificate: " + hexPrint + ", name: ada, role: root"), []string{`operators.certificates[0].role is "root"; it must be viewer, operator or admin`}},
+		"one name, 2 roles": {listed("certificate: " + hexPrint + ", name: ada, role: admin}, {certificate: " + otherPrint + ", name: ada, role: viewer"), []string{"operators.certificates[1].role is viewer, and ada has another certificate with the role admin"}},
+		"unknown key":       {listed("certificat: " + hexPrint), []string{"errand.yaml:7:29: operators.certificates[0].certificat is not a key; there are certificate, name, role"}},
 		"federation":        {federated("trust_domain: partner.example"), []string{"errand.yaml:3:51: identity.federation[0].file is missing, and so is URL"}},
 		"federated twice":   {federated("trust_domain: a, file: b}, {trust_domain: a, file: c"), []string{`identity.federation[1].trust_domain is "a", which another one names already`}},
 		"unknown part":      {federated("trust_domain: a, flie: b"), []string{"errand.yaml:3:70: identity.federation[0].flie is not a key; there are bootstrap, ca_file,"}},
@@ -319,7 +334,7 @@ func TestSlips(t *testing.T) {
 // TestOthersVariables: what clients and Kubernetes put into the environment is nobody's mistake.
 func TestOthersVariables(t *testing.T) {
 	_, problems := parse(t, good, []string{
-		"ERRAND_BROKER_ID=spiffe://a/b", "ERRAND_OPERATOR_URL=https://a", "ERRAND_IDENTITY_DIR=/x", "ERRAND_CONFIG=/x", "ERRAND_DEV_ORDERS=x",
+		"ERRAND_BROKER_ID=spiffe://a/b", "ERRAND_OPERATOR_URL=https://a", "ERRAND_OPERATOR_CERT=/x", "ERRAND_OPERATOR_KEY=/x", "ERRAND_BUNDLE_FILE=/x", "ERRAND_IDENTITY_DIR=/x", "ERRAND_CONFIG=/x", "ERRAND_DEV_ORDERS=x",
 		"ERRAND_SERVICE_HOST=10.0.0.1", "ERRAND_SERVICE_PORT=8443", "ERRAND_PORT=tcp://10.0.0.1:8443", "ERRAND_PORT_8443_TCP=x", "ERRAND_PORT_8443_TCP_ADDR=x",
 		"ERRAND_STORE_PORT=tcp://10.0.0.2:6379", "ERRAND_STORE_SERVICE_HOST=10.0.0.2", "ERRAND_STORE_PORT_6379_TCP_PROTO=tcp",
 	}, nil)
@@ -369,6 +384,37 @@ func TestLists(t *testing.T) {
 	}
 	c, problems := parse(t, good+"operators:\n  viewer: []\n  admin:\n  - spiffe://a/b\n  - \"spiffe://a/c\"\n", nil, nil)
 	if problems != nil || len(c.Operators.Viewer) != 0 || !slices.Equal(c.Operators.Admin, []string{"spiffe://a/b", "spiffe://a/c"}) {
+		t.Errorf("%+v: %v", c.Operators, problems)
+	}
+}
+
+// What certificates are listed by: hexPrint and base64Print are one.
+const (
+	hexPrint    = "2F:67:0C:3D:64:81:B3:70:AC:CF:D8:F2:25:3A:10:DF:A3:12:B0:FB:94:6F:AF:97:E4:D5:F1:FC:D8:25:A7:1D"
+	base64Print = "L2cMPWSBs3Csz9jyJToQ36MSsPuUb6-X5NXx_Nglpx0"
+	otherPrint  = "0000000000000000000000000000000000000000000000000000000000000001"
+)
+
+// listed is good with certificates of operators.
+func listed(text string) string { return good + "operators: {certificates: [{" + text + "}]}\n" }
+
+// TestListedCertificates: each form of a thumbprint is read, shown, and given to the replica with its name and role.
+func TestListedCertificates(t *testing.T) {
+	for _, text := range []string{hexPrint, base64Print, strings.ToLower(strings.ReplaceAll(hexPrint, ":", ""))} {
+		c, problems := parse(t, listed("certificate: "+text+", name: ada, role: operator}, {certificate: "+otherPrint+", name: ada, role: operator"), nil, nil)
+		if problems != nil {
+			t.Fatal(problems)
+		}
+		roles, certificates := c.operators(func(_, format string, args ...any) { t.Errorf(format, args...) })
+		if len(roles) != 1 || roles["certificate:ada"] != broker.RoleOperator || len(certificates) != 2 || certificates[base64Print] != "ada" {
+			t.Errorf("%s: %v %v", text, roles, certificates)
+		}
+		if got := c.Show(); !slices.Contains(got, Shown{"operators.certificates", "ada operator " + text + ", ada operator " + otherPrint, "errand.yaml:7:27"}) {
+			t.Errorf("shown: %v", got)
+		}
+	}
+	c, problems := parse(t, good, []string{"ERRAND_OPERATORS_CERTIFICATES=[{certificate: " + base64Print + ", name: ada, role: admin}]"}, nil)
+	if problems != nil || len(c.Operators.Certificates) != 1 {
 		t.Errorf("%+v: %v", c.Operators, problems)
 	}
 }

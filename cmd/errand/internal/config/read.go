@@ -182,8 +182,8 @@ func (r *reader) environment(environ []string) {
 }
 
 // othersVariables are not ours: those that Kubernetes makes for a service called errand or errand-store,
-// and one that clients use.
-var othersVariables = regexp.MustCompile(`_SERVICE_(HOST|PORT)|_PORT(_|$)|^` + sdk.EnvIdentityDir + `$`)
+// and those that clients use.
+var othersVariables = regexp.MustCompile(`_SERVICE_(HOST|PORT)|_PORT(_|$)|^(` + sdk.EnvIdentityDir + `|ERRAND_OPERATOR_(CERT|KEY))$`)
 
 // strange refuses a variable that is almost a key's, or has a section's name and no key's. Any other is
 // for something else.

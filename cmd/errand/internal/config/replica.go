@@ -88,10 +88,11 @@ func (c *Config) local(log *slog.Logger) (server.Config, error) {
 	if err != nil {
 		return server.Config{}, err
 	}
+	operators, certificates := c.operators(func(string, string, ...any) {}) // checked by Load
 	l := c.Limits
 	return server.Config{
 		WorkloadAddr: c.Listeners.Workload, PublicAddr: c.Listeners.Public, OpsAddr: c.Listeners.Ops,
-		OperatorAddr: c.Listeners.Operator, Operators: c.operators(func(string, string, ...any) {}), // checked by Load
+		OperatorAddr: c.Listeners.Operator, Operators: operators, OperatorCertificates: certificates,
 		Issuer: c.Issuer, BrokerURL: c.BrokerURL,
 		Identity: source, Withdrawal: c.Identity.Withdrawal, Registry: inventory, AuditLog: c.Audit.Log,
 		Limits: httpapi.Limits{

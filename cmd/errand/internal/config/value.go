@@ -21,7 +21,9 @@ func (s setting) fromYAML(node ast.Node) error {
 	case *[]string:
 		return listFromYAML(list, node)
 	case *[]Federation:
-		return federationFromYAML(list, node)
+		return elementsFromYAML(list, node, "trust domains", "{trust_domain: partner.example, file: /etc/errand/partner.pem}")
+	case *[]Certificate:
+		return elementsFromYAML(list, node, "certificates", "{certificate: SHA-256, name: ada, role: viewer}")
 	}
 	text, err := scalar(node)
 	if err != nil {
@@ -47,16 +49,17 @@ func listFromYAML(list *[]string, node ast.Node) error {
 	return nil
 }
 
-func federationFromYAML(list *[]Federation, node ast.Node) error {
+// elementsFromYAML reads a list of mappings. of and example are what to write.
+func elementsFromYAML[E any](list *[]E, node ast.Node, of, example string) error {
 	sequence, ok := node.(*ast.SequenceNode)
 	if !ok {
-		return errors.New("must be a list of trust domains, as [{trust_domain: partner.example, file: /etc/errand/partner.pem}]")
+		return fmt.Errorf("must be a list of %s, as [%s]", of, example)
 	}
-	out := make([]Federation, len(sequence.Values))
+	out := make([]E, len(sequence.Values))
 	for i, element := range sequence.Values {
 		pairs, ok := element.(ast.MapNode)
 		if !ok {
-			return &placed{element, fmt.Errorf("[%d] must have keys with values below it, as {trust_domain: partner.example}", i)}
+			return &placed{element, fmt.Errorf("[%d] must have keys with values below it, as %s", i, example)}
 		}
 		known := map[string]setting{}
 		for _, s := range fields("", reflect.ValueOf(&out[i]).Elem()) {
@@ -109,12 +112,12 @@ func (s setting) fromText(text string) error {
 		*v = text
 	case *[]string:
 		*v = strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' })
-	case *[]Federation:
+	case *[]Federation, *[]Certificate:
 		file, err := parser.ParseBytes([]byte(text), 0)
 		if err != nil || len(file.Docs) != 1 || file.Docs[0].Body == nil {
 			return errors.New("must be YAML as in the file, on one line")
 		}
-		return federationFromYAML(v, file.Docs[0].Body)
+		return s.fromYAML(file.Docs[0].Body)
 	case *int:
 		n, err := strconv.Atoi(text)
 		if err != nil {
@@ -153,6 +156,12 @@ func (s setting) text() string {
 			names = append(names, f.TrustDomain)
 		}
 		return strings.Join(names, ", ")
+	case []Certificate:
+		var all []string
+		for _, c := range v {
+			all = append(all, fmt.Sprintf("%s %s %s", c.Name, c.Role, c.Certificate))
+		}
+		return strings.Join(all, ", ")
 	}
 	panic("config: " + s.name)
 }

@@ -184,7 +184,7 @@ func (l *Local) serve(ctx context.Context, c Config, spawn func(func(context.Con
 	l.source = identity.FromWorkloadAPI(l.Sockets[BrokerName], c.Logger)
 	l.Server, err = server.New(server.Config{
 		WorkloadAddr: c.WorkloadAddr, PublicAddr: c.PublicAddr, OpsAddr: c.OpsAddr, Identity: l.source,
-		OperatorAddr: c.OperatorAddr, Operators: httpapi.Operators{id(OperatorName): broker.RoleAdmin},
+		OperatorAddr: c.OperatorAddr, Operators: httpapi.Operators{id(OperatorName).String(): broker.RoleAdmin},
 		Registry: inventory, AuditLog: l.AuditLog, Algorithm: c.Algorithm, Version: c.Version, Logger: c.Logger,
 	})
 	if err != nil {
