@@ -246,7 +246,7 @@ func (l lapses) String() string {
 		l.tasks, milli(l.over), milli(l.late.at(50)), milli(l.late.at(99)), milli(l.late.at(100)))
 }
 
-// lapse begins tasks with a grant each, beats all of them once, as fast as it goes, and listens to the feed.
+// lapse begins tasks with a grant each, beats all of them once, within a second, and listens to the feed.
 func (p *place) lapse(ctx context.Context, tasks int) (out lapses, err error) {
 	store, err := redis.New(ctx, redis.Config{URL: p.url, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -297,7 +297,7 @@ func (p *place) lapse(ctx context.Context, tasks int) (out lapses, err error) {
 	return out, nil
 }
 
-// beatOnce beats all tasks, and returns when their leases end: counted from before each heartbeat was sent, so
+// beatOnce beats all tasks within about a second, and returns when their leases end: counted from before each heartbeat was sent, so
 // that what is measured is never too short.
 func (p *place) beatOnce(ctx context.Context, all []broker.TaskID) (map[broker.TaskID]time.Time, error) {
 	due := map[broker.TaskID]time.Time{}
@@ -306,8 +306,11 @@ func (p *place) beatOnce(ctx context.Context, all []broker.TaskID) (map[broker.T
 	group.SetLimit(beaters)
 	c := p.caller()
 	defer c.close()
+	tick := time.NewTicker(time.Second * batch / time.Duration(max(batch, len(all))))
+	defer tick.Stop()
 	for from := 0; from < len(all); from += batch {
 		ids := all[from:min(from+batch, len(all))]
+		<-tick.C
 		group.Go(func() error {
 			sent := time.Now()
 			lost, err := c.beat(ctx, ids)
