@@ -20,14 +20,16 @@ const (
 // steady is what the broker does while tasks end at a steady rate and verifiers listen.
 type steady struct {
 	ends, acks, processor float64 // a second
+	verifiers             int
 }
 
 func (s steady) String() string {
-	return fmt.Sprintf("%.0f ends and %.0f acknowledgements a second take %.0f %% of a processor", s.ends, s.acks, 100*s.processor)
+	each := time.Duration(s.processor / s.ends / float64(s.verifiers) * float64(time.Second))
+	return fmt.Sprintf("%.0f ends and %.0f acknowledgements a second take %.0f %% of a processor: %.0f µs for each delivery", s.ends, s.acks, 100*s.processor, micro(each))
 }
 
 // steadily begins and ends tasks at steadyRate, as far as one caller can.
-func (p *place) steadily(ctx context.Context, c *caller, length time.Duration) (s steady, err error) {
+func (p *place) steadily(ctx context.Context, c *caller, verifiers int, length time.Duration) (s steady, err error) {
 	before, err := p.used()
 	if err != nil {
 		return s, err
@@ -56,7 +58,7 @@ func (p *place) steadily(ctx context.Context, c *caller, length time.Duration) (
 		return s, err
 	}
 	more, err := p.acked()
-	return steady{s.ends / took, (more - acked) / took, (after.broker - before.broker).Seconds() / took}, err
+	return steady{s.ends / took, (more - acked) / took, (after.broker - before.broker).Seconds() / took, verifiers}, err
 }
 
 // acked is how many acknowledgements the broker has taken.

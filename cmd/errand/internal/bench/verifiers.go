@@ -48,7 +48,7 @@ func (p *place) refusals(ctx context.Context, n int, o options) (all refused, er
 			return all, err
 		}
 	}
-	all.steady, err = p.steadily(ctx, c, o.length)
+	all.steady, err = p.steadily(ctx, c, n, o.length)
 	return all, err
 }
 
