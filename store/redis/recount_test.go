@@ -63,6 +63,35 @@ func TestBeginAfterItIsGone(t *testing.T) {
 	}
 }
 
+// TestEndOfWhatIsGone ends a task that has gone and has a child that nobody has looked at since. The child's
+// own end finds its parent's record, in which it is counted.
+func TestEndOfWhatIsGone(t *testing.T) {
+	s := start(t)
+	b := backend(s.URL(), 1)
+	r := &recount{T: t, server: s, store: b.New(t, 1).(*data), workloads: []spiffeid.ID{alice}}
+	parent, child := beginning(), beginning()
+	child.Begin.Parent, child.Begin.Lease = parent.Task, 5*time.Minute
+	r.grant(parent)
+	r.grant(child)
+	_, err := r.store.End(t.Context(), []broker.Ending{completing(parent.Task)})
+	r.must(err)
+	b.Advance(4 * time.Minute)
+	lost := completing(parent.Task)
+	lost.Workload, lost.Lost = alice, r.tasks[0].Deadline
+	replies, err := r.store.End(t.Context(), []broker.Ending{lost})
+	if r.must(err); replies[0].Task.State != broker.Completed {
+		t.Fatalf("End of what is gone: %+v; want a record of the end", replies[0])
+	}
+	if diff := r.compare(); diff != "" {
+		t.Errorf("after the end: %s", diff)
+	}
+	b.Advance(10 * time.Minute)
+	r.grant(beginning())
+	if diff := r.compare(); diff != "" {
+		t.Errorf("after all has passed: %s", diff)
+	}
+}
+
 func pick[T any](r *recount, list []T) (one T) {
 	if len(list) == 0 {
 		return one

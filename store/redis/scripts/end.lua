@@ -45,7 +45,8 @@ local function end_lost(id, workload, state, cause, reason, event, before, after
   local last = math.min(deadline, now + DENIAL_LIFE - MARGIN) -- when its last token can have expired
   announce('task', id, nil, last + MARGIN)
   local t = {id = id, workload = workload, static = static, begun = 0, lease = 0, lease_end = 0, deadline = deadline, due = 0,
-    above = '', request = '', digest = '', first = '', audiences = {}, last_exp = 0, grants = 0, below = 0, children = 0,
+    above = '', request = '', digest = '', first = '', audiences = {}, last_exp = 0, grants = 0, below = 0,
+    children = old and old.children or 0, -- each is taken off when it is looked at again
     holder = 0, ref = ''}
   t.over = {state = state, cause = cause, ended = now, closed = last, event = event, reason = reason, feed = position(before, after)}
   redis.call('ZADD', LISTS, 0, 't' .. id)
