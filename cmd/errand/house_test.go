@@ -87,7 +87,7 @@ var fences = map[string][]string{
 	"golang.org/x/oauth2":                            {"sdk/sdkoauth2"},
 	"github.com/cedar-policy/":                       {"broker/policy"},
 	"github.com/prometheus/":                         {"broker/server"},
-	"github.com/goccy/go-yaml":                       {"broker/registry", "cmd/errand", "cmd/errand/internal/config"},
+	"github.com/goccy/go-yaml":                       {"broker/registry", "cmd/errand/internal/config"},
 	"github.com/spf13/cobra":                         {"cmd/..."},
 	"github.com/go-json-experiment/json":             {"broker", "broker/httpapi", "sdk/verify"},
 	"pgregory.net/rapid":                             {"store/storetest"},

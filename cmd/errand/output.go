@@ -13,7 +13,6 @@ import (
 	"unicode"
 
 	"github.com/errandhq/errand/broker/audit"
-	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 )
 
@@ -55,7 +54,7 @@ type column[Row any] struct {
 }
 
 // show writes an answer in a format. JSON is the API's; times are relative in tables, and RFC 3339
-// elsewhere. In none is there a character that does something to a terminal: JSON has it escaped, and
+// elsewhere. In none is there a character that does something to a terminal: JSON and YAML have it escaped, and
 // elsewhere it is a space.
 func (t table[Row]) show(out io.Writer, format string, answer []byte, rows ...Row) error {
 	switch format {
@@ -63,9 +62,9 @@ func (t table[Row]) show(out io.Writer, format string, answer []byte, rows ...Ro
 		_, err := out.Write(append(audit.Printable(bytes.TrimSpace(answer)), '\n'))
 		return err
 	case "yaml":
-		text, err := yaml.JSONToYAML(answer)
+		text, err := asYAML(answer)
 		if err == nil {
-			_, err = plain{out}.Write(text)
+			_, err = out.Write(text)
 		}
 		return err
 	case "ndjson":
