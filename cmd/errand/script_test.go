@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"flag"
 	"io"
 	"math/big"
 	"net"
@@ -20,6 +21,8 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -38,10 +41,26 @@ func TestMain(m *testing.M) {
 	testscript.Main(leakFree{m}, map[string]func(){"errand": main})
 }
 
+// raceOptions are those of the race detector. It has each program sleep for a second at its end, to see what its other
+// goroutines do until then; the stories run hundreds.
+const raceOptions = "GORACE"
+
+// storiesAtOnce is how many run at the same time at least: for the most part they wait.
+const storiesAtOnce = 4
+
 // leakFree fails the run when a test leaves a goroutine behind.
 type leakFree struct{ m *testing.M }
 
 func (l leakFree) Run() int {
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given && runtime.GOMAXPROCS(0) < storiesAtOnce {
+		_ = flag.Set("test.parallel", strconv.Itoa(storiesAtOnce)) // the flag is there
+	}
+	if os.Getenv(raceOptions) == "" {
+		os.Setenv(raceOptions, "atexit_sleep_ms=20")
+	}
 	code := l.m.Run()
 	if err := goleak.Find(); err != nil && code == 0 {
 		os.Stderr.WriteString(err.Error() + "\n")
@@ -50,10 +69,30 @@ func (l leakFree) Run() int {
 	return code
 }
 
-// TestScripts runs the stories in testdata: each is a file that reads as documentation.
+// TestScripts runs the stories in testdata, several at once: each is a file that reads as documentation.
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir: "testdata",
+	testscript.Run(t, stories(t, "testdata"))
+}
+
+// TestScriptsAlone runs those that hold errand to a time of less than a second or so, one after the other, with nothing
+// beside them.
+func TestScriptsAlone(t *testing.T) {
+	testscript.RunT(inTurn{t}, stories(t, filepath.Join("testdata", "alone")))
+}
+
+// inTurn is a test whose parts are never parallel.
+type inTurn struct{ *testing.T }
+
+func (inTurn) Parallel()     {}
+func (inTurn) Verbose() bool { return testing.Verbose() }
+func (t inTurn) Run(name string, story func(testscript.T)) {
+	t.T.Run(name, func(t *testing.T) { story(inTurn{t}) })
+}
+
+func stories(t *testing.T, dir string) testscript.Params {
+	deadline, _ := t.Deadline()
+	return testscript.Params{
+		Dir: dir, Deadline: deadline,
 		Setup: func(env *testscript.Env) error {
 			// Sockets have short paths; the script's own folder may not.
 			dir, err := os.MkdirTemp("", "errand-script-")
@@ -62,13 +101,14 @@ func TestScripts(t *testing.T) {
 			}
 			env.Defer(func() { os.RemoveAll(dir) })
 			env.Setenv("SHORT", dir)
+			env.Setenv(raceOptions, os.Getenv(raceOptions))
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"redis": func(ts *testscript.TestScript, _ bool, args []string) { startRedis(t, ts, args) },
 			"ready": ready, "heard": heard, "await": await, "appears": appears, "busy": busy, "pause": pauseShort, "exitcode": exitCode, "svids": svids, "selfsigned": selfSigned, "ports": ports, "hold": hold, "kid": kid, "random": random, "until": until, "as": as, "forge": forge, "taskid": taskID, "recipe": recipe, "handle": handle, "idof": idOf, "silent": silent,
 		},
-	})
+	}
 }
 
 // ready waits until a file with the description of a development broker is there, and the broker
