@@ -198,12 +198,15 @@ func ahead(at *time.Time, now time.Time) string {
 	return "in " + span(max(0, at.Sub(now)))
 }
 
+// span is a duration in its largest unit, and in two where one would leave out much of it.
 func span(d time.Duration) string {
 	switch {
 	case d < time.Minute:
 		return fmt.Sprintf("%ds", d/time.Second)
 	case d < time.Hour:
-		return fmt.Sprintf("%dm", d/time.Minute)
+		return short(d.Truncate(time.Second))
+	case d < 10*time.Hour:
+		return short(d.Truncate(time.Minute))
 	case d < 48*time.Hour:
 		return fmt.Sprintf("%dh", d/time.Hour)
 	}
