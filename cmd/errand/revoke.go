@@ -60,7 +60,7 @@ issued: errand lock add, errand quarantine. Everything is --all, which needs the
 	f.IntVar(&r.most, "max-affected", 0, "do nothing if more live grants than this would be hit, or more tasks would end")
 	reasonFlag(cmd, &r.body.Reason)
 	f.StringVar(&r.body.Ticket, "ticket", "", "a change or incident, for the audit log")
-	f.DurationVar(&r.wait, "wait", 0, fmt.Sprintf("wait for the verifiers' confirmations, so long at most; up to %ds", wire.MaxWait))
+	waitFlag(cmd, &r.wait)
 	f.BoolVar(&r.yes, "yes", false, "do not ask")
 	return cmd
 }
@@ -112,6 +112,10 @@ func (r *revoking) resolve() error {
 	r.body.Selector = &s
 	r.body.WaitSeconds, err = waitSeconds(cmd, r.wait)
 	return err
+}
+
+func waitFlag(cmd *cobra.Command, wait *time.Duration) {
+	cmd.Flags().DurationVar(wait, "wait", 0, fmt.Sprintf("wait for the verifiers' confirmations, so long at most; up to %ds", wire.MaxWait))
 }
 
 // waitSeconds is what --wait has.

@@ -204,7 +204,11 @@ whoever has ERRAND_ISSUER, ERRAND_BROKER_ID, ERRAND_WORKLOAD (whose the task is)
 trust bundle, in PEM), or one file with all of it, which errand task begin --env-file has written:
 
   errand task begin --task build --purpose "run 7" --env-file task.env
-  errand task end --env-file task.env --outcome failed`,
+  errand task end --env-file task.env --outcome failed
+
+With --wait it waits until every verifier of the task's audiences has confirmed that it refuses the tokens, and stderr
+says how many have, and for each that has not from when on it refuses them by itself; -o json has that under
+propagation. The code is 0 either way, since the task is over. At the public listener nobody waits.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if e.envFile != "" && len(args) > 0 {
 				return usage(cmd, "--env-file names the task already: leave out %q", args[0])
@@ -219,18 +223,15 @@ trust bundle, in PEM), or one file with all of it, which errand task begin --env
 			if err != nil {
 				return err
 			}
+			if body.WaitSeconds, err = waitSeconds(cmd, e.wait); err != nil {
+				return err
+			}
 			var receipt wire.Receipt
 			text, err := e.end(cmd, id, body, &receipt)
 			if err != nil {
 				return err
 			}
-			talk := cmd.ErrOrStderr()
-			if receipt.State != body.Outcome {
-				fmt.Fprintf(talk, "errand: %s had ended before, at %s: %s\n", receipt.Task, receipt.EndedAt.UTC().Format(time.RFC3339), receipt.State)
-			}
-			if !receipt.Durable {
-				fmt.Fprintln(talk, "errand: the broker cannot reach its store now: the end is in force, and it writes it down when it can")
-			}
+			e.tell(cmd.ErrOrStderr(), body, receipt)
 			return receipts.show(cmd.OutOrStdout(), e.output, text, receipt)
 		},
 	}
@@ -240,6 +241,7 @@ trust bundle, in PEM), or one file with all of it, which errand task begin --env
 	f.StringVar(&body.Reason, "reason", "", "why, for the audit log")
 	f.StringVar(&e.keyFile, "end-key-file", "", "a file with the task's end key")
 	f.StringVar(&e.envFile, "env-file", "", "a file that errand task begin --env-file has written, in place of TASK")
+	waitFlag(cmd, &e.wait)
 	outcomes := []string{wire.StateCompleted, wire.StateFailed, wire.StateCanceled}
 	_ = cmd.RegisterFlagCompletionFunc("outcome", cobra.FixedCompletions(outcomes, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 	return cmd
@@ -305,5 +307,17 @@ var receipts = table[wire.Receipt]{
 		{head: "ENDED", wide: true, cell: func(r wire.Receipt) string { return rfc3339(&r.EndedAt) }},
 		{head: "FEED", wide: true, cell: func(r wire.Receipt) string { return r.Feed }},
 		{head: "REASON", wide: true, cell: func(r wire.Receipt) string { return r.Reason }},
+		{head: "CONFIRMED", wide: true, cell: func(r wire.Receipt) string {
+			if r.Propagation == nil {
+				return ""
+			}
+			return fmt.Sprint(r.Propagation.Confirmed)
+		}},
+		{head: "PENDING", wide: true, cell: func(r wire.Receipt) string {
+			if r.Propagation == nil {
+				return ""
+			}
+			return fmt.Sprint(len(r.Propagation.Pending) + r.Propagation.Others)
+		}},
 	},
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/errandhq/errand/cmd/errand/internal/api"
 	"github.com/errandhq/errand/cmd/errand/internal/exec"
@@ -150,6 +151,28 @@ type ending struct {
 	asking
 	keyFile, envFile string
 	values           map[string]string // of envFile
+	wait             time.Duration     // for the verifiers
+	alone            bool              // it was the end key alone that has ended it
+}
+
+// tell says what else there is to know about an end.
+func (e *ending) tell(talk io.Writer, asked wire.EndRequest, r wire.Receipt) {
+	if r.State != asked.Outcome {
+		fmt.Fprintf(talk, "errand: %s had ended before, at %s: %s\n", r.Task, r.EndedAt.UTC().Format(time.RFC3339), r.State)
+	}
+	if !r.Durable {
+		fmt.Fprintln(talk, "errand: the broker cannot reach its store now: the end is in force, and it writes it down when it can")
+	}
+	for _, line := range propagation(r.Propagation) {
+		fmt.Fprintln(talk, "errand: "+line)
+	}
+	switch {
+	case e.wait == 0 || r.Propagation != nil:
+	case e.alone:
+		fmt.Fprintln(talk, "errand: --wait was left out: an end key alone ends the task at the public listener, where nobody waits")
+	default:
+		fmt.Fprintln(talk, "errand: the broker cannot say now which verifiers have heard of the end; each hears of it within its bound, which  errand verifiers list  has")
+	}
 }
 
 // task is the one that is meant. The file names it, or the command line.
@@ -192,7 +215,7 @@ func (e *ending) environment() api.Environment {
 // end ends a task as the workload, if there is an identity, and by its end key where there is none or it leads
 // nowhere.
 func (e *ending) end(cmd *cobra.Command, id string, body wire.EndRequest, receipt *wire.Receipt) ([]byte, error) {
-	request := api.Request{Method: http.MethodPost, Path: pathOf(wire.PathTaskEnd, id)}
+	request := api.Request{Method: http.MethodPost, Path: pathOf(wire.PathTaskEnd, id), Wait: e.wait}
 	key, err := e.key(cmd)
 	if err != nil {
 		return nil, err
@@ -212,6 +235,7 @@ func (e *ending) end(cmd *cobra.Command, id string, body wire.EndRequest, receip
 		}
 		fmt.Fprintf(cmd.ErrOrStderr(), "errand: %v\nerrand: trying with the end key alone\n", err)
 	}
+	e.alone, request.Wait, body.WaitSeconds = true, 0, 0 // there nobody waits, and asking for it is refused
 	all := e.environment()
 	if body.Workload, err = all.Workload(); err != nil {
 		return nil, inUsage(cmd, err)
