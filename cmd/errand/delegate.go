@@ -24,9 +24,9 @@ credential, and travels as you like: it is of use to nobody but that workload, b
 
   handle=$(errand task delegate "$task" --to spiffe://example.org/indexer --purpose "index v1.4" -o name)
 
-The other one, which finds it in ERRAND_TASK_HANDLE or is told it with --join:
+The other one finds it in ERRAND_TASK_HANDLE, as errand task begin does, or is told it with --join:
 
-  errand exec --join "$handle" --task index --purpose "v1.4" --audience files --scope files:read -- ./index
+  ERRAND_TASK_HANDLE=$handle errand exec --task index --purpose "v1.4" --audience files --scope files:read -- ./index
 
 It may have no more than TASK has, nor than what is named here, nor than it may have by itself. Its tokens name
 both workloads, and die with TASK. A task of its own needs no handle; a task below TASK for this same workload is

@@ -39,8 +39,8 @@ Inside another errand exec, whose ERRAND_TASK_ID is in the environment, the task
 have no more, and ends with it. --no-parent begins one that has nothing to do with it, as it must be for
 another workload, another broker, or for what the task outside may not have.
 
-With --join the task is a part of another workload's, as errand task delegate has given it a handle. CMD does not
-get the handle, which is good for one task. With --adopt there is no new task: errand keeps one alive that another
+With a handle in ERRAND_TASK_HANDLE, or with --join, the task is a part of another workload's, as errand task delegate
+has given it that. CMD does not get the handle, which is good for one task; in a command line others can see it. With --adopt there is no new task: errand keeps one alive that another
 command of this workload has begun, as errand task begin, and ends it when CMD exits. Whoever kept it alive before
 learns that, and keeps off it.
 

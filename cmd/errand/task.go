@@ -42,25 +42,30 @@ used up, 8 for no answer from the broker, and 1 for all else.`,
 	return cmd
 }
 
-func newTaskBegin() *cobra.Command {
-	var body wire.BeginRequest
-	var lease, deadline time.Duration
-	var file, env, parent, join string
-	var print bool
-	a := &asking{at: api.Workload}
-	cmd := &cobra.Command{
-		Use:   "begin --task NAME --purpose WHY",
-		Short: "Begin a task that another command ends",
-		Long: `begin begins a task and prints it. Its end key can end the task, for this workload, and do nothing else,
+const taskBeginLong = `begin begins a task and prints it. Its end key can end the task, for this workload, and do nothing else,
 also while the broker cannot reach its store; --end-key-file writes it into a new file for its owner
 alone, and with --print -o json it is in the answer. --env-file writes it, too, with the task and the way to
 the broker, for a step that may have no identity any more, as the last one of a CI job: errand task end
 --env-file needs nothing else. It needs ERRAND_ISSUER now.
 
 With --parent it is a part of another task of this workload: it may have no more than that one, has what that
-one has if no audience and scope is named, and ends with it at the latest. With --join it is a part of another
-workload's task, as that one has delegated it with errand task delegate.`,
-		Args: noArgs,
+one has if no audience and scope is named, and ends with it at the latest. With --join, or a handle in
+ERRAND_TASK_HANDLE, it is a part of another workload's task, as that one has delegated it with errand task delegate.
+A command line is seen by every user of the machine, and a variable by this one alone; but a handle is of use to no
+other workload. It is good for one task: --no-parent begins one that does without what the variable has.`
+
+func newTaskBegin() *cobra.Command {
+	var body wire.BeginRequest
+	var lease, deadline time.Duration
+	var file, env string
+	var below place
+	var print bool
+	a := &asking{at: api.Workload}
+	cmd := &cobra.Command{
+		Use:   "begin --task NAME --purpose WHY",
+		Short: "Begin a task that another command ends",
+		Long:  taskBeginLong,
+		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if strings.TrimSpace(body.Name) == "" || strings.TrimSpace(body.Purpose) == "" {
 				return usage(cmd, "--task and --purpose are missing: say what kind of work it is, and why")
@@ -72,7 +77,7 @@ workload's task, as that one has delegated it with errand task delegate.`,
 			if body.DeadlineSeconds, err = seconds(cmd, "deadline", deadline); err != nil {
 				return err
 			}
-			request, err := beginning(cmd, body, parent, join)
+			request, err := below.request(cmd, body)
 			if err != nil {
 				return err
 			}
@@ -82,6 +87,7 @@ workload's task, as that one has delegated it with errand task delegate.`,
 			}
 			var begun wire.BeginResponse
 			text, err := withEndKey(cmd, a, file, request, &begun)
+			err = below.about(err)
 			if err = later.close(begun, err); err != nil {
 				return err
 			}
@@ -100,8 +106,7 @@ workload's task, as that one has delegated it with errand task delegate.`,
 	taskFlags(cmd, &body.Name, &body.Purpose)
 	f.StringArrayVar(&body.Audiences, "audience", nil, "an audience that its tokens may be for; repeat for more (default what policy allows)")
 	f.StringArrayVar(&body.Scopes, "scope", nil, "a scope that they may have; repeat for more (default what policy allows)")
-	f.StringVar(&parent, "parent", "", "the task that it is a part of, by its ID")
-	f.StringVar(&join, "join", "", "the handle of a delegation, by which it is a part of another workload's task")
+	below.flags(cmd)
 	f.DurationVar(&lease, "lease", maxLease, "how long it lives without a heartbeat, 5s to 10m")
 	f.DurationVar(&deadline, "deadline", 0, "when it ends whatever happens, 5s to 24h (default 1h)")
 	f.BoolVar(&print, "print", false, "have the end key in -o json and -o yaml, too")
@@ -110,25 +115,6 @@ workload's task, as that one has delegated it with errand task delegate.`,
 	f.StringVar(&env, "env-file", "", "a new file with all that errand task end needs where there is no identity")
 	completeCeiling(cmd)
 	return cmd
-}
-
-// beginning asks for a task, below another one if it is to be there.
-func beginning(cmd *cobra.Command, body wire.BeginRequest, parent, join string) (api.Request, error) {
-	request := api.Request{Method: http.MethodPost, Path: wire.PathTasks, Body: body}
-	switch {
-	case parent != "" && join != "":
-		return request, usage(cmd, "--parent and --join exclude each other: a task is a part of one")
-	case parent != "":
-		request.Path = pathOf(wire.PathTaskChildren, parent)
-		return request, oneTask(cmd, []string{parent})
-	case join != "":
-		handle, err := handleIn(cmd, "--join", join)
-		if err != nil {
-			return request, err
-		}
-		request.Path, request.Body = wire.PathJoins, wire.JoinRequest{Handle: string(handle), BeginRequest: body}
-	}
-	return request, nil
 }
 
 // parseRef reads KIND:ID. The broker checks both.
