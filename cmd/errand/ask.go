@@ -11,13 +11,15 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// asking is what the commands that ask the broker have in common: -o, --curl, where the listener is, and
+// asking is what the commands that ask the broker have in common: -o, --columns, --curl, where the listener is, and
 // the one way to send a request.
 type asking struct {
 	at     api.Listener
 	output string
 	curl   bool
 	url    string
+
+	columns []string // to show, of a list; none for those that it has
 }
 
 // errNotAsked says that the request was printed instead.

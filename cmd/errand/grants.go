@@ -67,6 +67,7 @@ func newGrantsList() *cobra.Command {
 		},
 	}
 	l.flags(cmd, formats)
+	columnsFlag(&l.asking, cmd, l.view)
 	l.filters(cmd, wire.GrantLive, wire.GrantDead)
 	l.limitFlag(cmd)
 	return cmd
@@ -98,6 +99,7 @@ func newGrantsWatch() *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return w.run(cmd) },
 	}
 	l.flags(cmd, watchFormats)
+	columnsFlag(&l.asking, cmd, l.view)
 	l.filters(cmd, wire.GrantLive, wire.GrantDead)
 	return cmd
 }

@@ -49,10 +49,11 @@ func newKeysList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return keyTable(time.Now()).show(cmd.OutOrStdout(), a.output, text, list.Keys...)
+			return keyTable(time.Now()).only(a.columns).show(cmd.OutOrStdout(), a.output, text, list.Keys...)
 		},
 	}
 	a.flags(cmd, formats)
+	columnsFlag(a, cmd, keyTable)
 	return cmd
 }
 

@@ -138,7 +138,7 @@ func (l *listing[Row]) list(cmd *cobra.Command, path string, q url.Values) error
 		return err
 	}
 	l.tellMore(cmd, all)
-	return l.view(time.Now()).show(cmd.OutOrStdout(), l.output, text, rows...)
+	return l.view(time.Now()).only(l.columns).show(cmd.OutOrStdout(), l.output, text, rows...)
 }
 
 // tellMore says that there is more.

@@ -240,10 +240,11 @@ func newLockList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return lockTable(time.Now()).show(cmd.OutOrStdout(), a.output, text, list.Locks...)
+			return lockTable(time.Now()).only(a.columns).show(cmd.OutOrStdout(), a.output, text, list.Locks...)
 		},
 	}
 	a.flags(cmd, formats)
+	columnsFlag(a, cmd, lockTable)
 	return cmd
 }
 

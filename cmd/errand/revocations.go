@@ -37,6 +37,7 @@ func newRevocationsList() *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return l.list(cmd, wire.PathRevocations, url.Values{}) },
 	}
 	l.flags(cmd, formats)
+	columnsFlag(&l.asking, cmd, l.view)
 	l.limitFlag(cmd)
 	return cmd
 }

@@ -34,6 +34,7 @@ has expired.
 		},
 	}
 	l.flags(cmd, formats)
+	columnsFlag(&l.asking, cmd, l.view)
 	l.filters(cmd, taskStates...)
 	l.limitFlag(cmd)
 	return cmd
@@ -54,6 +55,7 @@ func newTaskWatch() *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return w.run(cmd) },
 	}
 	l.flags(cmd, watchFormats)
+	columnsFlag(&l.asking, cmd, l.view)
 	l.filters(cmd, taskStates...)
 	return cmd
 }

@@ -25,6 +25,7 @@ below it in the tree.
 		},
 	}
 	l.flags(cmd, formats)
+	columnsFlag(&l.asking, cmd, treeTable)
 	l.limitFlag(cmd)
 	completeArgs(cmd, taskIDs)
 	return cmd
@@ -43,7 +44,7 @@ func showTree(l *listing[wire.TaskItem], cmd *cobra.Command, path string) error 
 		return err
 	}
 	l.tellMore(cmd, all)
-	return treeTable(time.Now()).show(cmd.OutOrStdout(), l.output, text, grow(items)...)
+	return treeTable(time.Now()).only(l.columns).show(cmd.OutOrStdout(), l.output, text, grow(items)...)
 }
 
 // branch is a task in its tree.

@@ -40,10 +40,11 @@ feed: "never" is one that accepts them until they expire.`,
 			if err != nil {
 				return err
 			}
-			return verifierTable(time.Now()).show(cmd.OutOrStdout(), a.output, text, list.Verifiers...)
+			return verifierTable(time.Now()).only(a.columns).show(cmd.OutOrStdout(), a.output, text, list.Verifiers...)
 		},
 	}
 	a.flags(cmd, formats)
+	columnsFlag(a, cmd, verifierTable)
 	return cmd
 }
 

@@ -81,7 +81,7 @@ func (w *watching[Row]) begin(cmd *cobra.Command) error {
 	w.cmd, w.rows = cmd, map[string]watched[Row]{}
 	switch {
 	case w.output == "ndjson" || isTerminal(cmd.OutOrStdout()):
-	case !cmd.Flag("output").Changed:
+	case !cmd.Flag("output").Changed && len(w.columns) == 0:
 		w.output = "ndjson"
 	default:
 		return usage(cmd, "a table is drawn again and again on a terminal, and stdout is none: use -o ndjson")
@@ -237,7 +237,7 @@ func (w *watching[Row]) screen() func(status string, force bool) {
 		var out bytes.Buffer
 		out.WriteString("\x1b[?7l\x1b[H\x1b[2J") // do not wrap; to the top; clear
 		fmt.Fprintf(&out, "%d %s%s   %s   %s\n", len(w.rows), w.what, more, now.UTC().Format(time.RFC3339), status)
-		_ = w.view(now).show(&out, w.output, nil, rows...) // a buffer takes everything
+		_ = w.view(now).only(w.columns).show(&out, w.output, nil, rows...) // a buffer takes everything
 		out.WriteString("\x1b[?7h")
 		_, _ = w.cmd.OutOrStdout().Write(out.Bytes()) // a terminal that is gone ends the program
 	}
