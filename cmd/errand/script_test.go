@@ -71,6 +71,7 @@ func (l leakFree) Run() int {
 
 // TestScripts runs the stories in testdata, several at once: each is a file that reads as documentation.
 func TestScripts(t *testing.T) {
+	t.Parallel() // with the first hour
 	testscript.Run(t, stories(t, "testdata"))
 }
 
