@@ -80,6 +80,7 @@ var mayImport = map[string][]string{
 var fences = map[string][]string{
 	"github.com/labstack/echo/":                      {"broker/httpapi", "sdk/verify/verifyecho", "sdk/examples/echo"},
 	"github.com/redis/go-redis/":                     {"store/redis"},
+	"github.com/tinylib/msgp/":                       {"store/redis"},
 	"github.com/go-jose/go-jose/":                    {"keys", "broker/token", "broker/feed", "sdk/verify"},
 	"github.com/spiffe/go-spiffe/":                   {"broker/identity", "broker/devmode", "sdk", "sdk/brokertest", "sdk/sdkgrpc", "sdk/verify/verifyspiffe", "sdk/examples/..."},
 	"github.com/spiffe/go-spiffe/v2/spiffeid":        {"broker/...", "store/...", "sdk/...", "cmd/..."},

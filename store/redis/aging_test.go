@@ -103,6 +103,39 @@ func TestNothingStays(t *testing.T) {
 	}
 }
 
+// TestEndedTasksGo ends tasks whose leases are of all lengths: what is left of each goes at most a minute after
+// it may be asked for last, and not before.
+func TestEndedTasksGo(t *testing.T) {
+	for _, lease := range []time.Duration{5 * time.Second, 30 * time.Second, 89 * time.Second, 92 * time.Second, 10 * time.Minute} {
+		s := start(t)
+		b := backend(s.URL(), 1)
+		store := b.New(t, 1)
+		req := beginning()
+		req.Grants, req.Begin.Lease = nil, lease
+		reply, err := store.Grant(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		end(t, store, completing(req.Task))
+		there := func() bool {
+			if _, err := store.List(t.Context(), broker.Query{Due: true}); err != nil { // which does all that has come due
+				t.Fatal(err)
+			}
+			return s.client.HExists(t.Context(), "test1:{p00}:tasks", bare(reply.Task.ID)).Val()
+		}
+		b.Advance(broker.Margin - time.Second)
+		if !there() {
+			t.Errorf("with a lease of %s it has gone too early", lease)
+		}
+		b.Advance(30 * time.Second)
+		there() // its lease may have ended
+		b.Advance(32 * time.Second)
+		if there() {
+			t.Errorf("with a lease of %s it is still there %s after it had gone", lease, time.Minute)
+		}
+	}
+}
+
 // TestQuotaAfterARush lets more tasks come due than one call does: a quota that they filled is free at
 // once, and exact.
 func TestQuotaAfterARush(t *testing.T) {

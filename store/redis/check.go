@@ -98,7 +98,7 @@ func (s *Store) checkPermissions(ctx context.Context) error {
 			return explain(r.err)
 		}
 		var names []string
-		for len(denied.rest) > 0 {
+		for denied.left > 0 {
 			names = append(names, strings.ToLower(denied.text()))
 		}
 		if len(names) > 0 {

@@ -149,11 +149,11 @@ func (s *Store) endReply(r reply) (broker.EndReply, error) {
 
 // audiences reads a list of them, sorted; nil stands for every audience.
 func (r *reply) audiences() []string {
-	if len(r.rest) == 1 && r.rest[0] == "all" {
+	if r.flag() {
 		return nil
 	}
 	l, out := r.list(), []string{}
-	for len(l.rest) > 0 {
+	for l.left > 0 {
 		out = append(out, l.text())
 	}
 	r.join(l)

@@ -1,6 +1,16 @@
 package redis
 
-import "time"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/errandhq/errand/broker"
+)
 
 // Patient is the Config of a store for tests of what calls do, and not of how long they may take. On a
 // busy machine a test's own server may get no processor for as long as Redis may usually be silent.
@@ -24,4 +34,43 @@ func (s *Store) Waiting() (n int) {
 		l.mu.Unlock()
 	}
 	return n
+}
+
+// ReadAll reads a text as what each script answers. It returns an error when what is read is neither a value
+// nor an error of the contract.
+func ReadAll(text string) error {
+	s := &Store{shards: 1, logger: slog.New(slog.DiscardHandler)}
+	s.adopt(7)
+	for _, read := range []func(*reply) error{
+		func(r *reply) error { _, err := s.endReply(*r); return err },
+		func(r *reply) error { r.record(time.Time{}); return r.err },
+		func(r *reply) error { r.control(r.epoch); return r.err },
+		func(r *reply) error {
+			r.each(func(item *reply) { item.taskFields(r.moment()) })
+			return r.err
+		},
+		func(r *reply) error { return r.refusal() },
+	} {
+		for _, sc := range []*script{{name: "one", writes: true}, {name: "many", many: true}} {
+			c := call{script: sc, echo: "abcdefghijklmnopqrstuvwxyz", epoch: 7}
+			cmd := command{redis.NewCmd(context.Background()), []int{0}}
+			cmd.SetVal(text)
+			replies := make([]reply, 1)
+			s.answer([]call{c}, cmd, replies)
+			if err := read(&replies[0]); err != nil && !isOfContract(err) {
+				return fmt.Errorf("%s: %w", sc.name, err)
+			}
+		}
+	}
+	return nil
+}
+
+func isOfContract(err error) bool {
+	var invalid *broker.Invalid
+	var ended *broker.Ended
+	var behind *broker.Behind
+	var quota *broker.QuotaExceeded
+	return errors.Is(err, broker.ErrUnavailable) || errors.Is(err, broker.ErrUnconfirmed) || errors.Is(err, broker.ErrMismatch) ||
+		errors.Is(err, broker.ErrNotFound) || errors.Is(err, broker.ErrUsed) || errors.Is(err, broker.ErrAdopted) ||
+		errors.Is(err, broker.ErrTooShort) || errors.As(err, &invalid) || errors.As(err, &ended) || errors.As(err, &behind) || errors.As(err, &quota)
 }

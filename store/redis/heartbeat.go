@@ -50,7 +50,7 @@ func (s *Store) Heartbeat(ctx context.Context, beats []broker.Beat) ([]broker.Pu
 			if id := item.text(); r.taskID(id) != beats[todo[0]].Task {
 				item.fail("a pulse of another task")
 			}
-			if len(item.rest) > 0 {
+			if item.left > 0 {
 				pulse.Task, pulse.Err = item.task(at), nil
 			}
 			todo = todo[1:]

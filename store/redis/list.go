@@ -161,7 +161,7 @@ func (l *listing) add(ctx context.Context, shard int, after string) error {
 func (l *listing) take(r *reply) (grants []string) {
 	if l.query.Grants {
 		list := r.list()
-		for len(list.rest) > 0 {
+		for list.left > 0 {
 			grants = append(grants, list.text())
 		}
 		r.join(list)

@@ -9,15 +9,17 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/tinylib/msgp/msgp"
 
 	"github.com/errandhq/errand/broker"
 )
 
-// reply is a script's answer: a list of strings, integers and lists, read from the front. Its first
-// failure stays in err, which is one of the contract's.
+// reply is a script's answer: a MessagePack array of strings, integers and arrays, read from the front. Its
+// first failure stays in err, which is one of the contract's.
 type reply struct {
-	status string // "ok", or why not
-	rest   []any
+	status string  // "ok", or why not
+	left   uint32  // how many values have not been read
+	in     *[]byte // where they stand; an answer and the lists in it share it
 	err    error
 	script *script
 	shard  int
@@ -26,38 +28,66 @@ type reply struct {
 
 // answer takes what the script said of each call of a command.
 func (s *Store) answer(calls []call, cmd command, replies []reply) {
-	values, err := cmd.Slice()
-	many := calls[cmd.calls[0]].script.many
-	if !many {
-		values = s.single(values)
-	} else if len(values) == len(cmd.calls)+1 {
-		s.unreadable.report(s.logger, values[len(cmd.calls)])
-	}
+	text, err := cmd.Text()
+	answers, broken := s.answers([]byte(text), calls[cmd.calls[0]].script.many, len(cmd.calls))
 	for n, i := range cmd.calls {
 		c := &calls[i]
 		r := reply{script: c.script, shard: c.shard, epoch: c.epoch}
 		switch {
 		case err != nil:
 			r.err = c.script.failed(err)
-		case n >= len(values):
+		case broken != nil:
+			r.fail(broken.Error())
+		case n >= len(answers):
 			r.fail("it has too few answers")
 		default:
-			r.rest, _ = values[n].([]any)
+			r.in, r.left = &answers[n], 1
+			r = *r.list()
 			r.head(c)
 		}
 		replies[i] = r
 	}
 }
 
-// single returns the one answer of a script that makes one call, in a list.
-func (s *Store) single(values []any) []any {
-	if len(values) == 2 {
-		if inner, ok := values[0].([]any); ok { // and with it, a record that nobody can read
-			s.unreadable.report(s.logger, values[1])
-			values = inner
+// answers cuts what a script says into its answers, and reports a record that nobody can read.
+func (s *Store) answers(text []byte, many bool, want int) ([][]byte, error) {
+	if !many {
+		first := text
+		if n, rest, err := msgp.ReadArrayHeaderBytes(text); err == nil && n == 2 && msgp.NextType(rest) == msgp.ArrayType {
+			parts, err := cut(rest, 2)
+			if err != nil {
+				return nil, err
+			}
+			s.unreadable.report(s.logger, parts[1])
+			first = parts[0]
 		}
+		return [][]byte{first}, nil
 	}
-	return []any{values}
+	n, rest, err := msgp.ReadArrayHeaderBytes(text)
+	if err != nil {
+		return nil, err
+	}
+	if n != uint32(want) && n != uint32(want)+1 {
+		return nil, fmt.Errorf("it has %d answers instead of %d", n, want)
+	}
+	parts, err := cut(rest, int(n))
+	if err == nil && len(parts) > want {
+		s.unreadable.report(s.logger, parts[want])
+	}
+	return parts, err
+}
+
+// cut returns so many values, one by one.
+func cut(text []byte, n int) (parts [][]byte, err error) {
+	for range n {
+		rest, err := msgp.Skip(text)
+		if err != nil {
+			return nil, err
+		}
+		parts = append(parts, text[:len(text)-len(rest)])
+		text = rest
+	}
+	return parts, nil
 }
 
 // head reads the beginning of an answer: its status, and the echo.
@@ -112,34 +142,28 @@ func (r *reply) fail(what string) {
 	if r.err == nil {
 		r.err = fmt.Errorf("%w: script %s gave an answer that cannot be read: %s", r.script.doubt(), r.script.name, what)
 	}
-	r.rest = nil
+	r.left = 0
 }
 
-func (r *reply) next() any {
-	if len(r.rest) == 0 {
+// next is the next value, and what comes after it.
+func next[T any](r *reply, what string, read func([]byte) (T, []byte, error)) (value T) {
+	if r.left == 0 {
 		r.fail("it is too short")
-		return nil
+		return value
 	}
-	v := r.rest[0]
-	r.rest = r.rest[1:]
-	return v
+	value, rest, err := read(*r.in)
+	if err != nil {
+		r.fail("no " + what + " where there should be one")
+		return value
+	}
+	*r.in = rest
+	r.left--
+	return value
 }
 
-func (r *reply) text() string {
-	v, ok := r.next().(string)
-	if !ok {
-		r.fail("no text where there should be one")
-	}
-	return v
-}
+func (r *reply) text() string { return next(r, "text", msgp.ReadStringBytes) }
 
-func (r *reply) number() int64 {
-	v, ok := r.next().(int64)
-	if !ok {
-		r.fail("no number where there should be one")
-	}
-	return v
-}
+func (r *reply) number() int64 { return next(r, "number", msgp.ReadInt64Bytes) }
 
 func (r *reply) flag() bool { return r.number() != 0 }
 
@@ -152,29 +176,35 @@ func (r *reply) moment() time.Time {
 	return time.UnixMilli(ms).UTC()
 }
 
-// list reads a list, to be read like an answer of its own.
+// list reads a list, to be read like an answer of its own, and then to be joined before anything else is read.
 func (r *reply) list() *reply {
-	v, ok := r.next().([]any)
-	if !ok {
-		r.fail("no list where there should be one")
-	}
-	return &reply{rest: v, script: r.script, shard: r.shard, epoch: r.epoch}
+	n := next(r, "list", msgp.ReadArrayHeaderBytes)
+	return &reply{left: n, in: r.in, err: r.err, script: r.script, shard: r.shard, epoch: r.epoch}
 }
 
 // each reads a list of lists.
 func (r *reply) each(read func(*reply)) {
-	for l := r.list(); len(l.rest) > 0 && r.err == nil; {
+	l := r.list()
+	for l.left > 0 && l.err == nil {
 		item := l.list()
 		read(item)
-		r.join(l)
-		r.join(item)
+		l.join(item)
 	}
+	r.join(l)
 }
 
-// join takes over the failure of a list.
+// join goes on after a list, and takes over its failure.
 func (r *reply) join(l *reply) {
-	if r.err == nil {
-		r.err = l.err
+	for ; l.left > 0 && l.err == nil; l.left-- {
+		rest, err := msgp.Skip(*l.in)
+		if err != nil {
+			l.fail(err.Error())
+			break
+		}
+		*l.in = rest
+	}
+	if r.err == nil && l.err != nil {
+		r.err, r.left = l.err, 0
 	}
 }
 
@@ -221,10 +251,10 @@ func (r *reply) taskFields(now time.Time) broker.Task {
 	if !now.Before(at) {
 		t.State, t.Cause, t.Ended = state, cause, at
 	}
-	if len(r.rest) > 0 {
+	if r.left > 0 {
 		t.Note, t.Noted = r.text(), r.moment()
 	}
-	if len(r.rest) > 0 {
+	if r.left > 0 {
 		t.Presence, t.Stream = true, broker.StreamID(r.text())
 	}
 	if id == "" {
@@ -249,7 +279,7 @@ func (r *reply) path() []broker.TaskID {
 // grant reads a grant in a workload's task, which is nothing when the list is empty.
 func (r *reply) grant(task broker.Task) broker.Grant {
 	l := r.list()
-	if len(l.rest) == 0 {
+	if l.left == 0 {
 		r.join(l)
 		return broker.Grant{}
 	}

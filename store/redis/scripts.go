@@ -5,7 +5,9 @@ import (
 	"embed"
 	"encoding/hex"
 	"fmt"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/errandhq/errand/broker"
@@ -76,13 +78,7 @@ func source(name string, oom bool, keys, parts []string) string {
 	if oom {
 		b.WriteString(" flags=allow-oom")
 	}
-	var indexes []string
-	for i := range keys {
-		indexes = append(indexes, fmt.Sprintf("KEYS[%d]", i+1))
-	}
-	fmt.Fprintf(&b, "\nlocal NKEYS, %s = %d, %s\n", strings.ToUpper(strings.Join(keys, ", ")), len(keys), strings.Join(indexes, ", "))
-	fmt.Fprintf(&b, "local MARGIN, DENIAL_LIFE, MAX_DEPTH, MIN_LIFE, MAX_NOTES = %d, %d, %d, %d, %d\n", broker.Margin.Milliseconds(),
-		(broker.MaxTokenLife + broker.Margin).Milliseconds(), broker.MaxDepth, broker.MinTokenLife.Milliseconds(), broker.MaxNotes)
+	b.WriteString("\n")
 	for _, part := range parts {
 		b.WriteString(text("lib/" + part))
 	}
@@ -94,9 +90,30 @@ func source(name string, oom bool, keys, parts []string) string {
 	case slices.Contains([]string{"record", "post", "notes"}, name): // which are no epoch's
 		fmt.Fprintf(&b, "local function main()\n%send\nreturn finish(main())\n", text(name))
 	default:
-		fmt.Fprintf(&b, "local function main()\n%send\nif not known then return {'epoch', ARGV[2]} end\nreturn finish(main())\n", text(name))
+		fmt.Fprintf(&b, "local function main()\n%send\nif not known then return cmsgpack.pack({'epoch', ARGV[2]}) end\nreturn finish(main())\n", text(name))
 	}
-	return b.String()
+	return inline(b.String(), keys)
+}
+
+var word = regexp.MustCompile(`\b[A-Z][A-Z_]+\b`)
+
+// inline puts what the words in capitals stand for in their place: the keys that every run declares, and
+// the domain's constants. As locals each run would have to make them, and every function to find them.
+func inline(text string, keys []string) string {
+	words := map[string]int64{
+		"NKEYS": int64(len(keys)), "ID": bareLength, "MARGIN": broker.Margin.Milliseconds(),
+		"DENIAL_LIFE": (broker.MaxTokenLife + broker.Margin).Milliseconds(), "MAX_DEPTH": broker.MaxDepth,
+		"MIN_LIFE": broker.MinTokenLife.Milliseconds(), "MAX_NOTES": broker.MaxNotes,
+	}
+	return word.ReplaceAllStringFunc(text, func(w string) string {
+		if n, ok := words[w]; ok {
+			return strconv.FormatInt(n, 10)
+		}
+		if i := slices.Index(keys, strings.ToLower(w)); i >= 0 {
+			return fmt.Sprintf("KEYS[%d]", i+1)
+		}
+		return w
+	})
 }
 
 func text(name string) string {

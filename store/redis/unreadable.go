@@ -1,9 +1,12 @@
 package redis
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
+
+	"github.com/tinylib/msgp/msgp"
 )
 
 // maxUnreadable bounds the records that are remembered as named, and so the lines in the log.
@@ -17,12 +20,14 @@ type unreadable struct {
 }
 
 // report is given the key and the field or ID in it.
-func (u *unreadable) report(logger *slog.Logger, where any) {
-	list, ok := where.([]any)
-	if !ok || len(list) != 2 {
+func (u *unreadable) report(logger *slog.Logger, where []byte) {
+	n, rest, err := msgp.ReadArrayHeaderBytes(where)
+	key, rest, errKey := msgp.ReadStringBytes(rest)
+	id, _, errID := msgp.ReadStringBytes(rest)
+	if errors.Join(err, errKey, errID) != nil || n != 2 {
 		return
 	}
-	key, id := fmt.Sprint(list[0]), fmt.Sprintf("%.100q", fmt.Sprint(list[1]))
+	id = fmt.Sprintf("%.100q", id)
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.named[key+id] || len(u.named) >= maxUnreadable {

@@ -7,10 +7,10 @@
 -- holds the task.
 local function answer(id, first, path, o, as_state, g)
   local t = path[#path]
-  local audiences = path[1].audiences
-  if g then audiences = {g.audience} elseif path[1].begun == 0 then audiences = 'all' end -- known by its end alone
+  local all = not g and path[1].begun == 0 and 1 or 0 -- it is known by its end alone
+  local audiences = g and {g.audience} or path[1].audiences
   return {'ok', id, now, first, task_reply(path),
-    {o.event, as_state, o.cause, o.reason, o.ended, g and 0 or t.grants, g and 0 or t.below, o.feed}, g and grant_reply(g) or {}, audiences}
+    {o.event, as_state, o.cause, o.reason, o.ended, g and 0 or t.grants, g and 0 or t.below, o.feed}, g and grant_reply(g) or {}, all, audiences}
 end
 
 local function is_final(state) return state ~= '' and state ~= 'active' end
@@ -49,7 +49,7 @@ local function end_lost(id, workload, state, cause, reason, event, before, after
     children = old and old.children or 0, -- each is taken off when it is looked at again
     holder = 0, ref = ''}
   t.over = {state = state, cause = cause, ended = now, closed = last, event = event, reason = reason, feed = position(before, after)}
-  redis.call('ZADD', LISTS, 0, 't' .. id)
+  redis.call('ZADD', LISTS, '0', 't' .. id)
   redis.call('ZADD', ALARMS, gone(t), id)
   save(t)
   return answer(id, 1, {t}, t.over, state)
@@ -75,7 +75,8 @@ local function end_task(path, state, cause, reason, event, if_due, before, after
   end
   if as_cause == 'audit' or as_cause == 'signing' then give_up_key(t) end -- it was never handed out
   t.over = {state = as_state, cause = as_cause, ended = ended, closed = now, event = event, reason = reason, feed = position(before, after)}
-  redis.call('ZADD', ALARMS, gone(t), t.id)
+  -- Its alarm rings when it would have been due, and is then put off to when the record goes away.
+  if t.due > gone(t) + 60000 then redis.call('ZADD', ALARMS, gone(t), t.id) end
   save(t)
   return answer(t.id, 1, path, t.over, as_state)
 end

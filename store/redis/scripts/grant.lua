@@ -113,7 +113,7 @@ local function write_grants(id, u, expiries, issued, audiences, first, key)
     save_grant(k, id, audience, ARGV[first + 6 + 4 * i], issued, expires, number, false)
     count_grant(u, expires)
     ids = ids .. string.sub(k, -ID)
-    listed[2 * i - 1], listed[2 * i] = 0, listed_grant(id, expires, string.sub(k, -ID))
+    listed[2 * i - 1], listed[2 * i] = '0', listed_grant(id, expires, string.sub(k, -ID))
     local new = true
     for _, known_audience in ipairs(audiences) do new = new and known_audience ~= audience end
     if new then audiences[#audiences + 1] = audience end

@@ -31,4 +31,4 @@ elseif verb == 'done' and has == given then
   redis.call('HDEL', META, 'opening')
 end
 local m = redis.call('HMGET', META, 'epoch', 'shards', 'opening', 'deployment', 'last')
-return {'ok', 'open', m[1] or '', m[2] or '', m[3] or '', m[4] or '', now, tonumber(m[5]) or 0}
+return cmsgpack.pack({'ok', 'open', m[1] or '', m[2] or '', m[3] or '', m[4] or '', now, tonumber(m[5]) or 0})

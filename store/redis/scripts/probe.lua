@@ -21,4 +21,4 @@ for _, command in ipairs({
     return redis.error_reply(err)
   end
 end
-return {'ok', 'probe', denied}
+return cmsgpack.pack({'ok', 'probe', denied})

@@ -14,15 +14,15 @@ trim(100)
 if now - last >= 1000 then changed = true end -- so that what is written down is never far behind
 local limit = tonumber(ARGV[5])
 local entries = {}
-local reached, last_mark = number, ''
+local reached, last_read = number, nil
 for i, entry in ipairs(redis.call('XRANGE', FEED, '(' .. ARGV[3] .. '-0', '+', 'COUNT', limit)) do
   local f = entry[2]
   local n = tonumber(string.match(entry[1], '^%d+'))
   if i == limit then reached = n end
-  if n <= reached then last_mark = mark(entry) end
+  if n <= reached then last_read = entry end
   entries[i] = {n, f[2], f[4], tonumber(f[6]), f[8] and 1 or 0, f[8] or ''}
 end
-local out = {'ok', 'watch', now, number, reached, version, last_mark, entries}
+local out = {'ok', 'watch', now, number, reached, version, last_read and mark(last_read) or '', entries}
 if version ~= tonumber(ARGV[4]) then
   local locks, denials = {}, {}
   local raws = redis.call('HGETALL', LOCKS)

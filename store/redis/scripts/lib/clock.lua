@@ -46,6 +46,5 @@ local function finish(answer)
   elseif now > last and (changed or elapsed) then
     redis.call('HSET', META, 'last', now)
   end
-  if unreadable then return {answer, unreadable} end
-  return answer
+  return cmsgpack.pack(unreadable and {answer, unreadable} or answer)
 end

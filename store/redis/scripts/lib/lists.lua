@@ -14,9 +14,9 @@ local function root_of(t) return t.above ~= '' and string.sub(t.above, 1, ID) or
 -- listed_task adds a task's members, and their scores, to a list of those that are to be written.
 local function listed_task(list, id, above, ref)
   local n = #list
-  list[n + 1], list[n + 2] = 0, 't' .. id
-  if above ~= '' then list[n + 3], list[n + 4], n = 0, 'b' .. string.sub(above, 1, ID) .. id, n + 2 end
-  if ref ~= '' then list[n + 3], list[n + 4] = 0, 'r' .. ref .. id end
+  list[n + 1], list[n + 2] = '0', 't' .. id
+  if above ~= '' then list[n + 3], list[n + 4], n = '0', 'b' .. string.sub(above, 1, ID) .. id, n + 2 end
+  if ref ~= '' then list[n + 3], list[n + 4] = '0', 'r' .. ref .. id end
 end
 
 -- listed_grant is a grant's member.

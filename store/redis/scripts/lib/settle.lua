@@ -38,7 +38,7 @@ local function settle(limit)
       again = again or t.due -- a heartbeat moved it
     else
       retire(t)
-      redis.call('ZADD', DUE, 0, id)
+      redis.call('ZADD', DUE, '0', id)
       again = again or gone(t)
     end
     if again then redis.call('ZADD', ALARMS, again, id) end
