@@ -39,21 +39,24 @@ func ParseEndKey(s string) (EndKey, error) {
 	if s == "" {
 		return EndKey{}, nil
 	}
-	bad := invalid("end_key", "is not one; send it as it came in the answer to the begin, or leave it out")
 	rest, ok := strings.CutPrefix(s, endKeyPrefix)
 	deadline, mac, dotted := strings.Cut(rest, ".")
 	if !ok || !dotted || len(s) > endKeyBytes {
-		return EndKey{}, bad
+		return EndKey{}, badEndKey()
 	}
 	n, err := strconv.ParseInt(deadline, 10, 64)
 	if err != nil || n <= 0 || strconv.FormatInt(n, 10) != deadline {
-		return EndKey{}, bad
+		return EndKey{}, badEndKey()
 	}
 	sum, err := base64.RawURLEncoding.Strict().DecodeString(mac)
 	if err != nil || len(sum) != sha256.Size || base64.RawURLEncoding.EncodeToString(sum) != mac {
-		return EndKey{}, bad
+		return EndKey{}, badEndKey()
 	}
 	return EndKey{deadline: n, mac: [sha256.Size]byte(sum)}, nil
+}
+
+func badEndKey() error {
+	return invalid("end_key", "is not one; send it as it came in the answer to the begin, or leave it out")
 }
 
 // Secret is the text of the key, and "" for none.

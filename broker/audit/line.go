@@ -168,7 +168,7 @@ func newUsage(u *broker.GrantUsage) *Usage {
 // values, which stays.
 func Printable(text []byte) []byte {
 	hidden := func(r rune) bool { return !unicode.IsPrint(r) && r != '\n' && r != '\t' && r != '\r' }
-	if !bytes.ContainsFunc(text, hidden) {
+	if isPlain(text) || !bytes.ContainsFunc(text, hidden) {
 		return text
 	}
 	var out []byte
@@ -182,4 +182,14 @@ func Printable(text []byte) []byte {
 		}
 	}
 	return out
+}
+
+// isPlain reports whether a text has nothing but what prints itself in ASCII, as most have.
+func isPlain(text []byte) bool {
+	for _, b := range text {
+		if b < ' ' || b > '~' {
+			return false
+		}
+	}
+	return true
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -27,14 +26,13 @@ func pack(fields ...string) string {
 
 // unpack returns the strings that pack was given.
 func unpack(text string) (fields []string, ok bool) {
-	rest := []byte(text)
-	for len(rest) > 0 {
-		n, size := binary.Uvarint(rest)
-		if size <= 0 || n > uint64(len(rest)-size) {
+	for len(text) > 0 {
+		n, size := binary.Uvarint([]byte(text[:min(len(text), binary.MaxVarintLen64)]))
+		if size <= 0 || n > uint64(len(text)-size) {
 			return nil, false
 		}
-		fields = append(fields, string(rest[size:size+int(n)]))
-		rest = rest[size+int(n):]
+		end := size + int(n)
+		fields, text = append(fields, text[size:end]), text[end:]
 	}
 	return fields, true
 }
@@ -60,12 +58,15 @@ func bareGrant(id broker.GrantID) (string, bool) {
 }
 
 func (r *reply) taskID(bare string) broker.TaskID {
-	return broker.TaskID(fmt.Sprintf("tsk_%02d%s", r.shard, bare))
+	return broker.TaskID("tsk_" + twoDigits(r.shard) + bare)
 }
 
 func (r *reply) grantID(bare string) broker.GrantID {
-	return broker.GrantID(fmt.Sprintf("gnt_%02d%s", r.shard, bare))
+	return broker.GrantID("gnt_" + twoDigits(r.shard) + bare)
 }
+
+// twoDigits is how an ID has its shard, of which there are less than a hundred.
+func twoDigits(shard int) string { return string([]byte{'0' + byte(shard/10), '0' + byte(shard%10)}) }
 
 // packTask adds what a task says about itself only when there is something.
 func packTask(b *broker.Beginning) string {

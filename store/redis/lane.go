@@ -55,8 +55,11 @@ func (l *lane) run(ctx context.Context, calls []call) []reply {
 			return l.send(ctx, calls)
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, l.patience)
-	defer cancel()
+	if until, ok := ctx.Deadline(); !ok || time.Until(until) > l.patience {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, l.patience)
+		defer cancel()
+	}
 	select {
 	case <-j.done:
 		return j.replies

@@ -57,7 +57,7 @@ const (
 )
 
 const (
-	beginBody = `{"name":"monthly-export","purpose":"FIN-212 month end","lease_seconds":600,"tokens":[{"audience":"orders","scopes":["orders:read"]}]}`
+	beginBody = `{"name":"monthly-export","purpose":"FIN-212 month end","lease_seconds":60,"tokens":[{"audience":"orders","scopes":["orders:read"]}]}`
 	tokenBody = `{"audience":"orders","scopes":["orders:read"]}`
 	endBody   = `{"outcome":"completed","end_key":%q}`
 
