@@ -155,8 +155,12 @@ func (req *BeginRequest) commitment(w Workload, registration WorkloadRegistratio
 }
 
 // digest stands for the request as it was asked, so that a policy that has changed in between does
-// not make a repetition look like another request. The same one by another delegation is another one.
+// not make a repetition look like another request. The same one by another delegation is another one. Without
+// a key nobody can repeat it.
 func (req *BeginRequest) digest(by DelegationID) [32]byte {
+	if req.Key == "" {
+		return [32]byte{}
+	}
 	text, err := json.Marshal(struct {
 		*BeginRequest
 		By DelegationID `json:",omitempty"`
