@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // RefEnd is a source's word that what a reference names has ended, and how.
@@ -13,6 +14,10 @@ type RefEnd struct {
 	Ref    TaskRef // the URL is not looked at
 	State  State   // Completed, Failed or Canceled
 	Reason string  // at most MaxPurpose bytes; may be empty
+
+	// Time is when it ended, by the source's clock; zero if it does not say. What began more than MaxSkew later is
+	// another run under the same name, and the word comes late.
+	Time time.Time
 }
 
 // Rules of the refusals of what a source says.
@@ -51,7 +56,7 @@ func (b *Broker) EndRef(ctx context.Context, by SourceRegistration, address stri
 		for _, task := range page.Tasks {
 			switch {
 			case task.Ref.Kind != e.Ref.Kind || task.Ref.ID != e.Ref.ID: // of a store that does not look
-			case b.pending.task(task).State.Final():
+			case b.pending.task(task).State.Final() || e.isBefore(task):
 			case !by.mayEnd(task.Workload):
 				others = true
 			default:
@@ -86,6 +91,11 @@ func (e RefEnd) check() error {
 		return invalid("ref", "is missing; say what has ended, by its kind and id")
 	}
 	return e.Ref.check()
+}
+
+// isBefore reports whether a task has surely begun since.
+func (e RefEnd) isBefore(task Task) bool {
+	return !e.Time.IsZero() && task.Begun.After(e.Time.Add(MaxSkew))
 }
 
 // reason is what the receipt says.

@@ -84,6 +84,35 @@ func TestEndRefEndsWhatCarriesIt(t *testing.T) {
 	})
 }
 
+// TestEndRefComesLate: what says when it happened ends nothing that has begun since, within the skew of two
+// clocks, however often it is repeated.
+func TestEndRefComesLate(t *testing.T) {
+	inBubble(t, func(h *harness) {
+		first := h.begin(report, about("k8s/job", "nightly")).Task
+		time.Sleep(10 * time.Second)
+		word := jobEnded("nightly")
+		word.Time = time.Now()
+		time.Sleep(broker.MaxSkew)
+		second := h.begin(report, about("k8s/job", "nightly")).Task
+		time.Sleep(time.Millisecond)
+		third := h.begin(report, about("k8s/job", "nightly")).Task
+		for range 2 {
+			if _, err := h.endRef(word); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for id, want := range map[broker.TaskID]broker.State{first.ID: broker.Failed, second.ID: broker.Failed, third.ID: broker.Active} {
+			if got := h.at(report, id).State; got != want {
+				t.Errorf("%s is %s; want %s", id, got, want)
+			}
+		}
+		word.Time = time.Time{}
+		if n, err := h.endRef(word); n != 1 || err != nil {
+			t.Errorf("without a time: %d, %v", n, err)
+		}
+	})
+}
+
 // TestEndRefManyTasks: more than a page of them.
 func TestEndRefManyTasks(t *testing.T) {
 	inBubble(t, func(h *harness) {

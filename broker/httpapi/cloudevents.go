@@ -236,7 +236,12 @@ func binary(h http.Header, text []byte) cloudEvent {
 		return cloudEvent{err: err}
 	}
 	var e envelope
-	for name, into := range map[string]*string{"Ce-Specversion": &e.SpecVersion, "Ce-Id": &e.ID, "Ce-Source": &e.Source, "Ce-Type": &e.Type} {
+	if len(h.Values("Ce-Time")) > 0 {
+		e.Time = new(string)
+	}
+	for name, into := range map[string]*string{
+		"Ce-Specversion": &e.SpecVersion, "Ce-Id": &e.ID, "Ce-Source": &e.Source, "Ce-Type": &e.Type, "Ce-Time": e.Time,
+	} {
 		values := h.Values(name)
 		if len(values) > 1 {
 			return cloudEvent{err: &malformed{name + " is there more than once"}}
@@ -278,8 +283,10 @@ func (e envelope) event() cloudEvent {
 	case len(e.Data) == 0:
 		out.err = &broker.Invalid{Field: "data", Detail: "is missing; say in it what has ended, and how"}
 	}
+	var at time.Time
 	if out.err == nil && e.Time != nil {
-		if _, err := time.Parse(time.RFC3339Nano, *e.Time); err != nil {
+		var err error
+		if at, err = time.Parse(time.RFC3339Nano, *e.Time); err != nil || at.IsZero() {
 			out.err = &broker.Invalid{Field: "time", Detail: "is no time of RFC 3339; leave it out, or give it as 2027-01-31T12:00:00Z"}
 		}
 	}
@@ -287,7 +294,7 @@ func (e envelope) event() cloudEvent {
 		return out
 	}
 	out.end, out.err = refEnd(e.Data)
-	out.end.URI = e.Source
+	out.end.URI, out.end.Time = e.Source, at.UTC()
 	return out
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/errandhq/errand/sdk/wire"
 )
@@ -54,8 +55,12 @@ func FuzzCloudEvents(f *testing.F) {
 			if e.id == "" || e.end.URI == "" {
 				t.Fatalf("an event without what is required: %+v", e)
 			}
+			at := ""
+			if !e.end.Time.IsZero() {
+				at = e.end.Time.Format(time.RFC3339Nano)
+			}
 			text, err := json.Marshal(wire.CloudEvent{
-				SpecVersion: wire.CloudEventsVersion, ID: e.id, Source: e.end.URI, Type: wire.TypeRefEnded,
+				SpecVersion: wire.CloudEventsVersion, ID: e.id, Source: e.end.URI, Type: wire.TypeRefEnded, Time: at,
 				Data: wire.RefEnded{Ref: wire.Ref(e.end.Ref), Outcome: string(e.end.State), Reason: e.end.Reason},
 			})
 			if err != nil {

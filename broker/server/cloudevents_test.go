@@ -57,7 +57,7 @@ func TestCloudEventsEndTasks(t *testing.T) {
 	c, watcher, forge := r.client(reportID), r.client(watcherID), r.passerby()
 	modes := map[string]func(id string) answer{
 		"structured, with an SVID": func(id string) answer {
-			return watcher.hook(event("e1", watcherID, "k8s/job", id, `,"time":"2027-01-31T12:00:00Z","traceparent":"00-x","datacontenttype":"application/json"`), func(http.Header) {})
+			return watcher.hook(event("e1", watcherID, "k8s/job", id, `,"time":"`+time.Now().UTC().Format(time.RFC3339)+`","traceparent":"00-x","datacontenttype":"application/json"`), func(http.Header) {})
 		},
 		"structured, with a token": func(id string) answer { return forge.hook(event("e1", forgeSource, "ci/run", id, ""), withForge) },
 		"binary, with a token": func(id string) answer {
@@ -98,6 +98,36 @@ func TestCloudEventsEndTasks(t *testing.T) {
 		if s := c.state(later.Task.ID); s != "active/" {
 			t.Errorf("%s: another task is %s", name, s)
 		}
+	}
+}
+
+// TestALateCloudEvent names a run of a minute ago: one that has begun since lives on, in each content mode.
+func TestALateCloudEvent(t *testing.T) {
+	r := start(t)
+	c, forge := r.client(reportID), r.passerby()
+	then := time.Now().Add(-time.Minute).UTC().Format(time.RFC3339)
+	begun := c.carrying("ci/run", "nightly")
+	binary := func(at string) answer {
+		return forge.hook(`{"ref":{"kind":"ci/run","id":"nightly"},"outcome":"failed"}`, func(h http.Header) {
+			withForge(h)
+			h.Set("Content-Type", wire.TypeJSON)
+			for name, value := range map[string]string{"Specversion": "1.0", "Id": "e", "Source": forgeSource, "Type": wire.TypeRefEnded, "Time": at} {
+				h.Set("Ce-"+name, value)
+			}
+		})
+	}
+	for name, a := range map[string]answer{
+		"structured": forge.hook(event("e", forgeSource, "ci/run", "nightly", `,"time":"`+then+`"`), withForge), "binary": binary(then),
+	} {
+		if got := results(t, a); got[0].Ended != 0 || c.state(begun.Task.ID) != "active/" {
+			t.Errorf("%s: %+v, and the task is %s", name, got, c.state(begun.Task.ID))
+		}
+	}
+	if a := binary("yesterday"); a.status != http.StatusUnprocessableEntity && a.status != http.StatusBadRequest {
+		t.Errorf("a time that is none: %d %s", a.status, a.body)
+	}
+	if got := results(t, binary(time.Now().UTC().Format(time.RFC3339Nano))); got[0].Ended != 1 {
+		t.Errorf("now: %+v", got)
 	}
 }
 

@@ -26,8 +26,9 @@ const (
 type CloudEvent struct {
 	SpecVersion string   `json:"specversion"` // CloudEventsVersion
 	ID          string   `json:"id"`
-	Source      string   `json:"source"` // as the sender's registration has it
-	Type        string   `json:"type"`   // TypeRefEnded
+	Source      string   `json:"source"`         // as the sender's registration has it
+	Type        string   `json:"type"`           // TypeRefEnded
+	Time        string   `json:"time,omitempty"` // when it ended (RFC 3339); what began later is not touched
 	Data        RefEnded `json:"data"`
 }
 
