@@ -39,7 +39,7 @@ func terminal(t *testing.T) (inside, outside *os.File) {
 	return inside, outside
 }
 
-// TestWatchOnATerminal draws a table that fits.
+// TestWatchOnATerminal draws a table that fits, with the columns that one names.
 func TestWatchOnATerminal(t *testing.T) {
 	inside, outside := terminal(t)
 	seen := make(chan struct{})
@@ -65,7 +65,7 @@ func TestWatchOnATerminal(t *testing.T) {
 	var talk bytes.Buffer
 	ended := make(chan int, 1)
 	go func() {
-		code := run([]string{"grants", "watch"}, inside, &talk)
+		code := run([]string{"grants", "watch", "--columns", "task,workload,grant"}, inside, &talk)
 		inside.Close() // the end of what is read
 		ended <- code
 	}()
@@ -84,7 +84,7 @@ func TestWatchOnATerminal(t *testing.T) {
 	if code := <-ended; code != exitDenied {
 		t.Errorf("exit code %d: %s", code, talk.String())
 	}
-	if got := text.String(); !strings.Contains(got, "\x1b[H\x1b[2J3 grants, the newest 2   ") || strings.Contains(got, "gnt_c") {
+	if got := text.String(); !strings.Contains(got, "\x1b[H\x1b[2J3 grants, the newest 2   ") || !strings.Contains(got, "TASK  WORKLOAD  GRANT\r\n") || strings.Contains(got, "gnt_c") {
 		t.Errorf("%q", got)
 	}
 }
