@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/tinylib/msgp/msgp"
 
 	"github.com/errandhq/errand/broker"
 )
@@ -57,12 +58,11 @@ next:
 func run(ctx context.Context, calls []call, indexes []int) *redis.Cmd {
 	first := &calls[indexes[0]]
 	shared := first.script.keys[first.shard]
-	keys, size := len(shared), 0
+	keys := len(shared)
 	for _, i := range indexes {
 		keys += len(calls[i].keys)
-		size += len(calls[i].args) + 3
 	}
-	args := make([]any, 0, 5+keys+size)
+	args := make([]any, 0, 5+keys+len(first.args))
 	args = append(args, "evalsha", first.script.sum, keys)
 	args = append(args, shared...)
 	for _, i := range indexes {
@@ -72,18 +72,42 @@ func run(ctx context.Context, calls []call, indexes []int) *redis.Cmd {
 	}
 	args = append(args, first.epoch)
 	if first.script.many {
-		args = append(args, len(indexes))
-	}
-	for _, i := range indexes {
-		c := &calls[i]
-		if c.script.many {
-			args = append(args, len(c.keys), len(c.args)+1)
-		}
-		args = append(append(args, c.echo), c.args...)
+		args = append(args, packCalls(calls, indexes))
+	} else {
+		args = append(append(args, first.echo), first.args...)
 	}
 	cmd := redis.NewCmd(ctx, args...)
 	cmd.SetFirstKeyPos(3)
 	return cmd
+}
+
+// packCalls is what scripts/lib/calls.lua reads: one MessagePack array of how many keys each call has, and one of the
+// arguments of each. Redis takes one long argument for less than many short ones.
+func packCalls(calls []call, indexes []int) []byte {
+	packed := msgp.AppendArrayHeader(nil, uint32(len(indexes)))
+	for _, i := range indexes {
+		packed = msgp.AppendInt(packed, len(calls[i].keys))
+	}
+	packed = msgp.AppendArrayHeader(packed, uint32(len(indexes)))
+	for _, i := range indexes {
+		packed = msgp.AppendArrayHeader(packed, uint32(len(calls[i].args))+1)
+		packed = msgp.AppendString(packed, calls[i].echo)
+		for _, arg := range calls[i].args {
+			switch arg := arg.(type) {
+			case string:
+				packed = msgp.AppendString(packed, arg)
+			case int:
+				packed = msgp.AppendInt(packed, arg)
+			case int64:
+				packed = msgp.AppendInt64(packed, arg)
+			case uint64:
+				packed = msgp.AppendUint64(packed, arg)
+			default:
+				panic(fmt.Sprintf("store/redis: an argument of type %T", arg))
+			}
+		}
+	}
+	return packed
 }
 
 // send makes the calls in one round trip and returns an answer for each. A failure of one is in its

@@ -1,7 +1,7 @@
 -- Ends one task or one grant. It works when memory is full: an end must.
 --
 -- KEYS: the one of the grant if it is one.
--- ARGV: id, workload ('' for any), state, cause, reason, event, '1' if only when due, and the position
+-- Arguments: id, workload ('' for any), state, cause, reason, event, '1' if only when due, and the position
 -- of the other shards: what stands before this one's number, and what after; and the deadline of a
 -- task that is known to have begun ('' for none), and what is kept of such a one; and, if that matters, who
 -- holds the task.
@@ -81,8 +81,8 @@ local function end_task(path, state, cause, reason, event, if_due, before, after
   return answer(t.id, 1, path, t.over, as_state)
 end
 
-local function main(first, last, key, last_key)
-  local id, workload, state, cause, reason, event, if_due, before, after, deadline, static, holder = unpack(ARGV, first, last)
+local function main(key, last_key)
+  local id, workload, state, cause, reason, event, if_due, before, after, deadline, static, holder = unpack(args)
   if key == last_key then return end_grant(KEYS[key], id, workload, cause, reason, event, before, after) end
   local path = find(id, workload)
   if path then return end_task(path, state, cause, reason, event, if_due, before, after, holder) end

@@ -3,7 +3,7 @@
 --
 -- KEYS: one for each grant that is asked for, one for the delegation of a join, and then those that 'declare'
 -- named.
--- ARGV: task, workload, control, quota of tasks, of grants, of children, number of grants, and of each:
+-- Arguments: task, workload, control, quota of tasks, of grants, of children, number of grants, and of each:
 -- audience, life, not after (0 for none), what else is to be kept; then, of a begin: parent ('' for a
 -- root), lease, deadline, idempotency key, digest, what else is to be kept, what it is in another system
 -- ('' for nothing), and with presence the first lease ('' without); and of a join: whose the parent is, and when the delegation is over.
@@ -12,7 +12,7 @@
 local ELSEWHERE = string.rep('-', ID) -- the ID of what cannot be in this shard
 
 -- Whoever adds work does a part of what has come due: more of it than can be added.
-if known and clock[2] % 8 < calls then settle(math.max(32, 4 * calls)) end
+if known and clock[2] % 8 < #counts then settle(math.max(32, 4 * #counts)) end
 
 local function refuse_dead(id, path)
   local state, cause, moment = fate(path)
@@ -42,11 +42,11 @@ local function over_limit(id, what, n, limit)
   if limit > 0 and n > limit then return {'quota', id, what, limit} end
 end
 
--- over_quota says which quota is exceeded; ARGV has them from q on.
+-- over_quota says which quota is exceeded; the arguments have them from q on.
 local function over_quota(id, u, begin, above, asks, q)
-  return begin and over_limit(id, 'live tasks', u.tasks + 1, ARGV[q])
-    or begin and above and over_limit(id, 'live children', above.children + 1, ARGV[q + 2])
-    or asks > 0 and over_limit(id, 'live grants', u.grants + asks, ARGV[q + 1])
+  return begin and over_limit(id, 'live tasks', u.tasks + 1, args[q])
+    or begin and above and over_limit(id, 'live children', above.children + 1, args[q + 2])
+    or asks > 0 and over_limit(id, 'live grants', u.grants + asks, args[q + 1])
 end
 
 -- count_grant counts a grant in a usage until it expires.
@@ -70,14 +70,14 @@ end
 -- it says; and nothing to a new one. The begin's arguments stand from b on.
 local function earlier(id, workload, asks, begin, b, key, last_key, raws)
   if begin then
-    local request = ARGV[b + 3]
+    local request = args[b + 3]
     local made = request ~= '' and redis.call('HGET', REQUESTS, request)
     made = made and task(made) or task(id)
     if made and made.begun == 0 then -- it is known by its end alone
       return {'ended', id, made.id, made.over.state, made.over.cause, made.over.ended}
     end
     if made then
-      if made.workload ~= workload or made.digest ~= ARGV[b + 4] then return {'mismatch', id} end
+      if made.workload ~= workload or made.digest ~= args[b + 4] then return {'mismatch', id} end
       return replay(id, workload, made.id, made.first, key, last_key, raws)
     end
   end
@@ -106,11 +106,11 @@ end
 
 -- write_grants writes the grants with their expiries, and adds what is new to the audiences. It returns
 -- their IDs, and what they are in the lists.
-local function write_grants(id, u, expiries, issued, audiences, first, key)
+local function write_grants(id, u, expiries, issued, audiences, key)
   local ids, listed = '', {}
   for i, expires in ipairs(expiries) do
-    local k, audience = KEYS[key + i - 1], ARGV[first + 3 + 4 * i]
-    save_grant(k, id, audience, ARGV[first + 6 + 4 * i], issued, expires, number, false)
+    local k, audience = KEYS[key + i - 1], args[4 + 4 * i]
+    save_grant(k, id, audience, args[7 + 4 * i], issued, expires, number, false)
     count_grant(u, expires)
     ids = ids .. string.sub(k, -ID)
     listed[2 * i - 1], listed[2 * i] = '0', listed_grant(id, expires, string.sub(k, -ID))
@@ -121,11 +121,11 @@ local function write_grants(id, u, expiries, issued, audiences, first, key)
   return ids, listed
 end
 
-local function main(first, last, key, last_key)
-  local id, workload, control = ARGV[first], ARGV[first + 1], tonumber(ARGV[first + 2])
-  local asks = tonumber(ARGV[first + 6])
-  local b = first + 7 + 4 * asks -- where the begin stands
-  local begin = b <= last
+local function main(key, last_key)
+  local id, workload, control = args[1], args[2], args[3]
+  local asks = args[7]
+  local b = 8 + 4 * asks -- where the begin stands
+  local begin = b <= #args
   local raws = {}
   if key <= last_key then raws = redis.call('MGET', unpack(KEYS, key, last_key)) end
   local answer = earlier(id, workload, asks, begin, b, key, last_key, raws)
@@ -133,10 +133,10 @@ local function main(first, last, key, last_key)
 
   local path = {}
   local on, whose = id, workload -- the task that must be alive ('' for a root), and the workload that has it
-  if begin then on = ARGV[b] end
-  local join = b + 9 <= last
+  if begin then on = args[b] end
+  local join = b + 9 <= #args
   if join then
-    whose = ARGV[b + 8]
+    whose = args[b + 8]
     if on == '' or whose == '' then return {'not found', id} end -- '' would be anybody's
   end
   if on ~= '' then
@@ -157,19 +157,19 @@ local function main(first, last, key, last_key)
   if version > control then return {'behind', id, version} end
 
   local u = usage(workload)
-  if over_quota(id, u, begin, above, asks, first + 3) then
+  if over_quota(id, u, begin, above, asks, 4) then
     if settle(200) then return {'again', id} end
-    local refusal = over_quota(id, u, begin, above, asks, first + 3)
+    local refusal = over_quota(id, u, begin, above, asks, 4)
     if refusal then return refusal end
   end
 
   local deadline = above and above.deadline or math.huge
-  if begin then deadline = math.min(deadline, now + tonumber(ARGV[b + 2])) end
+  if begin then deadline = math.min(deadline, now + tonumber(args[b + 2])) end
   local issued = now - now % 1000
   local expiries, last_exp = {}, 0
   for i = 1, asks do
-    local expires = math.min(issued + tonumber(ARGV[first + 4 + 4 * i]), deadline)
-    local not_after = tonumber(ARGV[first + 5 + 4 * i])
+    local expires = math.min(issued + tonumber(args[5 + 4 * i]), deadline)
+    local not_after = tonumber(args[6 + 4 * i])
     if not_after ~= 0 then expires = math.min(expires, not_after) end
     expires = expires - expires % 1000
     if expires - issued < MIN_LIFE then return {'short', id} end
@@ -177,9 +177,9 @@ local function main(first, last, key, last_key)
   end
 
   -- From here on everything is written.
-  if join then save_join(KEYS[key + asks], tonumber(ARGV[b + 9]), id) end
+  if join then save_join(KEYS[key + asks], tonumber(args[b + 9]), id) end
   local audiences = path[1] and path[1].audiences or {}
-  local ids, listed = write_grants(id, u, expiries, issued, audiences, first, key)
+  local ids, listed = write_grants(id, u, expiries, issued, audiences, key)
   for _, t in ipairs(path) do
     t.grants, t.last_exp = t.grants + asks, math.max(t.last_exp, last_exp)
     if begin then t.below = t.below + 1 end
@@ -197,11 +197,11 @@ local function main(first, last, key, last_key)
   if above then
     above.children, ancestors, audiences = above.children + 1, above.above .. above.id, {}
   end
-  local lease, request, ref = tonumber(ARGV[b + 1]), ARGV[b + 3], ARGV[b + 6]
-  local alone = b + 7 <= last and ARGV[b + 7] ~= '' -- with presence, and without a stream yet
-  local until_first = alone and tonumber(ARGV[b + 7]) or lease
-  local fields = {TASK_VERSION, workload, ARGV[b + 5], now, lease, until_first, deadline - now, ancestors,
-    request, ARGV[b + 4], ids, audiences, last_exp / 1000, asks, 0, 0, false, 1, ref}
+  local lease, request, ref = tonumber(args[b + 1]), args[b + 3], args[b + 6]
+  local alone = b + 7 <= #args and args[b + 7] ~= '' -- with presence, and without a stream yet
+  local until_first = alone and tonumber(args[b + 7]) or lease
+  local fields = {TASK_VERSION, workload, args[b + 5], now, lease, until_first, deadline - now, ancestors,
+    request, args[b + 4], ids, audiences, last_exp / 1000, asks, 0, 0, false, 1, ref}
   if alone then fields[20], fields[21], fields[22] = '', 0, '' end
   redis.call('HSET', TASKS, id, cmsgpack.pack(fields))
   tasks[id] = nil -- a later call of this run finds it

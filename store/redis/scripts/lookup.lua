@@ -1,9 +1,9 @@
 -- Reads a task, or a grant with its task.
 --
 -- KEYS: the one of the grant if it is one.
--- ARGV: id.
-local function main(first, _, key, last_key)
-  local id, g = ARGV[first], nil
+-- Arguments: id.
+local function main(key, last_key)
+  local id, g = args[1], nil
   local on = id
   if key == last_key then
     g = grant(KEYS[key], redis.call('GET', KEYS[key]))
