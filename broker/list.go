@@ -20,13 +20,17 @@ func (q Query) Check() (Query, Place, error) {
 	if q.Ref != (TaskRef{}) && (q.Ref.Kind == "" || q.Ref.ID == "") {
 		return q, Place{}, invalid("ref", "needs a kind and an ID")
 	}
+	isEnded := q.Ended != EventRange{}
+	if isEnded && (q.Ended.From == "" || q.Ended.From >= q.Ended.Until) {
+		return q, Place{}, invalid("ended", "needs an event, and a later one")
+	}
 	ways := 0
-	for _, set := range []bool{q.Of != "", q.Below != "", q.Ref != TaskRef{}, q.Due} {
+	for _, set := range []bool{q.Of != "", q.Below != "", q.Ref != TaskRef{}, q.Due, isEnded} {
 		if set {
 			ways++
 		}
 	}
-	if ways > 1 || q.Due && q.Grants {
+	if ways > 1 || (q.Due || isEnded) && q.Grants {
 		return q, Place{}, invalid("query", "asks in two ways that exclude each other; ask in one")
 	}
 	after, err := ParsePlace(q.After)

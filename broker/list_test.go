@@ -72,6 +72,7 @@ func TestQueryCheck(t *testing.T) {
 		{"grants from a task on", Query{Grants: true, After: string(task)}, ""},
 		{"by a ref", Query{Ref: ref}, ""},
 		{"due", Query{Due: true}, ""},
+		{"ended", Query{Ended: EventRange{"evt_a", "evt_b"}}, ""},
 		{"the least", Query{Limit: 1}, ""},
 		{"the most", Query{Limit: MaxPage}, ""},
 		{"less than the least", Query{Limit: -1}, "limit"},
@@ -85,6 +86,11 @@ func TestQueryCheck(t *testing.T) {
 		{"below and by a ref", Query{Below: task, Ref: ref}, "query"},
 		{"due and by a ref", Query{Due: true, Ref: ref}, "query"},
 		{"grants that are due", Query{Grants: true, Due: true}, "query"},
+		{"grants that have ended", Query{Grants: true, Ended: EventRange{"evt_a", "evt_b"}}, "query"},
+		{"ended and due", Query{Due: true, Ended: EventRange{"evt_a", "evt_b"}}, "query"},
+		{"ended with nothing", Query{Ended: EventRange{"evt_a", "evt_a"}}, "ended"},
+		{"ended from nowhere", Query{Ended: EventRange{"", "evt_a"}}, "ended"},
+		{"ended without end", Query{Ended: EventRange{"evt_a", ""}}, "ended"},
 	} {
 		got, _, err := test.query.Check()
 		var bad *Invalid

@@ -336,7 +336,7 @@ type Record struct {
 	Control uint64 // the version of the shard's control list
 }
 
-// Query selects tasks, or grants. What is set must all hold; at most one of Of, Below, Ref and Due is set.
+// Query selects tasks, or grants. What is set must all hold; at most one of Of, Below, Ref, Due and Ended is set.
 type Query struct {
 	Grants   bool        // the grants of the tasks that are selected, in the place of these
 	Workload spiffeid.ID // zero for all
@@ -344,9 +344,18 @@ type Query struct {
 	Below    TaskID      // this task and all below it
 	Ref      TaskRef     // only those that have it; the URL is not looked at
 	Due      bool        // only those past their lease or deadline that nobody has ended; not for grants
+	Ended    EventRange  // only those that somebody has ended, with an event in there; not for grants
 	Limit    int
 	After    string // the cursor: Next of the page before, or a Place
 }
+
+// EventRange is the events from one on and before another, in the order of their IDs' bytes.
+type EventRange struct {
+	From, Until EventID
+}
+
+// Has reports whether an event is in there.
+func (r EventRange) Has(id EventID) bool { return r.From <= id && id < r.Until }
 
 // Page is the answer to a List.
 type Page struct {

@@ -80,6 +80,8 @@ func meant(q broker.Query, t *task) bool {
 		return slices.Contains(t.Path, q.Below)
 	case q.Ref != broker.TaskRef{}:
 		return t.Ref.Kind == q.Ref.Kind && t.Ref.ID == q.Ref.ID
+	case q.Ended != broker.EventRange{}:
+		return t.receipt != nil && q.Ended.Has(t.receipt.Event)
 	}
 	return true
 }

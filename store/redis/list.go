@@ -101,6 +101,8 @@ func (l *listing) args() []any {
 		which, what = "ref", refKey(q.Ref)
 	case q.Due:
 		which = "due"
+	case q.Ended != broker.EventRange{}:
+		which, what = "ended", string(q.Ended.From)+" "+string(q.Ended.Until)
 	}
 	if q.Grants {
 		kind = "grants"

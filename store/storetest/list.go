@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -13,6 +14,7 @@ func listCases() []testCase {
 		{"list/pages", listPages},
 		{"list/of a workload", listWorkload},
 		{"list/what is due", listDue},
+		{"list/by the event of the end", listEnded},
 		{"list/limits", listLimits},
 		{"list/as of now", listAsOf},
 		{"list/grants", listGrants},
@@ -119,6 +121,40 @@ func listDue(b *bench) {
 		b.end(e)
 	}
 	b.same("what is due in the end", b.pages(broker.Query{Due: true}), []broker.TaskID(nil))
+}
+
+func listEnded(b *bench) {
+	b.spread(3)
+	parent := b.begin(deadline(300 * time.Millisecond))
+	b.begin(below(parent)) // dead with its parent, and nobody has said so
+	ids := b.spread(8)
+	event := func(i int) broker.EventID { return broker.EventID(fmt.Sprintf("evt_%c", 'a'+i)) }
+	for i, id := range ids[:6] {
+		e := completing(broker.Task{ID: id, Workload: alice()})
+		e.Event = event(i)
+		b.end(e)
+	}
+	b.Advance(300 * time.Millisecond)
+	late := due(parent.ID)
+	late.Event = event(6)
+	b.end(late)
+	revoked := b.begin(asking(b.ask("a", time.Minute)))
+	e := revoking(b.list(broker.Query{Grants: true, Of: revoked.ID}).Grants[0].Grant)
+	e.Event = event(1)
+	b.end(e)
+
+	ended := func(from, until int) broker.EventRange {
+		return broker.EventRange{From: event(from), Until: event(until)}
+	}
+	for _, limit := range []int{0, 1, 2, 3} {
+		b.same("some", b.pages(broker.Query{Ended: ended(1, 4), Limit: limit}), ids[1:4])
+	}
+	b.same("none", b.pages(broker.Query{Ended: ended(20, 21)}), []broker.TaskID(nil))
+	b.same("of another workload", b.pages(broker.Query{Ended: ended(0, 26), Workload: bob()}), []broker.TaskID(nil))
+	b.same("what was due", b.pages(broker.Query{Ended: ended(6, 7)}), []broker.TaskID{parent.ID})
+	b.same("an event that begins as one that is meant", b.pages(broker.Query{Ended: broker.EventRange{From: "evt_a0", Until: "evt_b"}}), []broker.TaskID(nil))
+	b.Advance(broker.Margin)
+	b.same("what is no more", b.pages(broker.Query{Ended: ended(0, 26)}), []broker.TaskID(nil))
 }
 
 func listLimits(b *bench) {

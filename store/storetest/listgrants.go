@@ -298,6 +298,7 @@ func listNonsense(b *bench) {
 		{After: "no cursor"}, {After: string(task.ID) + "0"}, {After: string(grant.ID)}, {After: broker.PlaceOf(grant).String()},
 		{Grants: true, After: "no cursor"}, {Grants: true, After: string(grant.ID)}, {Grants: true, After: broker.PlaceOf(grant).String() + "."},
 		{Grants: true, Due: true}, {Of: task.ID, Below: task.ID}, {Of: task.ID, Ref: job}, {Below: task.ID, Ref: job}, {Below: task.ID, Due: true},
+		{Grants: true, Ended: broker.EventRange{From: "evt_a", Until: "evt_b"}}, {Ended: broker.EventRange{From: "evt_b", Until: "evt_a"}}, {Ended: broker.EventRange{Until: "evt_a"}},
 		{Ref: broker.TaskRef{Kind: "k8s/job"}}, {Ref: broker.TaskRef{ID: "7"}}, {Ref: broker.TaskRef{URL: "https://example.org/"}},
 	} {
 		if page, err := b.store.List(b.Context(), q); !errors.Is(err, broker.ErrInvalid) {

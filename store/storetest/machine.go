@@ -249,7 +249,7 @@ func (m *machine) lookup() {
 
 func (m *machine) list() {
 	q := broker.Query{Grants: rapid.Bool().Draw(m.T, "grants"), Limit: rapid.IntRange(0, 4).Draw(m.T, "limit")}
-	switch rapid.SampledFrom([]string{"", "due", "of", "below", "below", "ref"}).Draw(m.T, "which") {
+	switch rapid.SampledFrom([]string{"", "due", "of", "below", "below", "ref", "ended"}).Draw(m.T, "which") {
 	case "due":
 		q.Grants, q.Due = false, true
 	case "of":
@@ -259,6 +259,8 @@ func (m *machine) list() {
 	case "ref":
 		a, _ := everything()
 		q.Ref = a.Ref
+	case "ended":
+		q.Grants, q.Ended = false, broker.EventRange{From: "evt_e", Until: "evt_t"}
 	}
 	if rapid.Bool().Draw(m.T, "of one") {
 		q.Workload = m.drawWorkload()

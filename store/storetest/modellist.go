@@ -46,5 +46,6 @@ func (m *model) wanted(q broker.Query, t *modelTask, now time.Time) bool {
 		(q.Of == "" || t.Task == q.Of) &&
 		(q.Below == "" || m.under(t.Task, q.Below)) &&
 		(q.Ref == broker.TaskRef{} || ref.Kind == q.Ref.Kind && ref.ID == q.Ref.ID) &&
+		(q.Ended == broker.EventRange{} || t.end != nil && q.Ended.Has(t.end.Event)) &&
 		(!q.Due || t.end == nil && m.self(t, now))
 }

@@ -2,9 +2,9 @@
 -- more than 100 things, for which all others must wait; the answer says up to which place, and whether there is
 -- more to look at. Of grants, which have keys of their own, it answers with the IDs alone.
 --
--- ARGV: epoch, 'list', 'tasks' or 'grants', which: 'all', 'due', 'of', 'below' or 'ref', and of what; workload
--- ('' for all), after ('' for the beginning), how many. A place is a task's ID, or that and what follows it in
--- the member of a grant.
+-- ARGV: epoch, 'list', 'tasks' or 'grants', which: 'all', 'due', 'of', 'below', 'ref' or 'ended', and of what, of
+-- 'ended' the first event that is meant and the first that is not any more; workload ('' for all), after ('' for
+-- the beginning), how many. A place is a task's ID, or that and what follows it in the member of a grant.
 local kind, which, what, workload, after, want = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
 local from = string.sub(after, 1, ID) -- the task of the place
 local looks = 100
@@ -34,6 +34,14 @@ local function is_meant(path)
     if t.id == what then return true end
   end
   return false
+end
+
+-- may_be reports whether it is worth while to find a task. Of those that have ended only a few are asked for.
+local first_event, no_event = string.match(which == 'ended' and what or '', '^(%S+) (%S+)$')
+local function may_be(id)
+  if which ~= 'ended' then return true end
+  local t = load_task(id)
+  return t and t.over and not is_before(t.over.event, first_event) and is_before(t.over.event, no_event)
 end
 
 -- tasks_below returns tasks of the tree that has the one that is asked for, from a place on: of the root, the
@@ -72,7 +80,7 @@ local function list_tasks()
       return
     end
     local id = string.sub(member, -ID)
-    local path = find(id, workload)
+    local path = may_be(id) and find(id, workload)
     if path and is_meant(path) then out[#out + 1] = task_reply(path) end
     reached = id
   end
