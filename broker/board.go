@@ -305,6 +305,7 @@ func (b *ownBoard) Notes(_ context.Context, kind string) ([]BoardNote, error) {
 			delete(b.notes[kind], id)
 			continue
 		}
+		n.Life = n.until.Sub(now)
 		out = append(out, n.BoardNote)
 	}
 	return out, nil

@@ -64,6 +64,7 @@ type Broker struct {
 	backlog  backlog
 	refusals refusals
 	pending  pending
+	rounds   rounds
 	lost     lostEnds
 	endKeys  endKeys
 
@@ -107,7 +108,7 @@ func New(c Config) (*Broker, error) {
 	}
 	c.EndKeySecret = nil // it is in keys, which does not print it
 	return &Broker{
-		Config: c, view: newView(), pending: newPending(), lost: newLostEnds(), followers: newFollowers(), endKeys: keys,
+		Config: c, view: newView(), pending: newPending(), rounds: newRounds(), lost: newLostEnds(), followers: newFollowers(), endKeys: keys,
 		verifiers: newVerifiers(), watchers: newWatchers(), adoptions: newAdoptions(),
 		backlog: backlog{max: maxBacklog, wake: make(chan struct{})},
 	}, nil
@@ -123,12 +124,15 @@ func (b *Broker) Run(ctx context.Context) error {
 	tasks.Go(func() error { return b.writePending(ctx) })
 	tasks.Go(func() error { return b.recordRefusals(ctx) })
 	tasks.Go(func() error { return b.shareVerifiers(ctx) })
+	tasks.Go(func() error { return b.tellProgress(ctx) })
+	tasks.Go(func() error { return b.reconcile(ctx) })
 	err := tasks.Wait()
 	b.flushPending(ctx)
 	if events := b.refusals.due(b.Now(), true); len(events) > 0 {
 		b.handOver(events)
 	}
 	b.flushBacklog(ctx)
+	b.tellLast(ctx)
 	return err
 }
 

@@ -113,7 +113,9 @@ func (b *Broker) endOne(ctx context.Context, p *pendingEnd) (Receipt, error) {
 	if receipt, ok := b.pending.find(p.Ending); ok {
 		return receipt, nil
 	}
-	p.Event = NewEventID()
+	round := b.rounds.enter()
+	defer b.rounds.leave(round)
+	p.Event = b.rounds.event()
 	ctx = context.WithoutCancel(ctx)
 	asked := b.lost.within(p.Ending, b.Now())
 	replies, unsure, err := b.endTwice(ctx, storeTry, asked)
@@ -147,7 +149,11 @@ func (b *Broker) endHere(p *pendingEnd, unsure bool, away error) (Receipt, error
 			Event: p.Event, Task: p.Task, Grant: p.Grant, State: p.State, Cause: p.Cause, Reason: p.Reason, Ended: now, First: true,
 		}
 		b.Logger.Warn("the store is away; an end is in force on this replica, and not durable yet", "task", string(p.Task), "grant", string(p.Grant), "event", string(p.Event), "error", away)
-		return b.pending.add(p, b.early)
+		receipt, err := b.pending.add(p, b.early)
+		if err != nil && unsure {
+			b.rounds.lose(p.Event)
+		}
+		return receipt, err
 	}
 	if unsure {
 		b.finish(*p, p.Ending)

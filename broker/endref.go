@@ -61,7 +61,7 @@ func (b *Broker) EndRef(ctx context.Context, by SourceRegistration, address stri
 				others = true
 			default:
 				ends = append(ends, Ending{
-					Kind: TargetTask, Task: task.ID, Workload: task.Workload, State: e.State, Cause: CauseRef, Reason: e.reason(), Event: NewEventID(),
+					Kind: TargetTask, Task: task.ID, Workload: task.Workload, State: e.State, Cause: CauseRef, Reason: e.reason(),
 				})
 			}
 		}
@@ -112,6 +112,11 @@ func (b *Broker) endAll(ctx context.Context, actor, address string, ends []Endin
 		return 0, nil
 	}
 	ctx = context.WithoutCancel(ctx)
+	round := b.rounds.enter()
+	defer b.rounds.leave(round)
+	for i := range ends {
+		ends[i].Event = b.rounds.event()
+	}
 	replies, unsure, err := b.endTwice(ctx, storeTry, ends...)
 	if err != nil {
 		if unsure {

@@ -75,6 +75,11 @@ type Event struct {
 	Lock     LockID
 	Unsure   bool // it may not have happened: the store went away while it was written
 
+	// Reconciled says that another process recorded it than the one that did it, which was killed before it could, or
+	// has a log that takes nothing; or perhaps had recorded it already, under the same ID. It has what the store
+	// knows: the actor is "" when that may have been one of several, and there is no address.
+	Reconciled bool
+
 	Revocation RevocationID    // the mass action that it is part of
 	Mass       *MassRevocation // of EventApplied
 

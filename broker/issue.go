@@ -321,13 +321,15 @@ func (b *Broker) takeBack(ctx context.Context, w Workload, registration Workload
 	if errors.Is(why, ErrAudit) {
 		cause = CauseAudit
 	}
+	round := b.rounds.enter()
+	defer b.rounds.leave(round)
 	var ends []Ending
 	if begun {
-		ends = append(ends, Ending{Kind: TargetTask, Task: reply.Task.ID, State: Canceled, Cause: cause, Event: NewEventID()})
+		ends = append(ends, Ending{Kind: TargetTask, Task: reply.Task.ID, State: Canceled, Cause: cause, Event: b.rounds.event()})
 	}
 	for _, grant := range reply.Grants {
 		if !begun {
-			ends = append(ends, Ending{Kind: TargetGrant, Grant: grant.ID, Cause: cause, Event: NewEventID()})
+			ends = append(ends, Ending{Kind: TargetGrant, Grant: grant.ID, Cause: cause, Event: b.rounds.event()})
 		}
 	}
 	replies, err := b.tryEnd(context.WithoutCancel(ctx), storeTry, ends...)
@@ -337,6 +339,7 @@ func (b *Broker) takeBack(ctx context.Context, w Workload, registration Workload
 	}
 	for _, end := range ends {
 		if _, full := b.pending.add(&pendingEnd{Ending: end, actor: w.ID.String(), address: w.Address}, b.early); full != nil {
+			b.rounds.lose(end.Event)
 			b.Logger.Error("what was never handed out could not be taken back; it expires unused", "error", err, "task", string(end.Task), "grant", string(end.Grant))
 		}
 	}

@@ -373,6 +373,8 @@ func (r *running) named() []Ending {
 // endNamed is end for what an operator has named: what is not there is said. While the store is away these are in force
 // on this replica alone, which brings them into the store.
 func (r *running) endNamed(ctx context.Context, ends []Ending) error {
+	round := r.b.rounds.enter()
+	defer r.b.rounds.leave(round)
 	away, err := r.end(ctx, ends)
 	if isAway(err) {
 		return r.endHere(away, err)
@@ -385,11 +387,14 @@ func (r *running) endNamed(ctx context.Context, ends []Ending) error {
 
 // endHere is end without the store.
 func (r *running) endHere(ends []Ending, away error) error {
-	for _, e := range ends {
+	for i, e := range ends {
 		p := r.pending()
 		p.Ending, p.until = e, r.b.Now().Add(longest(e.Kind))
 		receipt, err := r.b.endHere(&p, true, away)
 		if err != nil {
+			for _, rest := range ends[i:] {
+				r.b.rounds.lose(rest.Event)
+			}
 			return err
 		}
 		r.count(receipt)
@@ -406,8 +411,10 @@ func (r *running) pending() pendingEnd {
 // end ends one chunk, and records each end. Beside an error that says that the store is away it returns those that it was
 // away for.
 func (r *running) end(ctx context.Context, ends []Ending) (away []Ending, err error) {
+	round := r.b.rounds.enter()
+	defer r.b.rounds.leave(round)
 	for i := range ends {
-		ends[i].State, ends[i].Cause, ends[i].Reason, ends[i].Event = Revoked, CauseOperator, r.Reason, NewEventID()
+		ends[i].State, ends[i].Cause, ends[i].Reason, ends[i].Event = Revoked, CauseOperator, r.Reason, r.b.rounds.event()
 	}
 	replies, _, err := r.b.endTwice(ctx, withdrawCall, ends...)
 	if err != nil {

@@ -272,7 +272,8 @@ func (b *Broker) finish(as pendingEnd, ends ...Ending) {
 		p := as
 		p.Ending = end
 		if _, err := b.pending.add(&p, b.early); err != nil {
-			b.Logger.Error("an end may have happened that is not recorded", "task", string(end.Task), "grant", string(end.Grant), "event", string(end.Event))
+			b.rounds.lose(end.Event)
+			b.Logger.Error("an end may have happened that is not recorded yet", "task", string(end.Task), "grant", string(end.Grant), "event", string(end.Event))
 		}
 	}
 }

@@ -103,7 +103,10 @@ func (b *Broker) recordUnsure(ctx context.Context, err error, events ...Event) {
 func (b *Broker) handOver(events []Event) (done <-chan struct{}) {
 	done, lost := b.backlog.add(events, b.Now())
 	if lost > 0 {
-		b.Logger.Error("the audit backlog is full; records are lost that only the store's receipts have", "events", lost)
+		for _, e := range events[len(events)-lost:] {
+			b.rounds.lose(e.ID)
+		}
+		b.Logger.Error("the audit backlog is full; records are left to what the store's receipts have", "events", lost)
 	}
 	return done
 }
@@ -238,6 +241,20 @@ func (q *backlog) len() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.events
+}
+
+// oldestRound is the lowest round of a process with an event that waits, and at most the one given.
+func (q *backlog) oldestRound(maker string, most uint32) uint32 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, h := range q.queue {
+		for _, e := range h.events {
+			if round, ok := roundOf(maker, e.ID); ok {
+				most = min(most, round)
+			}
+		}
+	}
+	return most
 }
 
 // age is how long the oldest entry has been waiting.

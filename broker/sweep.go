@@ -37,9 +37,11 @@ func (b *Broker) sweepPage(ctx context.Context, tasks []Task) error {
 	if len(tasks) == 0 {
 		return nil
 	}
+	round := b.rounds.enter()
+	defer b.rounds.leave(round)
 	ends := make([]Ending, len(tasks))
 	for i, task := range tasks {
-		ends[i] = Ending{Kind: TargetTask, Task: task.ID, IfDue: true, Event: NewEventID()}
+		ends[i] = Ending{Kind: TargetTask, Task: task.ID, IfDue: true, Event: b.rounds.event()}
 	}
 	replies, err := b.Store.End(ctx, ends)
 	if err != nil {

@@ -33,7 +33,7 @@ func (b *Broker) Withdraw(ctx context.Context, td spiffeid.TrustDomain) (ended i
 		var ends []Ending
 		for _, task := range tasks {
 			if task.Workload.MemberOf(td) {
-				ends = append(ends, Ending{Kind: TargetTask, Task: task.ID, State: Revoked, Cause: CauseIdentity, Reason: reason, Event: NewEventID()})
+				ends = append(ends, Ending{Kind: TargetTask, Task: task.ID, State: Revoked, Cause: CauseIdentity, Reason: reason})
 			}
 		}
 		n, err := b.endPage(ctx, ends)
@@ -87,6 +87,11 @@ func (b *Broker) eachActive(ctx context.Context, f func([]Task) error) error {
 func (b *Broker) endPage(ctx context.Context, ends []Ending) (ended int, err error) {
 	if len(ends) == 0 {
 		return 0, nil
+	}
+	round := b.rounds.enter()
+	defer b.rounds.leave(round)
+	for i := range ends {
+		ends[i].Event = b.rounds.event()
 	}
 	replies, _, err := b.endTwice(ctx, withdrawCall, ends...)
 	if err != nil {
