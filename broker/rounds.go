@@ -26,7 +26,7 @@ type rounds struct {
 	maker string // this process
 
 	mu      sync.Mutex     // guards what follows
-	current uint32         // the round that begins now
+	current uint32         // the round that it is, from 1 on
 	prefix  string         // of its events
 	used    bool           // an end has begun in it
 	under   map[uint32]int // ends under way, by the round in which they began
@@ -35,7 +35,7 @@ type rounds struct {
 
 func newRounds() rounds {
 	maker := randomText()[:makerChars]
-	return rounds{maker: maker, prefix: roundPrefix(maker, 0), under: map[uint32]int{}}
+	return rounds{maker: maker, current: 1, prefix: roundPrefix(maker, 1), under: map[uint32]int{}}
 }
 
 // enter begins an end, or several, and returns the round. It must leave that when each of them is pending, handed

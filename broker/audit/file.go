@@ -3,6 +3,12 @@
 // A File has one JSON object a line, in the order of recording, and every line that Record has
 // returned for is on the disk: concurrent callers share one write and one fsync. The file is
 // created with mode 0600 and only appended to. A line never holds a token.
+//
+// An event is in the log of the process that did what it says. Only the end of a task, and the revocation of one grant, may
+// be in that of another: a process that is killed between the store and its log leaves the event to those that share
+// its store, or to itself when it is started again, within [broker.RecordBound]. Such a line says reconciled and has what
+// the store knows: there is no address, and no actor when that may have been one of several. The same event, by its ID,
+// may then be in both logs, or twice in one; it is one event.
 package audit
 
 import (

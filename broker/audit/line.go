@@ -65,6 +65,8 @@ type Line struct {
 	Lock     string    `json:"lock,omitempty"`
 	Unsure   bool      `json:"unsure,omitempty"`
 
+	Reconciled bool `json:"reconciled,omitempty"` // by another process than the one that did it; perhaps by both
+
 	Revocation string   `json:"revocation,omitempty"`
 	Applied    *Applied `json:"applied,omitempty"`
 
@@ -122,7 +124,7 @@ func newLine(e broker.Event) Line {
 		State: string(e.State), Cause: string(e.Cause), Reason: e.Reason, Grants: e.Grants, SubTasks: e.SubTasks,
 		Delegators: e.Delegators, Delegation: string(e.Delegation), To: e.To, Audiences: e.Audiences, Holder: e.Holder,
 		Grant: string(e.Grant), Audience: e.Audience, Scope: e.Scopes.String(), Thumbprint: e.Thumbprint, Key: e.Key,
-		Decision: string(e.Decision), Allowed: e.Allowed, Rule: e.Rule, Revision: e.Revision, Count: e.Count, Lock: string(e.Lock), Unsure: e.Unsure,
+		Decision: string(e.Decision), Allowed: e.Allowed, Rule: e.Rule, Revision: e.Revision, Count: e.Count, Lock: string(e.Lock), Unsure: e.Unsure, Reconciled: e.Reconciled,
 	}
 	for _, id := range e.TaskPath {
 		l.TaskPath = append(l.TaskPath, string(id))
