@@ -77,7 +77,8 @@ type Event struct {
 
 	// Reconciled says that another process recorded it than the one that did it, which was killed before it could, or
 	// has a log that takes nothing; or perhaps had recorded it already, under the same ID. It has what the store
-	// knows: the actor is "" when that may have been one of several, and there is no address.
+	// knows: the actor is "" when that may have been one of several, and there is no address. Of a begin, that it was
+	// asked for again: the first time may have come to no record, and the decision is that of now.
 	Reconciled bool
 
 	Revocation RevocationID    // the mass action that it is part of

@@ -52,6 +52,11 @@ func NewRevocationID() RevocationID { return RevocationID("rev_" + randomText())
 // NewEventID makes the ID of a new audit event.
 func NewEventID() EventID { return EventID("evt_" + randomText()) }
 
+// begunEvent is the ID of the event that a task has begun, which is the same whoever records it.
+func begunEvent(id TaskID) EventID {
+	return EventID("evt_" + string(id[len(id)-randomChars:]))
+}
+
 // NewDecisionID makes the ID of a new decision.
 func NewDecisionID() DecisionID { return DecisionID("dcs_" + randomText()) }
 

@@ -286,12 +286,14 @@ func (b *Broker) recordFirst(ctx context.Context, events []Event) error {
 func (b *Broker) drafts(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, asks []approved, begun *beginning) ([]Draft, []Event, error) {
 	var drafts []Draft
 	var events []Event
-	if begun != nil && !reply.Replayed {
+	if begun != nil {
+		// Of a replay nobody knows whether the first call has come so far; under one ID it is one event.
 		e := taskEvent(EventTaskBegun, registration, reply.Task)
+		e.ID, e.Reconciled = begunEvent(reply.Task.ID), reply.Replayed
 		e.Attributes, e.Details = reply.Task.Attributes, reply.Task.Ceiling.Details
 		e.Delegation = begun.delegation
 		e.Decision, e.Rule, e.Revision, e.Allowed = begun.ID, begun.Rule, begun.Revision, true
-		e.Time, e.Actor, e.Address = reply.Now, w.ID.String(), w.Address
+		e.Time, e.Actor, e.Address = reply.Task.Begun, w.ID.String(), w.Address
 		events = append(events, e)
 	}
 	for i, grant := range reply.Grants {

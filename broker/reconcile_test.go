@@ -509,3 +509,51 @@ func (m *deaths) check() {
 		}
 	}
 }
+
+// TestP12_AReplayIsRecorded: of a begin that was committed and never recorded nobody has a token, and who asks for it again
+// gets one when all of it is in the log. However often, it is one event.
+func TestP12_AReplayIsRecorded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newFaulty(t)
+		one, stop := startHarness(t, store, nil)
+		store.grants.Store(loses)
+		for _, with := range []func(*broker.BeginRequest){
+			func(r *broker.BeginRequest) { withToken(r); r.Key = "token" },
+			func(r *broker.BeginRequest) { r.Key = "none" },
+		} {
+			_, err := one.tryBegin(report, with)
+			want(t, err, broker.ErrUnconfirmed)
+		}
+		stop()
+		store.grants.Store(works)
+		two := newHarness(t, store, nil)
+		with := func(r *broker.BeginRequest) { withToken(r); r.Key = "token" }
+		two.audit.break_(broker.ErrAudit)
+		_, err := two.tryBegin(report, with)
+		want(t, err, broker.ErrAudit)
+		two.audit.break_(nil)
+		for i := range 2 {
+			begun := two.begin(report, with)
+			none := two.begin(report, func(r *broker.BeginRequest) { r.Key = "none" })
+			if !begun.Replayed || !none.Replayed {
+				t.Fatalf("got %+v and %+v", begun, none)
+			}
+			ids := map[broker.TaskID]broker.EventID{}
+			events := two.audit.of(broker.EventTaskBegun)
+			for _, e := range events {
+				if was, ok := ids[e.Task]; ok && was != e.ID {
+					t.Errorf("%s and %s are one event", was, e.ID)
+				}
+				if ids[e.Task] = e.ID; !e.Reconciled || e.Actor == "" || e.Owner != "team-fin" || !e.Time.Equal(map[broker.TaskID]time.Time{begun.Task.ID: begun.Task.Begun, none.Task.ID: none.Task.Begun}[e.Task]) {
+					t.Errorf("got %+v", e)
+				}
+			}
+			if len(events) != 2*(i+1) || len(ids) != 2 {
+				t.Errorf("%d events of %d tasks", len(events), len(ids))
+			}
+			if n := len(two.audit.of(broker.EventGrantIssued)); n != i+1 {
+				t.Errorf("%d grants are in the log", n)
+			}
+		}
+	})
+}
