@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/broker/audit"
 	"github.com/errandhq/errand/broker/devmode"
 	"github.com/errandhq/errand/sdk/verify"
 	"github.com/errandhq/errand/sdk/verify/verifyspiffe"
@@ -200,7 +202,8 @@ func soon(t *testing.T, d time.Duration, what string, ok func() bool) {
 }
 
 // TestTwoReplicas runs the example of deploy: a token from one replica is ended at the other, and
-// refused by verifiers of both; then one replica is killed, and no end that was answered is lost.
+// refused by verifiers of both; then one replica is killed, no end that was answered is lost, and every end that
+// there was is in the audit log of one of them.
 func TestTwoReplicas(t *testing.T) {
 	e := startExample(t)
 	verifiers := []*verify.Verifier{e.verifier(), e.verifier()} // the balancer gives each another replica
@@ -261,7 +264,7 @@ func (e *example) kill(verifiers []*verify.Verifier) {
 	t := e.t
 	pid := e.pid("a")
 	var mu sync.Mutex
-	var ended []wire.BeginResponse
+	var ended, lost []wire.BeginResponse // whose end was answered, and whose was not
 	stop := make(chan struct{})
 	var workers sync.WaitGroup
 	for i := range 4 {
@@ -278,11 +281,14 @@ func (e *example) kill(verifiers []*verify.Verifier) {
 					time.Sleep(10 * time.Millisecond) // a is gone
 					continue
 				}
-				if status, err := w.end(begun); err == nil && status == http.StatusOK {
-					mu.Lock()
+				status, err := w.end(begun)
+				mu.Lock()
+				if err == nil && status == http.StatusOK {
 					ended = append(ended, begun)
-					mu.Unlock()
+				} else {
+					lost = append(lost, begun)
 				}
+				mu.Unlock()
 			}
 		})
 	}
@@ -315,4 +321,49 @@ func (e *example) kill(verifiers []*verify.Verifier) {
 		}
 	}
 	t.Logf("%d ends were answered, and none is lost", len(ended))
+	e.recorded(ended, lost)
+}
+
+// recorded waits until replica b has recorded what a has not, and wants each end in a log: those that were answered, and
+// of the others those that have happened.
+func (e *example) recorded(ended, lost []wire.BeginResponse) {
+	e.t.Helper()
+	soon(e.t, 2*broker.RecordBound, "the other replica records what the one that was killed has left", func() bool {
+		log, err := os.ReadFile(filepath.Join(e.state, "b.log"))
+		return err == nil && strings.Contains(string(log), "has not recorded its ends")
+	})
+	b := e.workload("B_WORKLOAD")
+	for _, begun := range lost {
+		var task wire.Task
+		if _, err := b.call("GET", wire.PathTasks+"/"+begun.Task.ID, "", &task); err != nil {
+			e.t.Fatal(err)
+		}
+		if task.State == wire.StateCompleted {
+			ended = append(ended, begun)
+		}
+	}
+	logged := map[string]bool{}
+	var left int
+	for _, replica := range []string{"a", "b"} {
+		log, err := os.Open(filepath.Join(e.state, replica, "audit.jsonl"))
+		if err != nil {
+			e.t.Fatal(err)
+		}
+		defer log.Close()
+		for lines := bufio.NewScanner(log); lines.Scan(); {
+			var line audit.Line
+			if err := json.Unmarshal(lines.Bytes(), &line); err == nil && line.Kind == string(broker.EventTaskEnded) { // the last one may be torn
+				if line.Reconciled && !logged[line.Task] {
+					left++
+				}
+				logged[line.Task] = true
+			}
+		}
+	}
+	for _, begun := range ended {
+		if !logged[begun.Task.ID] {
+			e.t.Errorf("no audit log has the end of %s", begun.Task.ID)
+		}
+	}
+	e.t.Logf("%d ends were not answered, and of %d that happened the killed replica had left %d unrecorded", len(lost), len(ended), left)
 }
