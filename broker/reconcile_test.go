@@ -91,14 +91,19 @@ func (r *recorder) reconciled() (out []broker.Event) {
 // mortal is what a replica has of a store until it is killed: then nothing of it gets through any more.
 type mortal struct {
 	*witness
-	dead atomic.Bool
+	dead  atomic.Bool
+	loses atomic.Bool // the answers to its ends
 }
 
 func (m *mortal) End(ctx context.Context, ends []broker.Ending) ([]broker.EndReply, error) {
 	if m.dead.Load() {
 		return nil, broker.ErrUnavailable
 	}
-	return m.witness.End(ctx, ends)
+	replies, err := m.witness.End(ctx, ends)
+	if m.loses.Load() {
+		return nil, broker.ErrUnconfirmed
+	}
+	return replies, err
 }
 
 func (m *mortal) Post(ctx context.Context, notes ...broker.BoardNote) error {
@@ -235,6 +240,37 @@ func checkReconciled(t *testing.T, events []broker.Event, r broker.Receipt, kind
 	if e.Task != task.ID || e.Workload != task.Workload.String() || e.Owner != "team-fin" || e.Purpose != task.Purpose || e.TaskName != task.Name {
 		t.Errorf("got %+v\nof %+v", e, task)
 	}
+}
+
+// TestP12_AnEndThatIsPendingIsRecorded when it has happened and its replica is killed before it knows, whatever that has recorded
+// meanwhile; and nobody takes a replica for late because of it.
+func TestP12_AnEndThatIsPendingIsRecorded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newWitness(t, 1)
+		one := startReplica(t, store)
+		two := newHarness(t, store, func(c *broker.Config) { c.Board = store })
+		begun := one.begin(report, func(r *broker.BeginRequest) { withToken(r); r.Lease = broker.MaxLease })
+		one.store.loses.Store(true)
+		if _, err := one.tryEnd(report, begun.Task.ID, broker.EndKey{}); err == nil {
+			t.Fatal("an answer that was lost was given")
+		}
+		for range 20 {
+			w := workload(report)
+			req := broker.BeginRequest{Name: "n", Purpose: "p", Lease: broker.MaxLease, Tokens: []broker.TokenRequest{{Audience: "orders"}}}
+			if _, err := one.Begin(ctx, w, req); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		if n := len(two.audit.reconciled()); n != 0 {
+			t.Errorf("%d ends were recorded for one that is about to", n)
+		}
+		one.kill()
+		time.Sleep(broker.RecordBound)
+		if missing := store.missing(two.audit, one.audit); len(missing) > 0 || len(two.audit.reconciled()) != 1 {
+			t.Errorf("not recorded: %+v; recorded: %+v", missing, two.audit.reconciled())
+		}
+	})
 }
 
 // TestP12_OneOfTheOthersRecords, and when that one cannot, the next.

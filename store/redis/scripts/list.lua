@@ -1,13 +1,13 @@
 -- Finds tasks or grants in the order of their places, and at most as many as are asked for. It looks at no
--- more than 100 things, for which all others must wait; the answer says up to which place, and whether there is
--- more to look at. Of grants, which have keys of their own, it answers with the IDs alone.
+-- more than 100 things, or 400 that it need not read, for which all others must wait; the answer says up to which
+-- place, and whether there is more to look at. Of grants, which have keys of their own, it answers with the IDs alone.
 --
 -- ARGV: epoch, 'list', 'tasks' or 'grants', which: 'all', 'due', 'of', 'below', 'ref' or 'ended', and of what, of
 -- 'ended' the first event that is meant and the first that is not any more; workload ('' for all), after ('' for
 -- the beginning), how many. A place is a task's ID, or that and what follows it in the member of a grant.
 local kind, which, what, workload, after, want = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
 local from = string.sub(after, 1, ID) -- the task of the place
-local looks = 100
+local looks = which == 'ended' and 400 or 100
 local out, reached, more = {}, after, false
 
 if which == 'due' and settle(200) then return {'again', 'list'} end
@@ -36,10 +36,17 @@ local function is_meant(path)
   return false
 end
 
--- may_be reports whether it is worth while to find a task. Of those that have ended only a few are asked for.
+-- may_be reports whether it is worth while to find a task. Of those that have ended few are asked for, and of most
+-- the record tells so before it is read: it has nothing that all events begin with which are meant.
 local first_event, no_event = string.match(which == 'ended' and what or '', '^(%S+) (%S+)$')
+local common = 0
+while first_event and common < #first_event and string.byte(first_event, common + 1) == string.byte(no_event, common + 1) do
+  common = common + 1
+end
 local function may_be(id)
   if which ~= 'ended' then return true end
+  local raw = redis.call('HGET', TASKS, id)
+  if not raw or not string.find(raw, string.sub(first_event, 1, common), 1, true) then return false end
   local t = load_task(id)
   return t and t.over and not is_before(t.over.event, first_event) and is_before(t.over.event, no_event)
 end
