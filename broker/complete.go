@@ -137,9 +137,6 @@ var errRead = errors.New("the feed is read")
 // is there, and nothing else says which they are.
 func (c *completion) grants(ctx context.Context) error {
 	until := c.view.reached()
-	if until.IsZero() {
-		return notReady("the store's feed has not been read yet")
-	}
 	err := c.Store.Watch(ctx, Position{}, func(u Update) error {
 		var ends []Ending
 		for _, e := range u.Entries {

@@ -16,6 +16,7 @@
 // What holds, whoever calls and in whatever order:
 //
 //   - a token leaves only after its grant is committed and its audit event is durable;
+//   - what has ended has its audit event within RecordBound, from whichever process is left: see below;
 //   - a task that has ended never becomes active again, and issues nothing more;
 //   - whatever ends a task ends everything below it, in the same write;
 //   - an end with its key is in force on this replica also while the store is away, and said to be not
@@ -24,6 +25,12 @@
 //     them may have; what is said against one of them is said against the task;
 //   - no life is ever made longer than the task's deadline, the policy's cap or the SVID's;
 //   - an error of a port means no token.
+//
+// The store is asked for an end before the Auditor, which must not hold it up, so that a process that is killed in between
+// leaves an end without its event. Its receipt in the store has the event's ID, and that says which process was to record
+// it, and in which round. Each process tells the others on the Board, about once a second, before which round all is recorded;
+// of one that has told nothing for some time, or does not get on, they ask the store for the ends from that round on, and
+// record those themselves. Nothing of this is on the way of an end but the making of that ID.
 //
 // The package imports no adapter. Its ports are small interfaces in ports.go and store.go, whose
 // comments are their contracts.

@@ -8,7 +8,7 @@ import (
 
 // IDs are opaque to everyone but the broker: a prefix that says what the thing is, for tasks and
 // grants two digits that say in which shard of the store it lives, and 26 base32 characters, which
-// are at least 128 random bits. They are never used again.
+// are at least 128 random bits where nothing else is said. They are never used again.
 type (
 	// TaskID names a task: "tsk_", two digits, 26 characters.
 	TaskID string
@@ -20,7 +20,8 @@ type (
 	DelegationID string
 	// RevocationID names a revocation: "rev_" and 26 characters.
 	RevocationID string
-	// EventID names an audit event: "evt_" and 26 characters.
+	// EventID names an audit event: "evt_" and 26 characters. Of the end of a task or grant the first 14 say which process was
+	// to record it, and when, and 12 are random; of a task's begin they are those of the task.
 	EventID string
 	// DecisionID names a policy decision: "dcs_" and 26 characters.
 	DecisionID string

@@ -10,8 +10,8 @@ import (
 )
 
 // RecordBound is within what time of an end that the store has its event is in the audit log of some replica, whatever
-// becomes of the one that has written the end, as long as another one runs, or it again, with a log that takes
-// events. After that the store may have forgotten the end.
+// becomes of the one that has written the end, as long as another one runs with a log that takes events, or that one
+// again after 20 s at most. After that the store may have forgotten the end.
 const RecordBound = Margin
 
 const (
@@ -99,10 +99,12 @@ func (b *Broker) reconcile(ctx context.Context) error {
 
 // look reads what all have told, and completes what it is this replica's turn to.
 func (l *lookout) look(ctx context.Context) error {
+	if l.view.reached().IsZero() {
+		return nil // the feed, which tells of grants, has not been read yet
+	}
 	notes, err := l.notes(ctx, recordingKind)
 	if err != nil {
 		l.blind = l.Now()
-		clear(l.runs)
 		return err
 	}
 	for _, u := range l.due(notes, l.Now()) {
@@ -152,8 +154,11 @@ func (l *lookout) due(notes []BoardNote, now time.Time) (all []unrecorded) {
 
 // judge reports whether others must record for a process that has told its progress so long ago.
 func (l *lookout) judge(maker string, p progress, age time.Duration, now time.Time) (unrecorded, bool) {
-	gone := p.Closed || age >= goneAfter && now.Sub(l.blind) >= goneAfter
-	if gone && maker != l.rounds.maker {
+	if !p.Closed && now.Sub(l.blind) < goneAfter {
+		delete(l.runs, maker)
+		return unrecorded{}, false
+	}
+	if (p.Closed || age >= goneAfter) && maker != l.rounds.maker {
 		if !p.Closed {
 			age -= goneAfter
 		}

@@ -273,17 +273,40 @@ func TestP12_AnEndThatIsPendingIsRecorded(t *testing.T) {
 	})
 }
 
+// slow is a store and its Board that take their time.
+type slow struct {
+	*witness
+	lists time.Duration
+}
+
+func (s slow) List(ctx context.Context, q broker.Query) (broker.Page, error) {
+	if q.Ended != (broker.EventRange{}) {
+		time.Sleep(s.lists)
+	}
+	return s.witness.List(ctx, q)
+}
+
+func (s slow) Notes(ctx context.Context, kind string) ([]broker.BoardNote, error) {
+	notes, err := s.witness.Notes(ctx, kind)
+	time.Sleep(50 * time.Millisecond)
+	return notes, err
+}
+
 // TestP12_OneOfTheOthersRecords, and when that one cannot, the next.
 func TestP12_OneOfTheOthersRecords(t *testing.T) {
-	for name, broken := range map[string]int{"all can": 0, "one cannot": 1, "one alone can": 2} {
+	for name, test := range map[string]struct {
+		broken int
+		lists  time.Duration
+	}{"all can": {}, "one cannot": {broken: 1}, "one alone can": {broken: 2}, "it takes long": {lists: 4 * time.Second}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				store := newWitness(t, 1)
 				one := startReplica(t, store)
 				var others []*recorder
 				for i := range 3 {
-					h := newHarness(t, store, func(c *broker.Config) { c.Board = store })
-					if others = append(others, h.audit); i < broken {
+					slowly := slow{store, test.lists}
+					h := newHarness(t, slowly, func(c *broker.Config) { c.Board = slowly })
+					if others = append(others, h.audit); i < test.broken {
 						stuck := h.begin(report, withToken).Task.ID
 						h.audit.break_(broker.ErrAudit)
 						h.end(report, stuck) // it has something to record, and cannot
@@ -412,13 +435,15 @@ func TestABoardThatIsAwayKillsNobody(t *testing.T) {
 		board := &awayBoard{Board: store}
 		share := func(c *broker.Config) { c.Board = board }
 		one, two := newHarness(t, store, share), newHarness(t, store, share)
-		for _, away := range []int32{1, 2, 0} { // at all, and for those who post
-			for i := range 4 {
-				h := []*harness{one, two}[i%2]
-				h.end(report, h.begin(report, withToken).Task.ID)
-				time.Sleep(4 * time.Second)
+		for range 10 {
+			for _, away := range []int32{1, 0, 2, 0} { // at all, and for those who post
+				for i := range 4 {
+					h := []*harness{one, two}[i%2]
+					h.end(report, h.begin(report, withToken).Task.ID)
+					time.Sleep(4 * time.Second)
+				}
+				board.away.Store(away)
 			}
-			board.away.Store(away)
 		}
 		if n := len(one.audit.reconciled()) + len(two.audit.reconciled()); n != 0 {
 			t.Errorf("%d were recorded for one that was there", n)

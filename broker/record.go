@@ -106,7 +106,7 @@ func (b *Broker) handOver(events []Event) (done <-chan struct{}) {
 		for _, e := range events[len(events)-lost:] {
 			b.rounds.lose(e.ID)
 		}
-		b.Logger.Error("the audit backlog is full; records are left to what the store's receipts have", "events", lost)
+		b.Logger.Error("the audit backlog is full; ends are recorded later, by what the store has of them, and other records are lost", "events", lost)
 	}
 	return done
 }

@@ -8,7 +8,8 @@
 // be in that of another: a process that is killed between the store and its log leaves the event to those that share
 // its store, or to itself when it is started again, within [broker.RecordBound]. Such a line says reconciled and has what
 // the store knows: there is no address, and no actor when that may have been one of several. The same event, by its ID,
-// may then be in both logs, or twice in one; it is one event.
+// may then be in both logs, or twice in one; it is one event. So is the begin of a task that was asked for again, with the
+// same idempotency key.
 package audit
 
 import (
