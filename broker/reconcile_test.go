@@ -44,6 +44,13 @@ func (w *witness) End(ctx context.Context, ends []broker.Ending) ([]broker.EndRe
 	return replies, err
 }
 
+// count is how many ends there were.
+func (w *witness) count() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.ends)
+}
+
 // missing returns the ends that are in none of the logs.
 func (w *witness) missing(logs ...*recorder) (out []broker.Receipt) {
 	there := map[broker.EventID]bool{}
@@ -203,7 +210,7 @@ func TestP12_AnEndIsRecordedForAKilledReplica(t *testing.T) {
 					}
 					begun := one.begin(report, about("k8s/job", "uid"))
 					time.Sleep(3 * time.Second)
-					before := len(store.ends)
+					before := store.count()
 					one.unrecorded(func() {
 						if err := by.end(one.harness, begun); err != nil {
 							t.Fatal(err)
@@ -211,8 +218,8 @@ func TestP12_AnEndIsRecordedForAKilledReplica(t *testing.T) {
 					})
 					time.Sleep(time.Second)
 					missing := store.missing(one.audit)
-					if len(missing) != 1 || len(store.ends) != before+1 {
-						t.Fatalf("%d ends, of which these are not recorded: %+v", len(store.ends)-before, missing)
+					if len(missing) != 1 || store.count() != before+1 {
+						t.Fatalf("%d ends, of which these are not recorded: %+v", store.count()-before, missing)
 					}
 					two := newHarness(t, store, func(c *broker.Config) { c.Board = store })
 					time.Sleep(broker.RecordBound - 15*time.Second)
@@ -354,8 +361,8 @@ func TestP12_AReplicaWhoseLogTakesNothing(t *testing.T) {
 			t.Errorf("not recorded: %+v", missing)
 		}
 		done := len(two.audit.reconciled())
-		if done != len(store.ends) {
-			t.Errorf("%d events for %d ends", done, len(store.ends))
+		if done != store.count() {
+			t.Errorf("%d events for %d ends", done, store.count())
 		}
 		one.audit.break_(nil)
 		time.Sleep(3 * time.Second)
@@ -385,7 +392,7 @@ func TestP12_WhatTheBacklogHasNoRoomForIsRecorded(t *testing.T) {
 		one.audit.break_(nil)
 		time.Sleep(2 * time.Second)
 		if n := len(store.missing(one.audit)); n != 50 {
-			t.Fatalf("%d have found no room, of %d", n, len(store.ends))
+			t.Fatalf("%d have found no room, of %d", n, store.count())
 		}
 		time.Sleep(broker.RecordBound - 10*time.Second)
 		if n := len(store.missing(one.audit)); n != 0 {
