@@ -43,10 +43,7 @@ func (l *lookout) complete(ctx context.Context, u unrecorded) error {
 	defer cancel()
 	c := completion{lookout: l, unrecorded: u}
 	began := l.Now()
-	if err = c.tasks(ctx); err == nil {
-		err = c.grants(ctx)
-	}
-	if err != nil {
+	if err = c.all(ctx); err != nil {
 		_ = l.tellCompleting(ctx, u.maker, 0, time.Millisecond) // the next one need not wait
 		return err
 	}
@@ -103,6 +100,27 @@ func (c *completion) claim(ctx context.Context) error {
 	}
 	c.claimed = c.Now()
 	return c.tellCompleting(ctx, c.maker, 0, claimLife)
+}
+
+// all records everything that the process has left.
+func (c *completion) all(ctx context.Context) error {
+	for _, record := range []func(context.Context) error{c.intents, c.tasks, c.grants} {
+		if err := record(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// record waits until the events are durable.
+func (c *completion) record(ctx context.Context, events []Event) error {
+	if len(events) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, recordWait)
+	defer cancel()
+	c.done += len(events)
+	return c.Auditor.Record(ctx, events...)
 }
 
 // tasks records the ends of tasks.
@@ -184,13 +202,7 @@ func (c *completion) ends(ctx context.Context, ends []Ending) error {
 	for i, r := range found {
 		missing[i].Actor, missing[i].Reconciled = actorOf(r), true
 	}
-	if len(missing) == 0 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, recordWait)
-	defer cancel()
-	c.done += len(missing)
-	return c.Auditor.Record(ctx, missing...)
+	return c.record(ctx, missing)
 }
 
 // actorOf is who has asked for an end, as far as its receipt tells: "" when it may have been one of several.

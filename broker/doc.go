@@ -30,7 +30,8 @@
 // leaves an end without its event. Its receipt in the store has the event's ID, and that says which process was to record
 // it, and in which round. Each process tells the others on the Board, about once a second, before which round all is recorded;
 // of one that has told nothing for some time, or does not get on, they ask the store for the ends from that round on, and
-// record those themselves. Nothing of this is on the way of an end but the making of that ID.
+// record those themselves. Nothing of this is on the way of an end but the making of that ID. Of what is not ended by its ID the
+// store keeps no receipt; the Board has its event before the store is asked.
 //
 // The package imports no adapter. Its ports are small interfaces in ports.go and store.go, whose
 // comments are their contracts.

@@ -73,7 +73,7 @@ type Event struct {
 
 	Selector Selector
 	Lock     LockID
-	Unsure   bool // it may not have happened: the store went away while it was written
+	Unsure   bool // it may not have happened: the store went away while it was written, or the process was killed
 
 	// Reconciled says that another process recorded it than the one that did it, which was killed before it could, or
 	// has a log that takes nothing; or perhaps had recorded it already, under the same ID. It has what the store

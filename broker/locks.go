@@ -64,7 +64,7 @@ func (b *Broker) LockAll(ctx context.Context, req LockRequest) ([]StandingLock, 
 			continue
 		}
 		lock := Lock{ID: NewLockID(), Selector: s, Reason: req.Reason, Actor: req.Actor, Expires: expires}
-		ends, at = append(ends, Ending{Kind: TargetLock, Lock: lock, Reason: req.Reason, Event: NewEventID()}), append(at, i)
+		ends, at = append(ends, Ending{Kind: TargetLock, Lock: lock, Reason: req.Reason}), append(at, i)
 	}
 	if locks, _, err := b.locks(1); err == nil && len(locks)+len(ends) > MaxLocks {
 		return nil, &QuotaExceeded{What: "locks", Limit: MaxLocks}
@@ -121,13 +121,17 @@ func (b *Broker) controlAll(ctx context.Context, req LockRequest, ends []Ending)
 		return nil, nil
 	}
 	ctx = context.WithoutCancel(ctx)
+	round := b.rounds.enter()
+	defer b.rounds.leave(round)
 	events := make([]Event, len(ends))
 	for i, e := range ends {
+		ends[i].Event = b.rounds.event()
 		events[i] = Event{
-			ID: e.Event, Kind: EventLocked, Actor: req.Actor, Address: req.Address, Thumbprint: req.Thumbprint, Reason: req.Reason,
+			ID: ends[i].Event, Kind: EventLocked, Actor: req.Actor, Address: req.Address, Thumbprint: req.Thumbprint, Reason: req.Reason,
 			Selector: e.Lock.Selector, Lock: e.Lock.ID, Expires: e.Lock.Expires, Attributes: Attributes{Ticket: req.Ticket},
 		}
 	}
+	b.intend(ctx, events...)
 	replies, _, err := b.endTwice(ctx, withdrawCall, ends...)
 	if err != nil {
 		b.recordUnsure(ctx, err, events...)

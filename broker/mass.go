@@ -255,10 +255,12 @@ func (r *running) left(err error) {
 
 // deny writes what the control list can say, in one call of the store.
 func (r *running) deny(ctx context.Context) error {
+	round := r.b.rounds.enter()
+	defer r.b.rounds.leave(round)
 	var all []Ending
 	var events []Event
 	event := func(e Ending) {
-		e.State, e.Cause, e.Reason, e.Event = Revoked, CauseOperator, r.Reason, NewEventID()
+		e.State, e.Cause, e.Reason, e.Event = Revoked, CauseOperator, r.Reason, r.b.rounds.event()
 		all = append(all, e)
 		events = append(events, Event{ID: e.Event, Kind: EventRevoked, Cause: CauseOperator, Selector: e.Selector})
 	}
@@ -271,6 +273,7 @@ func (r *running) deny(ctx context.Context) error {
 	if len(all) == 0 {
 		return nil
 	}
+	r.b.intend(ctx, r.sign(events)...)
 	replies, _, err := r.b.endTwice(ctx, withdrawCall, all...)
 	if err != nil {
 		r.b.recordUnsure(ctx, err, r.sign(events)...)

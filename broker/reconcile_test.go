@@ -223,9 +223,12 @@ func TestP12_AnEndIsRecordedForAKilledReplica(t *testing.T) {
 					}
 					two := newHarness(t, store, func(c *broker.Config) { c.Board = store })
 					time.Sleep(broker.RecordBound - 15*time.Second)
-					checkReconciled(t, two.audit.reconciled(), missing[0], by.kind, by.actor, begun.Task)
+					ends := func() []broker.Event { // a trust domain is also withdrawn by a selector
+						return slices.DeleteFunc(two.audit.reconciled(), func(e broker.Event) bool { return e.Kind == broker.EventRevoked })
+					}
+					checkReconciled(t, ends(), missing[0], by.kind, by.actor, begun.Task)
 					time.Sleep(2 * broker.RecordBound)
-					if n := len(two.audit.reconciled()); n != 1 {
+					if n := len(ends()); n != 1 {
 						t.Errorf("%d ends were recorded for another one in the end", n)
 					}
 				})
@@ -624,4 +627,67 @@ func TestP12_AReplayIsRecorded(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestP12_AnOperatorsChangeIsRecordedForAKilledReplica, of which the store keeps no receipt: what was asked for, by whom and
+// why, and that it may not have happened.
+func TestP12_AnOperatorsChangeIsRecordedForAKilledReplica(t *testing.T) {
+	selector := broker.Selector{Subject: workload(night).ID.String()}
+	for name, test := range map[string]struct {
+		kind   broker.EventKind
+		events int
+		change func(h *harness, standing broker.LockID) error
+	}{
+		"a selector": {broker.EventRevoked, 1, func(h *harness, _ broker.LockID) error {
+			_, err := h.Revoke(ctx, broker.Revocation{Selector: selector, Actor: "ada", Address: "192.0.2.7:1", Reason: "INC-4711 leaked"})
+			return err
+		}},
+		"a key": {broker.EventKeyRevoked, 1, func(h *harness, _ broker.LockID) error {
+			_, err := h.Revoke(ctx, broker.Revocation{Key: h.ring.Keys()[0].ID, Actor: "ada", Address: "192.0.2.7:1", Reason: "INC-4711 leaked"})
+			return err
+		}},
+		"many selectors": {broker.EventRevoked, 2, func(h *harness, _ broker.LockID) error {
+			_, err := h.RevokeAll(ctx, broker.Mass{Filter: broker.Filter{Workloads: []string{workload(night).ID.String(), workload(small).ID.String()}}, Actor: "ada", Address: "192.0.2.7:1", Reason: "INC-4711 leaked", Ticket: "T-1"})
+			return err
+		}},
+		"a lock": {broker.EventLocked, 1, func(h *harness, _ broker.LockID) error {
+			_, err := h.LockAll(ctx, broker.LockRequest{Filter: broker.Filter{Workloads: []string{workload(night).ID.String()}}, Life: time.Hour, Actor: "ada", Address: "192.0.2.7:1", Reason: "INC-4711 leaked"})
+			return err
+		}},
+		"a lift": {broker.EventLifted, 1, func(h *harness, lock broker.LockID) error {
+			return h.Lift(ctx, broker.Lifting{Lock: lock, Actor: "ada", Address: "192.0.2.7:1", Reason: "INC-4711 leaked"})
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store := newWitness(t, 3)
+				one := startReplica(t, store)
+				lock, err := one.Lock(ctx, broker.Lock{Selector: broker.Selector{Subject: workload(small).ID.String()}, Expires: time.Now().Add(time.Hour), Actor: "eve", Reason: "before"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(3 * time.Second)
+				at := time.Now()
+				one.unrecorded(func() {
+					if err := test.change(one.harness, lock); err != nil {
+						t.Fatal(err)
+					}
+				})
+				two := newHarness(t, store, func(c *broker.Config) { c.Board = store })
+				time.Sleep(broker.RecordBound)
+				events := two.audit.reconciled()
+				for _, e := range events {
+					if e.Kind != test.kind || e.Actor != "ada" || e.Address != "192.0.2.7:1" || e.Reason != "INC-4711 leaked" || !e.Unsure || e.Time.Before(at) || e.Time.Sub(at) > time.Second ||
+						(e.Selector == broker.Selector{}) == (e.Kind == broker.EventRevoked || e.Kind == broker.EventLocked) ||
+						(e.Lock == "") == (e.Kind == broker.EventLocked || e.Kind == broker.EventLifted) || (e.Key == "") == (e.Kind == broker.EventKeyRevoked) ||
+						(e.Revocation == "" || e.Ticket == "") == (test.events > 1) {
+						t.Errorf("got %+v", e)
+					}
+				}
+				if len(events) != test.events {
+					t.Errorf("%d events were recorded", len(events))
+				}
+			})
+		})
+	}
 }

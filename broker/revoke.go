@@ -129,8 +129,11 @@ func (b *Broker) Lift(ctx context.Context, l Lifting) error {
 
 // control writes a change that goes to every shard, and its event.
 func (b *Broker) control(ctx context.Context, end Ending, event Event) (Receipt, error) {
-	event.ID = NewEventID()
+	round := b.rounds.enter()
+	defer b.rounds.leave(round)
+	event.ID = b.rounds.event()
 	end.Event = event.ID
+	b.intend(ctx, event)
 	// What may have happened is said twice rather than without an event: it does no harm.
 	replies, _, err := b.endTwice(ctx, withdrawCall, end)
 	if err != nil {

@@ -4,10 +4,11 @@
 // returned for is on the disk: concurrent callers share one write and one fsync. The file is
 // created with mode 0600 and only appended to. A line never holds a token.
 //
-// An event is in the log of the process that did what it says. Only the end of a task, and the revocation of one grant, may
+// An event is in the log of the process that did what it says. Only ends of tasks, and what operators revoke, lock and lift, may
 // be in that of another: a process that is killed between the store and its log leaves the event to those that share
 // its store, or to itself when it is started again, within [broker.RecordBound]. Such a line says reconciled and has what
-// the store knows: there is no address, and no actor when that may have been one of several. The same event, by its ID,
+// the store knows: of an end there is no address, and no actor when that may have been one of several; of a change of the control
+// list all that was asked for, and unsure, since it may not have happened. The same event, by its ID,
 // may then be in both logs, or twice in one; it is one event. So is the begin of a task that was asked for again, with the
 // same idempotency key.
 package audit
