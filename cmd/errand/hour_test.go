@@ -149,7 +149,7 @@ func (h *hour) environ() []string {
 			env = append(env, v)
 		}
 	}
-	return append(env, "TMPDIR="+h.dir)
+	return append(env, "TMPDIR="+h.dir, EnvOutput+"=table") // as on a terminal
 }
 
 // startDev starts errand dev where its sub-commands look for it, on ports of its own, with the sample

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -16,27 +17,54 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// formats are the values of -o where a list or an object is shown. The first is the default.
+// EnvOutput names the variable with the value of -o for what is shown as a table unless it is told otherwise.
+const EnvOutput = "ERRAND_OUTPUT"
+
+// formats are the values of -o where a list or an object is shown.
 var formats = []string{"table", "wide", "json", "ndjson", "yaml", "csv", "name"}
 
 // rowFormats are those of rows that have no ID.
 var rowFormats = formats[:len(formats)-1]
 
-// outputFlag adds -o with the formats that a command has.
-func outputFlag(cmd *cobra.Command, output *string, formats []string) {
-	cmd.Flags().StringVarP(output, "output", "o", formats[0], strings.Join(formats, ", "))
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
+// outputFlag adds -o with the formats that a command has. The first is the default; but tables are for people, so
+// what goes elsewhere than to a terminal is JSON where there is JSON.
+func outputFlag(cmd *cobra.Command, output *string, has []string) {
+	forPeople := has[0] == "table" && slices.Contains(has, "json")
+	first, what := has[0], strings.Join(has, ", ")
+	if forPeople {
+		first, what = "", what+" (default "+EnvOutput+", or table on a terminal and json elsewhere)"
+	}
+	cmd.Flags().StringVarP(output, "output", "o", first, what)
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(has, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 	before := cmd.PreRunE
 	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
-		if !slices.Contains(formats, *output) {
-			return usage(cmd, "the output %q is not known: use -o %s or -o %s",
-				*output, strings.Join(formats[:len(formats)-1], ", -o "), formats[len(formats)-1])
+		if forPeople && !cmd.Flag("output").Changed {
+			wanted := os.Getenv(EnvOutput)
+			if wanted != "" && !slices.Contains(formats, wanted) {
+				return usage(cmd, "%s is %q: set it to one of %s, or to nothing", EnvOutput, wanted, strings.Join(formats, ", "))
+			}
+			*output = defaultOutput(cmd, wanted, has)
+		}
+		if !slices.Contains(has, *output) {
+			return usage(cmd, "the output %q is not known: use -o %s or -o %s", *output, strings.Join(has[:len(has)-1], ", -o "), has[len(has)-1])
 		}
 		if before != nil {
 			return before(cmd, args)
 		}
 		return nil
 	}
+}
+
+// defaultOutput is the value of -o for a command that has tables and JSON.
+func defaultOutput(cmd *cobra.Command, wanted string, has []string) string {
+	columns := cmd.Flag("columns")
+	switch {
+	case slices.Contains(has, wanted):
+		return wanted
+	case isTerminal(cmd.OutOrStdout()), columns != nil && columns.Changed:
+		return "table"
+	}
+	return "json"
 }
 
 // table is how rows of something are shown.

@@ -103,6 +103,7 @@ func stories(t *testing.T, dir string) testscript.Params {
 			env.Defer(func() { os.RemoveAll(dir) })
 			env.Setenv("SHORT", dir)
 			env.Setenv(raceOptions, os.Getenv(raceOptions))
+			env.Setenv(EnvOutput, "table") // as on a terminal
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
