@@ -50,20 +50,6 @@ func endOf(object any) (end, bool) {
 	return end{}, false
 }
 
-// gone is the end of an object that is not there any more: as it had ended, or else canceled.
-func gone(object any) (end, bool) {
-	if e, ok := endOf(object); ok {
-		return e, true
-	}
-	switch o := object.(type) {
-	case *batch.Job:
-		return newEnd(kindJob, o, sdk.Canceled, "deleted"), true
-	case *core.Pod:
-		return newEnd(kindPod, o, sdk.Canceled, "deleted"), true
-	}
-	return end{}, false
-}
-
 // newEnd names the object by its UID, which no other one ever has.
 func newEnd(kind string, o meta.Object, outcome sdk.State, what string) end {
 	reason := fmt.Sprintf("%s %s/%s: %s", kind, o.GetNamespace(), o.GetName(), what)

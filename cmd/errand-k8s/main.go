@@ -7,6 +7,13 @@
 // runs, is told until the broker has taken or refused it; memory is bounded by the objects that are watched. An
 // object that goes while the program is away, or while as many ends wait as the queue holds, is told by nobody: its
 // tasks end with their leases.
+//
+// A watch with a selector calls an object deleted when it only stops matching, as when its label is taken off; so does
+// a new list from a server that lags behind. So none that ran when it was last seen is taken for gone before the API
+// server itself, asked for it by name, has none of that UID. One that is there and has ended has ended so. One that is
+// there and runs is left alone, and followed no more. When there is no answer the question is repeated, for 10 minutes
+// and 30 times at most, and then nothing is ended: no list that comes later would name an object that is gone, but 10
+// minutes are the longest lease, so the tasks that nobody keeps alive any more have lapsed.
 package main
 
 import (
@@ -93,6 +100,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("no way to the cluster: %w; run in a Pod, or name a file with --kubeconfig", err)
 	}
+	config.QPS, config.Burst = checksPerSecond, 2*checksPerSecond // its own 5 would be slow when a large namespace goes
 	cluster, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return err

@@ -28,7 +28,7 @@ func TestManifest(t *testing.T) {
 		switch o := object.(type) {
 		case *rbac.ClusterRole:
 			for _, rule := range o.Rules {
-				if strings.Join(rule.Verbs, " ") != "list watch" || len(rule.Resources) != 1 || rule.Resources[0] != "jobs" && rule.Resources[0] != "pods" {
+				if strings.Join(rule.Verbs, " ") != "get list watch" || len(rule.Resources) != 1 || rule.Resources[0] != "jobs" && rule.Resources[0] != "pods" {
 					t.Errorf("it may %v", rule)
 				}
 			}

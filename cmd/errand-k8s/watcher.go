@@ -31,9 +31,11 @@ type ender interface {
 
 // watcher tells a broker of what has ended in a cluster.
 type watcher struct {
+	cluster   kubernetes.Interface
 	broker    ender
 	log       *slog.Logger
 	queue     *queue
+	doubts    *doubts // while it runs
 	factories []informers.SharedInformerFactory
 	informers []cache.SharedIndexInformer
 	handlers  []cache.ResourceEventHandlerRegistration
@@ -41,7 +43,7 @@ type watcher struct {
 }
 
 func newWatcher(cluster kubernetes.Interface, broker ender, log *slog.Logger, o options) *watcher {
-	w := &watcher{broker: broker, log: log, queue: newQueue(maxWaiting), pause: firstPause}
+	w := &watcher{cluster: cluster, broker: broker, log: log, queue: newQueue(maxWaiting), pause: firstPause}
 	namespaces := o.namespaces
 	if len(namespaces) == 0 {
 		namespaces = []string{meta.NamespaceAll}
@@ -59,7 +61,7 @@ func newWatcher(cluster kubernetes.Interface, broker ender, log *slog.Logger, o 
 func (w *watcher) run(ctx context.Context) {
 	for _, informer := range w.informers {
 		handler, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc: w.seen, UpdateFunc: func(_, now any) { w.seen(now) }, DeleteFunc: w.deleted,
+			AddFunc: w.seen, UpdateFunc: w.changed, DeleteFunc: w.deleted,
 		})
 		if err != nil { // it has been stopped: the program is about to end
 			w.log.Error("nothing is watched", "error", err)
@@ -67,13 +69,19 @@ func (w *watcher) run(ctx context.Context) {
 		}
 		w.handlers = append(w.handlers, handler)
 	}
+	w.doubts = newDoubts(maxDoubts, w.pause)
+	defer w.doubts.queue.ShutDown()
 	for _, f := range w.factories {
 		f.Start(ctx.Done())
 		defer f.Shutdown()
 	}
 	var all sync.WaitGroup
+	all.Go(func() { <-ctx.Done(); w.doubts.queue.ShutDown() })
 	for range tellers {
 		all.Go(func() { w.tell(ctx) })
+	}
+	for range checkers {
+		all.Go(func() { w.check(ctx) })
 	}
 	all.Wait()
 }
@@ -95,12 +103,35 @@ func (w *watcher) seen(object any) {
 	}
 }
 
-// deleted looks at one that is not there any more, as it was last seen.
+// changed looks at an object that was there. One with another UID has come in the place of the first while nobody
+// watched, and the end of that is told by nothing else.
+func (w *watcher) changed(before, now any) {
+	old, isObject := before.(meta.Object)
+	if current, ok := now.(meta.Object); isObject && ok && old.GetUID() != current.GetUID() {
+		w.deleted(before)
+	}
+	w.seen(now)
+}
+
+// deleted looks at one that the watch has no more, as it was last seen. If it had ended, that is so; if not, the
+// cluster is asked.
 func (w *watcher) deleted(object any) {
 	if last, ok := object.(cache.DeletedFinalStateUnknown); ok {
 		object = last.Obj
 	}
-	if e, ok := gone(object); ok && !w.queue.add(e, true) {
+	if e, ok := endOf(object); ok {
+		w.tellLast(e)
+		return
+	}
+	d, ok := newDoubt(object)
+	if ok && !w.doubts.add(d) {
+		w.log.Error("too many objects may be gone to ask the cluster about another one; if it is, its tasks end with their leases", w.about(d)...)
+	}
+}
+
+// tellLast has an end told after which nothing more is heard of its object.
+func (w *watcher) tellLast(e end) {
+	if !w.queue.add(e, true) {
 		w.log.Error("too many ends wait for the broker to be told of another one; its tasks end with their leases", "reason", e.reason, "uid", e.ref.ID)
 	}
 }

@@ -94,6 +94,7 @@ var byLabel = options{selector: "errand/task"}
 func watch(t *testing.T, b ender, o options, edit func(*watcher), objects ...runtime.Object) (*fake.Clientset, *watcher) {
 	t.Helper()
 	cluster := fake.NewClientset(objects...)
+	selecting(cluster, o.selector)
 	w := newWatcher(cluster, b, slog.New(slog.DiscardHandler), o)
 	w.pause = time.Millisecond
 	if edit != nil {
@@ -229,12 +230,12 @@ func TestWhatGoesWhileTheQueueIsFull(t *testing.T) {
 	var log bytes.Buffer
 	w := newWatcher(fake.NewClientset(), &teller{}, slog.New(slog.NewTextHandler(&log, nil)), byLabel)
 	w.queue.most = 1
-	w.deleted(job("a"))
-	w.deleted(job("a"))
+	w.deleted(job("a", complete))
+	w.deleted(job("a", complete))
 	if log.Len() > 0 {
 		t.Errorf("logged: %s", log.String())
 	}
-	w.deleted(job("b"))
+	w.deleted(job("b", failed))
 	if w.queue.len() != 1 || !strings.Contains(log.String(), "uid-b") {
 		t.Errorf("%d wait; logged: %s", w.queue.len(), log.String())
 	}
