@@ -54,10 +54,11 @@ Other ways to give it, besides or with --no-files instead:
 
 When the task ends first (it was revoked, its deadline passed, the broker was out of reach for two thirds
 of the lease), the files go at once, and CMD and what it has started get SIGTERM and, after --grace,
-SIGKILL. An end that somebody else has made is noticed at once, or, where the broker's stream of events
-does not get through, within a third of the lease. When errand is killed itself, Linux kills CMD; on macOS
-CMD goes on, with tokens that die with the lease, or within two seconds with --presence. What CMD leaves
-running behind it goes on without a task.
+SIGKILL. With --grace 0s or --on-revoke kill that is all that they get, and with --on-revoke ignore CMD
+goes on without tokens. An end that somebody else has made is noticed at once, or, where the broker's
+stream of events does not get through, within a third of the lease. When errand is killed itself, Linux
+kills CMD; on macOS CMD goes on, with tokens that die with the lease, or within two seconds with
+--presence. What CMD leaves running behind it goes on without a task.
 
 SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on. Under a terminal CMD is in errand's own
 process group, so what is typed there reaches it directly; while Ctrl-Z has stopped both, the lease runs.
@@ -135,7 +136,7 @@ func newExec() *cobra.Command {
 	flags.StringVar(&config.Env, "env", "", "put the token into this variable")
 	flags.StringVar(&config.EndKeyFile, "end-key-file", "", "write a key to this file that can only end the task; it goes with the task")
 	flags.StringVar(&onRevoke, "on-revoke", "term", "what CMD gets when the task ends first: term, kill, or ignore")
-	flags.DurationVar(&config.Grace, "grace", exec.DefaultGrace, "the time between SIGTERM and SIGKILL then")
+	flags.DurationVar(&config.Grace, "grace", exec.DefaultGrace, "the time between SIGTERM and SIGKILL then; 0s is --on-revoke kill")
 	flags.DurationVar(&startup, "startup-timeout", sdk.DefaultStartupTimeout, "how long to wait for an identity and the broker")
 	brokerURLFlag(cmd, &url)
 	completeCeiling(cmd)

@@ -22,7 +22,7 @@ const (
 )
 
 const (
-	// DefaultGrace is how long a command has between SIGTERM and SIGKILL.
+	// DefaultGrace is how long a command has between SIGTERM and SIGKILL, unless somebody says otherwise.
 	DefaultGrace = 10 * time.Second
 	// MaxAudiences bounds Config.Asks.
 	MaxAudiences = 16
@@ -44,7 +44,7 @@ type OnEnd string
 
 // The choices.
 const (
-	Terminate OnEnd = "term"   // SIGTERM, and SIGKILL after the grace
+	Terminate OnEnd = "term"   // SIGTERM, and SIGKILL after the grace; without one, Kill
 	Kill      OnEnd = "kill"   // SIGKILL
 	Ignore    OnEnd = "ignore" // it goes on without tokens
 )
@@ -74,7 +74,7 @@ type Config struct {
 	EndKeyFile string // where to write the task's end key while the command runs
 
 	OnEnd OnEnd         // Terminate when empty
-	Grace time.Duration // DefaultGrace when zero
+	Grace time.Duration // of Terminate; SIGKILL comes at once when zero
 
 	Input   *os.File  // what follows the token on the standard input; os.Stdin when nil
 	Stderr  io.Writer // for what errand itself has to say
@@ -86,9 +86,6 @@ type Config struct {
 func (c *Config) Check() error {
 	if c.OnEnd == "" {
 		c.OnEnd = Terminate
-	}
-	if c.Grace == 0 {
-		c.Grace = DefaultGrace
 	}
 	if c.Env != "" && c.TTL == 0 {
 		c.TTL = min(c.Task.Deadline, maxTTL)

@@ -49,6 +49,7 @@ func TestCheck(t *testing.T) {
 		"longest audience":       {func(c *Config) { c.Asks[0].Audience = strings.Repeat("a", maxFolderName) }, ""},
 		"too long audience":      {func(c *Config) { c.Asks[0].Audience = strings.Repeat("a", maxFolderName+1) }, "too long"},
 		"what on revoke":         {func(c *Config) { c.OnEnd = "maybe" }, `--on-revoke is "maybe"`},
+		"no grace":               {func(c *Config) { c.Grace = 0 }, ""},
 		"negative grace":         {func(c *Config) { c.Grace = -1 }, "--grace"},
 		"low fd":                 {func(c *Config) { c.FD = 2 }, "--fd is 2"},
 		"first fd":               {func(c *Config) { c.FD = 3 }, ""},

@@ -280,10 +280,10 @@ func (r *run) takeBack() (late <-chan time.Time) {
 	if err := r.gifts.close(); err != nil {
 		r.say("%v", err)
 	}
-	switch r.OnEnd {
-	case Ignore:
+	switch {
+	case r.OnEnd == Ignore:
 		r.say("%v: %s goes on without tokens", r.ended, r.Command[0])
-	case Kill:
+	case r.OnEnd == Kill || r.Grace == 0:
 		r.say("%v: %s gets SIGKILL", r.ended, r.Command[0])
 		r.child.signalAll(syscall.SIGKILL)
 	default:
