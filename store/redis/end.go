@@ -122,6 +122,7 @@ func (s *Store) endReply(r reply) (broker.EndReply, error) {
 	out := broker.EndReply{Task: r.task(now)}
 	if r.status == "active" {
 		out.Receipt = broker.Receipt{Task: out.Task.ID, State: broker.Active}
+		out.Err = s.spoilt(&r)
 		return out, r.err
 	}
 	l := r.list()
@@ -142,8 +143,11 @@ func (s *Store) endReply(r reply) (broker.EndReply, error) {
 	if r.err != nil {
 		return broker.EndReply{}, r.err
 	}
-	out.Receipt.Feed = broker.Position{Epoch: r.epoch, Numbers: position}
 	s.reached(r.epoch, r.shard, position[r.shard])
+	if err := s.spoilt(&r); err != nil {
+		return broker.EndReply{Err: err}, nil
+	}
+	out.Receipt.Feed = broker.Position{Epoch: r.epoch, Numbers: position}
 	return out, nil
 }
 

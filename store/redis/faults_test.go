@@ -3,6 +3,7 @@ package redis_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -310,6 +311,76 @@ func TestUnreadableRecords(t *testing.T) {
 	}
 	if n := log.with("cannot be read"); n != most {
 		t.Errorf("%d records are named in the log; want %d, and not one more", n, most)
+	}
+}
+
+// TestDamagedRecords changes one bit of a record, each in turn. Perhaps it can still be read, perhaps not; in
+// either case what is asked for is there or is not, and nothing else suffers: lists go on, and so does the sweeper.
+func TestDamagedRecords(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"task", "grant"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			damageEachBit(t, kind == "grant")
+		})
+	}
+}
+
+func damageEachBit(t *testing.T, ofGrant bool) {
+	s := start(t)
+	var log lines
+	store := s.open(t, redis.Config{Logger: slog.New(slog.NewTextHandler(&log, nil))}.Patient())
+	healthy := begin(t, store)
+	const bits = 8
+	missing := 0
+	for at := 0; ; at++ {
+		victim := begin(t, store)
+		task, grant := victim.Task, victim.Grants[0].ID
+		tasks, key := "errand:{p00}:tasks", "errand:{p00}:g:"+bare(grant)
+		raw := []byte(s.client.HGet(t.Context(), tasks, bare(task.ID)).Val())
+		if ofGrant {
+			raw = []byte(s.client.Get(t.Context(), key).Val())
+		}
+		if at/bits >= len(raw) {
+			break
+		}
+		raw[at/bits] ^= 1 << (at % bits)
+		if ofGrant {
+			s.client.Set(t.Context(), key, raw, goredis.KeepTTL)
+		} else {
+			s.client.HSet(t.Context(), tasks, bare(task.ID), raw)
+		}
+		which := fmt.Sprintf("bit %d of byte %d", at%bits, at/bits)
+		for _, ref := range []broker.Ref{{Task: task.ID}, {Grant: grant}} {
+			if _, err := store.Lookup(t.Context(), ref); errors.Is(err, broker.ErrNotFound) {
+				missing++
+			} else if err != nil {
+				t.Errorf("%s: Lookup of %v: %v", which, ref, err)
+			}
+		}
+		for _, q := range []broker.Query{{}, {Due: true}, {Grants: true}, {Of: healthy.Task.ID, Grants: true}} {
+			q.Limit = broker.MaxPage
+			page, err := store.List(t.Context(), q)
+			if err != nil {
+				t.Fatalf("%s: List of %+v: %v", which, q, err)
+			}
+			there := slices.ContainsFunc(page.Tasks, func(t broker.Task) bool { return t.ID == healthy.Task.ID }) ||
+				slices.ContainsFunc(page.Grants, func(r broker.Record) bool { return r.Task.ID == healthy.Task.ID })
+			if !there && !q.Due {
+				t.Errorf("%s: List of %+v lacks what is healthy", which, q)
+			}
+		}
+		if pulses, err := store.Heartbeat(t.Context(), []broker.Beat{{Task: task.ID, Workload: alice}, {Task: healthy.Task.ID, Workload: alice}}); err != nil || pulses[1].Err != nil {
+			t.Errorf("%s: Heartbeat: %+v, %v", which, pulses, err)
+		}
+		if replies, err := store.End(t.Context(), []broker.Ending{completing(task.ID)}); err != nil || replies[0].Err != nil && !errors.Is(replies[0].Err, broker.ErrNotFound) {
+			t.Errorf("%s: End: %+v, %v", which, replies, err)
+		}
+		s.client.Del(t.Context(), key)
+		s.client.HDel(t.Context(), tasks, bare(task.ID))
+	}
+	if named := log.with("cannot be read"); missing == 0 || named == 0 {
+		t.Errorf("%d records were missing and %d are named in the log; want some", missing, named)
 	}
 }
 

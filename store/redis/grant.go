@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -45,8 +46,8 @@ func (s *Store) Grant(ctx context.Context, req broker.GrantRequest) (broker.Gran
 	default:
 		return broker.GrantReply{}, r.refusal()
 	}
-	if r.err != nil {
-		return broker.GrantReply{}, r.err
+	if err := cmp.Or(r.err, s.spoilt(&r)); err != nil {
+		return broker.GrantReply{}, err
 	}
 	return out, nil
 }
@@ -75,7 +76,11 @@ func (r *reply) made(req broker.GrantRequest, out *broker.GrantReply) {
 		Begun: out.Now, Lease: lease, LeaseEnd: out.Now.Add(b.FirstLease().Truncate(time.Millisecond)), Deadline: r.moment(), State: broker.Active,
 		Presence: b.Presence, Holder: 1, Delegators: b.Delegators,
 	}
-	out.Task.Path = append(r.path(), req.Task)
+	above, ok := r.path()
+	if !ok {
+		r.fail("a path that is none")
+	}
+	out.Task.Path = append(above, req.Task)
 	out.Task = out.Task.Clone()
 }
 

@@ -51,7 +51,10 @@ func (s *Store) Heartbeat(ctx context.Context, beats []broker.Beat) ([]broker.Pu
 				item.fail("a pulse of another task")
 			}
 			if item.left > 0 {
-				pulse.Task, pulse.Err = item.task(at), nil
+				task := item.task(at)
+				if pulse.Err = s.spoilt(item); pulse.Err == nil {
+					pulse.Task = task
+				}
 			}
 			todo = todo[1:]
 		})

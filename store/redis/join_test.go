@@ -193,8 +193,8 @@ func TestUnreadableDelegators(t *testing.T) {
 		}
 	}
 	s.client.HSet(t.Context(), tasks, id, raw)
-	if record, err := store.Lookup(t.Context(), broker.Ref{Task: joined.Task.ID}); !errors.Is(err, broker.ErrUnavailable) {
-		t.Errorf("Lookup: got %+v, error %v; want ErrUnavailable", record, err)
+	if record, err := store.Lookup(t.Context(), broker.Ref{Task: joined.Task.ID}); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("Lookup: got %+v, error %v; want ErrNotFound", record, err)
 	}
 	if reply, err := store.Grant(t.Context(), func() broker.GrantRequest {
 		r := beginning()

@@ -171,6 +171,9 @@ func (l *listing) take(r *reply) (grants []string) {
 	}
 	r.each(func(item *reply) {
 		task := item.taskFields(l.page.Now)
+		if l.store.spoilt(item) != nil {
+			return
+		}
 		if at, _, _ := task.Due(); l.query.Due && l.page.Now.Before(at) {
 			return
 		}
@@ -198,6 +201,9 @@ func (l *listing) lookUp(ctx context.Context, shard int, found []string) error {
 			record := r.record(l.page.Now)
 			if r.err != nil {
 				return r.err
+			}
+			if s.spoilt(&r) != nil {
+				continue
 			}
 			record.Now, record.Control = time.Time{}, 0
 			l.page.Grants = append(l.page.Grants, record)

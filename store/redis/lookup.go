@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -30,8 +31,8 @@ func (s *Store) Lookup(ctx context.Context, ref broker.Ref) (broker.Record, erro
 		return broker.Record{}, r.refusal()
 	}
 	record := r.record(time.Time{})
-	if r.err != nil {
-		return broker.Record{}, r.err
+	if err := cmp.Or(r.err, s.spoilt(&r)); err != nil {
+		return broker.Record{}, err
 	}
 	return record, nil
 }

@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -21,6 +22,7 @@ type reply struct {
 	left   uint32  // how many values have not been read
 	in     *[]byte // where they stand; an answer and the lists in it share it
 	err    error
+	spoilt *spoilt // the first record in it that nobody can read
 	script *script
 	shard  int
 	epoch  uint64 // that the call was for
@@ -206,6 +208,12 @@ func (r *reply) join(l *reply) {
 	if r.err == nil && l.err != nil {
 		r.err, r.left = l.err, 0
 	}
+	r.spoilt = cmp.Or(r.spoilt, l.spoilt)
+}
+
+// spoil notes that a record in the answer cannot be read. The answer can: reading goes on.
+func (r *reply) spoil(grant bool, id string) {
+	r.spoilt = cmp.Or(r.spoilt, &spoilt{grant, id})
 }
 
 // strings reads what pack has packed, which has so many strings at least.
@@ -216,14 +224,6 @@ func (r *reply) strings(least int) []string {
 		return make([]string, least)
 	}
 	return fields
-}
-
-func (r *reply) workload() spiffeid.ID {
-	id, err := spiffeid.FromString(r.text())
-	if err != nil && r.err == nil {
-		r.fail(err.Error())
-	}
-	return id
 }
 
 // task reads a task as of now. A script says how and when the task ends if nothing else happens, so
@@ -237,14 +237,19 @@ func (r *reply) task(now time.Time) broker.Task {
 
 func (r *reply) taskFields(now time.Time) broker.Task {
 	id := r.text()
-	t := broker.Task{ID: r.taskID(id), Workload: r.workload()}
-	if err := readTask(r.strings(4), &t); err != nil {
-		r.fail(err.Error())
+	workload, err := spiffeid.FromString(r.text())
+	t := broker.Task{ID: r.taskID(id), Workload: workload}
+	if fields, ok := unpack(r.text()); err != nil || !ok || len(fields) < 4 || readTask(fields, &t) != nil {
+		r.spoil(false, id)
 	}
 	t.Begun = r.moment()
 	t.Lease = time.Duration(r.number()) * time.Millisecond
 	t.LeaseEnd, t.Deadline = r.moment(), r.moment()
-	t.Path = append(r.path(), t.ID)
+	above, ok := r.path()
+	if !ok {
+		r.spoil(false, id)
+	}
+	t.Path = append(above, t.ID)
 	t.Holder = int(r.number())
 	state, cause, at := broker.State(r.text()), broker.Cause(r.text()), r.moment()
 	t.State = broker.Active
@@ -263,17 +268,13 @@ func (r *reply) taskFields(now time.Time) broker.Task {
 	return t
 }
 
-// path reads the IDs of the tasks above one.
-func (r *reply) path() []broker.TaskID {
-	var path []broker.TaskID
+// path reads the IDs of the tasks above one, if that is what they are.
+func (r *reply) path() (path []broker.TaskID, ok bool) {
 	above := r.text()
 	for ; len(above) >= bareLength; above = above[bareLength:] {
 		path = append(path, r.taskID(above[:bareLength]))
 	}
-	if above != "" {
-		r.fail("a path that is none")
-	}
-	return path
+	return path, above == ""
 }
 
 // grant reads a grant in a workload's task, which is nothing when the list is empty.
@@ -289,8 +290,13 @@ func (r *reply) grant(task broker.Task) broker.Grant {
 }
 
 func (r *reply) grantFields(task broker.Task) broker.Grant {
-	g := broker.Grant{ID: r.grantID(r.text()), Task: r.taskID(r.text()), Workload: task.Workload, Audience: r.text()}
-	readGrant(r.strings(3), &g)
+	id := r.text()
+	g := broker.Grant{ID: r.grantID(id), Task: r.taskID(r.text()), Workload: task.Workload, Audience: r.text()}
+	if fields, ok := unpack(r.text()); ok && len(fields) >= 3 {
+		readGrant(fields, &g)
+	} else {
+		r.spoil(true, id)
+	}
 	g.Issued, g.Expires = r.moment(), r.moment()
 	g.Epoch, g.Number = uint64(r.number()), uint64(r.number())
 	g.Revoked = r.flag()

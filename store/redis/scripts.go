@@ -104,6 +104,7 @@ func inline(text string, keys []string) string {
 		"NKEYS": int64(len(keys)), "ID": bareLength, "MARGIN": broker.Margin.Milliseconds(),
 		"DENIAL_LIFE": (broker.MaxTokenLife + broker.Margin).Milliseconds(), "MAX_DEPTH": broker.MaxDepth,
 		"MIN_LIFE": broker.MinTokenLife.Milliseconds(), "MAX_NOTES": broker.MaxNotes,
+		"HUGE": 1 << 53, // above it numbers lose their last digits
 	}
 	return word.ReplaceAllStringFunc(text, func(w string) string {
 		if n, ok := words[w]; ok {

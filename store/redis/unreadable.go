@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"github.com/tinylib/msgp/msgp"
+
+	"github.com/errandhq/errand/broker"
 )
 
 // maxUnreadable bounds the records that are remembered as named, and so the lines in the log.
@@ -19,7 +21,7 @@ type unreadable struct {
 	named map[string]bool
 }
 
-// report is given the key and the field or ID in it.
+// report is given what a script says of a record: its key, and the field or ID in it.
 func (u *unreadable) report(logger *slog.Logger, where []byte) {
 	n, rest, err := msgp.ReadArrayHeaderBytes(where)
 	key, rest, errKey := msgp.ReadStringBytes(rest)
@@ -27,6 +29,11 @@ func (u *unreadable) report(logger *slog.Logger, where []byte) {
 	if errors.Join(err, errKey, errID) != nil || n != 2 {
 		return
 	}
+	u.name(logger, key, id)
+}
+
+// name is given the key and the field or ID in it.
+func (u *unreadable) name(logger *slog.Logger, key, id string) {
 	id = fmt.Sprintf("%.100q", id)
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -41,4 +48,25 @@ func (u *unreadable) report(logger *slog.Logger, where []byte) {
 	if len(u.named) == maxUnreadable {
 		logger.Error("more records in redis may be unreadable; they are not named any more until a restart", "named", maxUnreadable)
 	}
+}
+
+// spoilt is a record whose shape a script could read, and whose content nobody can.
+type spoilt struct {
+	grant bool // else a task
+	id    string
+}
+
+// spoilt returns ErrNotFound when an answer has a record that cannot be read, and names it in the log: it counts
+// as missing.
+func (s *Store) spoilt(r *reply) error {
+	if r.spoilt == nil {
+		return nil
+	}
+	key := keyOf(s.prefix, r.shard, "tasks")
+	if r.spoilt.grant {
+		key = s.grantKey(r.shard, r.spoilt.id)
+	}
+	s.unreadable.name(s.logger, key, r.spoilt.id)
+	r.spoilt = nil
+	return broker.ErrNotFound
 }

@@ -11,8 +11,10 @@ local function read_grant(raw)
   if o then
     g.over = {cause = o[1], ended = o[2], event = o[3], reason = o[4], feed = o[5]}
     assert(#g.over.cause + #g.over.event + #g.over.reason + #g.over.feed + g.over.ended > 0)
+    assert(g.over.ended % 1 == 0 and g.over.ended < HUGE)
   end
   assert(f[1] == GRANT_VERSION and o ~= nil and #(g.task .. g.audience .. g.static) > 0 and g.epoch + g.number > 0)
+  assert(f[5] % 1 + f[6] % 1 + g.epoch % 1 + g.number % 1 == 0 and g.issued + g.expires + g.epoch + g.number < HUGE)
   return g
 end
 

@@ -15,9 +15,12 @@ local function read_task(raw)
   if o then
     t.over = {state = o[1], cause = o[2], ended = o[3], closed = o[4], event = o[5], reason = o[6], feed = o[7]}
     assert(#t.over.state + #t.over.cause + #t.over.event + #t.over.reason + #t.over.feed + t.over.ended + t.over.closed > 0)
+    assert(t.over.ended % 1 + t.over.closed % 1 == 0 and t.over.ended + t.over.closed < HUGE)
   end
-  assert(f[1] == TASK_VERSION and o ~= nil and #t.audiences >= 0 and t.lease + t.grants + t.below + t.children + t.holder >= 0)
-  assert(not t.note or #t.note + t.noted >= 0)
+  assert(f[1] == TASK_VERSION and o ~= nil and #table.concat(t.audiences) >= 0 and t.lease + t.grants + t.below + t.children + t.holder >= 0)
+  assert(t.begun % 1 + t.lease % 1 + f[6] % 1 + f[7] % 1 + f[13] % 1 + t.grants % 1 + t.below % 1 + t.children % 1 + t.holder % 1 == 0)
+  assert(t.begun + t.lease + t.deadline + t.last_exp + t.grants + t.below + t.children + t.holder < HUGE)
+  assert(not t.note or #t.note >= 0 and t.noted % 1 == 0 and t.noted < HUGE)
   assert(not t.stream or #t.stream >= 0)
   assert('' <= t.workload and '' <= t.static and '' <= t.above and '' <= t.request and '' <= t.digest and '' <= t.first and '' <= t.ref)
   return t
