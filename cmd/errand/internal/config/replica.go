@@ -54,6 +54,18 @@ var redisKeys = strings.NewReplacer(
 
 // redis opens the store.
 func (c *Config) redis(ctx context.Context, log *slog.Logger) (*redis.Store, error) {
+	settings, err := c.redisConfig(log)
+	if err != nil {
+		return nil, err
+	}
+	store, err := redis.New(ctx, settings)
+	if err != nil {
+		return nil, Problems{c.problem("store.redis.url", "is %s, and that cannot be used: %s", maskedURL(settings.URL), redisKeys.Replace(err.Error()))}
+	}
+	return store, nil
+}
+
+func (c *Config) redisConfig(log *slog.Logger) (redis.Config, error) {
 	r := c.Store.Redis
 	out := redis.Config{URL: r.URL, Deployment: r.Deployment, Prefix: r.Prefix, Shards: r.Shards, Logger: log}
 	for _, file := range []struct {
@@ -67,15 +79,11 @@ func (c *Config) redis(ctx context.Context, log *slog.Logger) (*redis.Store, err
 	} {
 		path, err := secretFile(file.path)
 		if err != nil {
-			return nil, Problems{c.problem(file.key, "%v", err)}
+			return out, Problems{c.problem(file.key, "%v", err)}
 		}
 		*file.into = path
 	}
-	store, err := redis.New(ctx, out)
-	if err != nil {
-		return nil, Problems{c.problem("store.redis.url", "is %s, and that cannot be used: %s", maskedURL(r.URL), redisKeys.Replace(err.Error()))}
-	}
-	return store, nil
+	return out, nil
 }
 
 // local is what needs no store.
