@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -8,6 +9,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Bounds of a mass revocation.
@@ -61,9 +64,9 @@ type MassRevocation struct {
 	Actor   string
 	At      time.Time
 	Counted *int // live grants, as counted right before
-	Tasks   int  // that it ended
+	Tasks   int  // that it ended by ID; all below them are dead as well, and not counted
 	Grants  int  // that it ended by ID
-	Entries int  // that it wrote
+	Entries int  // that it wrote, as Plan.Entries; of a task without tokens that could still be good the feed has none
 	Took    time.Duration
 	Feed    Position // everything about it is in the feed up to here
 	Durable bool
@@ -151,6 +154,7 @@ type running struct {
 	thumbprint string
 	selectors  []Selector
 	audiences  reached
+	met        bool // a task or a grant that it has named, whether or not that had ended before
 }
 
 // reached are the audiences whose verifiers must know.
@@ -285,6 +289,7 @@ func (r *running) deny(ctx context.Context) error {
 		}
 		events[i].Time = reply.Receipt.Ended
 		r.take(reply.Receipt)
+		r.Entries++
 		if audience := all[i].Selector.Audience; audience != "" {
 			r.audiences.add([]string{audience})
 		} else {
@@ -297,7 +302,6 @@ func (r *running) deny(ctx context.Context) error {
 
 // take sums up the receipts.
 func (r *running) take(receipt Receipt) {
-	r.Entries++
 	r.Durable = r.Durable && receipt.Durable
 	r.Feed = r.Feed.union(receipt.Feed)
 }
@@ -328,29 +332,73 @@ var errTime = errors.New("the time for one request is over")
 // endAll ends tasks or grants by their IDs.
 func (r *running) endAll(ctx context.Context) error {
 	until := r.b.Now().Add(massTime)
-	if ids := r.named(); ids != nil {
-		return r.endNamed(ctx, ids)
+	if ends := r.named(); ends != nil {
+		return r.endNamed(ctx, r.topmost(ctx, ends))
 	}
-	return r.b.scan(ctx, r.Filter, r.What == WhatGrants, func(found []GrantStatus) error {
+	if r.What == WhatTasks {
+		return r.endTasks(ctx, until)
+	}
+	return r.b.scan(ctx, r.Filter, true, func(found []GrantStatus) error {
 		var ends []Ending
 		for _, s := range found {
-			switch {
-			case r.What == WhatTasks && !s.Task.State.Final():
-				ends = append(ends, Ending{Kind: TargetTask, Task: s.Task.ID})
-			case r.What == WhatGrants && s.Live:
+			if s.Live {
 				ends = append(ends, Ending{Kind: TargetGrant, Grant: s.Grant.ID})
 			}
 		}
-		for chunk := range slices.Chunk(ends, massChunk) {
-			if _, err := r.end(ctx, chunk); err != nil {
-				return err
+		return r.endChunks(ctx, ends, until)
+	})
+}
+
+// endTasks ends the tasks that have none of the others above them: these go with it, in the same write. Whether one has can
+// be said of a root at once, and of the rest when all have been found.
+func (r *running) endTasks(ctx context.Context, until time.Time) error {
+	ended := map[TaskID]bool{}
+	var below [][]TaskID // their paths
+	err := r.b.scan(ctx, r.Filter, false, func(found []GrantStatus) error {
+		var ends []Ending
+		for _, s := range found {
+			switch path := s.Task.Path; {
+			case s.Task.State.Final():
+			case len(path) > 1:
+				below = append(below, path)
+			default:
+				ended[s.Task.ID] = true
+				ends = append(ends, Ending{Kind: TargetTask, Task: s.Task.ID})
 			}
-			if r.b.Now().After(until) {
-				return errTime
-			}
+		}
+		if err := r.endChunks(ctx, ends, until); err != nil {
+			return err
+		}
+		if len(below) > 0 && r.b.Now().After(until) {
+			return errTime
 		}
 		return nil
 	})
+	if err != nil && !errors.Is(err, errTime) {
+		return err
+	}
+	slices.SortFunc(below, func(p, q []TaskID) int { return cmp.Compare(len(p), len(q)) }) // who is above comes first
+	var ends []Ending
+	for _, path := range below {
+		if id := path[len(path)-1]; !slices.ContainsFunc(path, func(id TaskID) bool { return ended[id] }) {
+			ended[id] = true
+			ends = append(ends, Ending{Kind: TargetTask, Task: id})
+		}
+	}
+	return cmp.Or(r.endChunks(ctx, ends, until), err)
+}
+
+// endChunks is end for as many as there are, while there is time: for one chunk at least.
+func (r *running) endChunks(ctx context.Context, ends []Ending, until time.Time) error {
+	for chunk := range slices.Chunk(ends, massChunk) {
+		if _, err := r.end(ctx, chunk); err != nil {
+			return err
+		}
+		if r.b.Now().After(until) {
+			return errTime
+		}
+	}
+	return nil
 }
 
 // named are the endings of a filter that names tasks, or grants, by their IDs and says nothing else: nobody has to
@@ -373,6 +421,39 @@ func (r *running) named() []Ending {
 	return ends
 }
 
+// topmost leaves out tasks below others of them. One that the store does not have, or cannot say anything of in time, stays:
+// to end it too does no harm.
+func (r *running) topmost(ctx context.Context, ends []Ending) []Ending {
+	if len(ends) < 2 || r.What != WhatTasks {
+		return ends
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTry)
+	defer cancel()
+	named := map[TaskID]bool{}
+	for _, e := range ends {
+		named[e.Task] = true
+	}
+	below := make([]bool, len(ends))
+	var all errgroup.Group
+	all.SetLimit(treeReads)
+	for i, e := range ends {
+		all.Go(func() error {
+			record, err := r.b.Store.Lookup(ctx, Ref{Task: e.Task})
+			path := record.Task.Path
+			below[i] = err == nil && slices.ContainsFunc(path[:len(path)-1], func(id TaskID) bool { return named[id] })
+			return nil
+		})
+	}
+	_ = all.Wait() // none returns any
+	var out []Ending
+	for i, e := range ends {
+		if !below[i] {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
 // endNamed is end for what an operator has named: what is not there is said. While the store is away these are in force
 // on this replica alone, which brings them into the store.
 func (r *running) endNamed(ctx context.Context, ends []Ending) error {
@@ -382,7 +463,7 @@ func (r *running) endNamed(ctx context.Context, ends []Ending) error {
 	if isAway(err) {
 		return r.endHere(away, err)
 	}
-	if err == nil && r.Entries == 0 {
+	if err == nil && !r.met {
 		return ErrNotFound
 	}
 	return err
@@ -443,11 +524,14 @@ func (r *running) end(ctx context.Context, ends []Ending) (away []Ending, err er
 // count takes in the receipt of a task or a grant.
 func (r *running) count(receipt Receipt) {
 	r.take(receipt)
-	switch {
-	case !receipt.First:
-	case receipt.Grant != "":
+	r.met = true
+	if !receipt.First {
+		return
+	}
+	r.Entries++
+	if receipt.Grant != "" {
 		r.Grants++
-	default:
+	} else {
 		r.Tasks++
 	}
 }

@@ -41,19 +41,23 @@ type Plan struct {
 	Expires time.Time
 	Filter  Filter
 	What    What
-	Entries int // of the control list; else one for each task or grant
+	Entries int // that it writes: of the control list, and one for each task or grant that is ended by its ID; see Count.ends
 	Count
 }
 
 // Count is what a filter means at a time.
 type Count struct {
 	Grants    int // live ones
-	Tasks     int // active ones, and all below them, when tasks are meant; else those that the grants are of
+	Tasks     int // active ones that die, all below others included, when tasks are meant; else those that the grants are of
 	Workloads []Counted
 	Owners    []Counted
 	Audiences []Counted
 	Sample    []GrantStatus
 	Complete  bool // false: there is more than could be counted in time
+
+	// ends is how many end by their IDs: of tasks those with none of the others above them, since the rest goes with these in
+	// the same writes; else the grants.
+	ends int
 }
 
 // Counted is a name and how many of the live grants it has.
@@ -111,19 +115,11 @@ func (b *Broker) PlanRevocation(ctx context.Context, actor string, f Filter, wha
 		return Plan{}, err
 	}
 	if !f.isPure() || what == WhatTasks {
-		p.Entries += ends(p.Count, what)
+		p.Entries += p.ends
 	}
 	p.Expires = b.Now().Add(PlanLife)
 	p.Text = b.sealPlan(p, actor)
 	return p, nil
-}
-
-// ends is how many tasks or grants are ended by ID.
-func ends(c Count, what What) int {
-	if what == WhatTasks {
-		return c.Tasks
-	}
-	return c.Grants
 }
 
 // aim checks what a mass revocation is about, and returns the entries of the control list that say it, if they can.
@@ -196,7 +192,7 @@ func (b *Broker) count(ctx context.Context, f Filter, what What, most int) (Coun
 	if err != nil && !errors.Is(err, errEnough) {
 		return Count{}, err
 	}
-	return c.result(err == nil), nil
+	return c.result(what, err == nil), nil
 }
 
 // counter sums up.
@@ -205,6 +201,7 @@ type counter struct {
 	most   int
 	grants int
 	tasks  map[TaskID]bool
+	tops   int // of these: meant by the filter, and with none of them above
 	sample []GrantStatus
 
 	workloads, owners, audiences map[string]int
@@ -212,37 +209,56 @@ type counter struct {
 
 // countTasks counts the active tasks that a filter means and those below them, and then the live grants of all of these.
 func (c *counter) countTasks(ctx context.Context, f Filter, inTime func(error) error) error {
-	m := c.b.matcher(f)
-	var below []Task // of none that is known yet
-	hit := func(t Task) bool {
-		return slices.ContainsFunc(t.Path, func(id TaskID) bool { return c.tasks[id] })
-	}
 	everything := f.widest()
-	if err := c.b.scan(ctx, everything, false, func(found []GrantStatus) error {
+	if err := c.findTasks(ctx, f, everything, inTime); err != nil {
+		return err
+	}
+	return c.b.scan(ctx, everything, true, func(found []GrantStatus) error {
+		return inTime(c.add(slices.DeleteFunc(found, func(s GrantStatus) bool { return !c.hit(s.Task.Path) })))
+	})
+}
+
+// findTasks is countTasks without the grants.
+func (c *counter) findTasks(ctx context.Context, f, everything Filter, inTime func(error) error) error {
+	m := c.b.matcher(f)
+	var meant, below [][]TaskID // paths, and those of none that is known yet
+	err := c.b.scan(ctx, everything, false, func(found []GrantStatus) error {
 		for _, s := range found {
 			switch {
 			case s.Task.State.Final():
-			case m.matches(s.record()) || hit(s.Task):
+			case m.matches(s.record()):
+				c.tasks[s.Task.ID] = true
+				meant = append(meant, s.Task.Path)
+			case c.hit(s.Task.Path):
 				c.tasks[s.Task.ID] = true
 			case len(s.Task.Path) > 1:
-				below = append(below, Task{ID: s.Task.ID, Path: s.Task.Path})
+				below = append(below, s.Task.Path)
 			}
 		}
 		if most := c.most; most > 0 && len(c.tasks) > most {
 			return errEnough
 		}
 		return inTime(nil)
-	}); err != nil {
-		return err
-	}
-	for _, t := range below { // of one whose parent came later
-		if hit(t) {
-			c.tasks[t.ID] = true
+	})
+	for _, path := range meant {
+		if !c.hit(path[:len(path)-1]) {
+			c.tops++
 		}
 	}
-	return c.b.scan(ctx, everything, true, func(found []GrantStatus) error {
-		return inTime(c.add(slices.DeleteFunc(found, func(s GrantStatus) bool { return !hit(s.Task) })))
-	})
+	if err != nil {
+		return err
+	}
+	for _, path := range below { // of one whose parent came later
+		if c.hit(path) {
+			c.tasks[path[len(path)-1]] = true
+		}
+	}
+	return nil
+}
+
+// hit reports whether a path has one of the tasks.
+func (c *counter) hit(path []TaskID) bool {
+	return slices.ContainsFunc(path, func(id TaskID) bool { return c.tasks[id] })
 }
 
 // widest is a filter that also means everything below what f means, and is looked for in the same places.
@@ -270,11 +286,15 @@ func (c *counter) add(found []GrantStatus) error {
 	return nil
 }
 
-func (c *counter) result(complete bool) Count {
-	return Count{
-		Grants: c.grants, Tasks: len(c.tasks), Sample: c.sample, Complete: complete,
+func (c *counter) result(what What, complete bool) Count {
+	out := Count{
+		Grants: c.grants, Tasks: len(c.tasks), Sample: c.sample, Complete: complete, ends: c.grants,
 		Workloads: counted(c.workloads), Owners: counted(c.owners), Audiences: counted(c.audiences),
 	}
+	if what == WhatTasks {
+		out.ends = c.tops
+	}
+	return out
 }
 
 func counted(grants map[string]int) []Counted {

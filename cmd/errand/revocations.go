@@ -130,7 +130,7 @@ func thousands(n int) string {
 
 // writeRevocation is the record of a revocation for people.
 func writeRevocation(out io.Writer, r wire.Revocation) {
-	what := count(r.Tasks, "task") + " ended"
+	what := count(r.Tasks, "task") + " ended with all below"
 	if r.What == wire.WhatGrants {
 		what = "tokens revoked, not counted"
 		if r.Grants != nil {

@@ -108,7 +108,7 @@ type RevocationRequest struct {
 	Ticket string `json:"ticket,omitempty"`
 	DryRun bool   `json:"dry_run,omitempty"`
 
-	MaxAffected *int `json:"max_affected,omitempty"` // refuse when more live grants would be hit, or more tasks end, by a count right before
+	MaxAffected *int `json:"max_affected,omitempty"` // refuse when more live grants would be hit, or more tasks end, all below others included, by a count right before
 	WaitSeconds int  `json:"wait_seconds,omitempty"` // as in EndRequest
 }
 
@@ -119,8 +119,8 @@ type RevocationPlan struct {
 	Selector  Selector  `json:"selector"`
 	What      string    `json:"what"`
 	Grants    int       `json:"grants"`  // live ones that it hits
-	Tasks     int       `json:"tasks"`   // active ones that end, or that these grants are of
-	Entries   int       `json:"entries"` // that it writes to the feed of each shard, or of one for what is named by ID
+	Tasks     int       `json:"tasks"`   // active ones that end, all below others included, or that these grants are of
+	Entries   int       `json:"entries"` // to write: one for each grant, and each task that ends with all below, if it had tokens; one to each shard for a combination
 	Workloads []Counted `json:"workloads"`
 	Owners    []Counted `json:"owners"`
 	Audiences []Counted `json:"audiences"`
@@ -140,7 +140,7 @@ type Counted struct {
 // Revocation is the record of one, kept for a day.
 type Revocation struct {
 	ID       string    `json:"id"`
-	Event    string    `json:"event"` // the first of its audit events
+	Event    string    `json:"event"` // revocation.applied, the last of its audit events, which sums them up
 	Selector Selector  `json:"selector"`
 	What     string    `json:"what"`
 	Reason   string    `json:"reason"`
@@ -148,10 +148,10 @@ type Revocation struct {
 	Actor    string    `json:"actor"`
 	At       time.Time `json:"at"`
 	Grants   *int      `json:"grants,omitempty"` // live ones that it hit, if they were counted or it ended them by ID
-	Tasks    int       `json:"tasks"`            // that it ended
-	Entries  int       `json:"entries"`
-	TookMS   float64   `json:"took_ms"` // until it was in force for look-ups
-	Feed     string    `json:"feed"`    // the position at which verifiers know
+	Tasks    int       `json:"tasks"`            // that it ended by their IDs; all below these are dead as well, and not counted
+	Entries  int       `json:"entries"`          // that it wrote, as in RevocationPlan
+	TookMS   float64   `json:"took_ms"`          // until it was in force for look-ups
+	Feed     string    `json:"feed"`             // the position at which verifiers know
 	Durable  bool      `json:"durable"`
 
 	// Left says what is not done, when the store went away in between or the time for one request was over; the
