@@ -196,7 +196,7 @@ func (l locked) status() int {
 	return http.StatusOK
 }
 
-// lock adds locks, and then kills what is out: in this order, so that nothing slips in between.
+// lock adds locks, and then kills what is out, or ends what runs: in this order, so that nothing slips in between.
 func (a *API) lock(ctx context.Context, r request[wire.LockRequest]) (locked, error) {
 	filter, err := filterOf("selector.", r.Body.Selector)
 	if err != nil {
@@ -217,11 +217,15 @@ func (a *API) lock(ctx context.Context, r request[wire.LockRequest]) (locked, er
 		lock.Stood = l.Stood
 		out.Locks = append(out.Locks, lock)
 	}
-	if r.Body.Revoke {
-		done, err := a.revokeAll(ctx, r.Operator, broker.Mass{Filter: filter, What: broker.WhatGrants, Reason: r.Body.Reason, Ticket: r.Body.Ticket})
+	if r.Body.Revoke || r.Body.EndTasks {
+		what, left := broker.WhatGrants, "the tokens that are out"
+		if r.Body.EndTasks {
+			what, left = broker.WhatTasks, "the tasks that run, and their tokens"
+		}
+		done, err := a.revokeAll(ctx, r.Operator, broker.Mass{Filter: filter, What: what, Reason: r.Body.Reason, Ticket: r.Body.Ticket})
 		if err != nil { // the locks are in force, and whoever asked must know
 			a.Logger.Error("what was locked could not be revoked", "operator", r.Operator.Name, "error", err)
-			out.Left = "the tokens that are out, which could not be revoked: repeat the request"
+			out.Left = left + ", which could not be revoked: repeat the request"
 		}
 		out.Revocation = done.done
 	}

@@ -182,6 +182,17 @@ func TestLocks(t *testing.T) {
 	if a.into(t, &again); a.status != 200 || !again.Locks[0].Stood || again.Locks[0].ID != done.Locks[0].ID {
 		t.Errorf("%d %s", a.status, a.body)
 	}
+	var task wire.Task
+	if report.get(wire.PathTasks+"/"+begun.Task.ID).into(t, &task); task.State != wire.StateActive {
+		t.Errorf("the task is %s after its tokens were revoked; it goes on", task.State)
+	}
+	a = operator.operate(wire.PathLocks, strings.Replace(body, `"revoke":true`, `"end_tasks":true`, 1))
+	if a.into(t, &again); a.status != 200 || !again.Locks[0].Stood || again.Revocation == nil || again.Revocation.What != wire.WhatTasks || again.Revocation.Tasks != 1 {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	if report.get(wire.PathTasks+"/"+begun.Task.ID).into(t, &task); task.State != wire.StateRevoked {
+		t.Errorf("the task is %s after it was ended", task.State)
+	}
 	path := wire.PathLocks + "/" + done.Locks[0].ID
 	var list wire.LockList
 	operator.lookInto(&list, wire.PathLocks, nil)

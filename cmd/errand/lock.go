@@ -19,7 +19,8 @@ func newLock() *cobra.Command {
 		Use:   "lock",
 		Short: "Deny new tasks and tokens to whatever you choose, for a time",
 		Long: `lock keeps new tasks and tokens from being granted to workloads, or for audiences and scopes, until it
-expires or is removed. It kills nothing that is out unless you add --revoke.
+expires or is removed. It kills nothing that is out unless you add --revoke, and ends no task unless you add
+--end-tasks: what runs goes on.
 
   errand lock add --audience orders --scope orders:write --for 1h --reason "INC-4411: bad deploy"
   errand quarantine spiffe://example.org/report --for 24h --reason "INC-4411: stolen key"
@@ -50,15 +51,16 @@ func newLockAdd() *cobra.Command {
 		Short: "Deny new tasks and tokens to what filters choose",
 		Long: `add denies new tasks and tokens. A workload, an owner or a risk class may begin nothing; with an audience
 or a scope as well, it gets no token for that, and its tasks begin all the same; an audience or a scope alone
-gives no token to anybody. There is one lock for each combination of values. With --revoke, what is out dies once the locks are in force, so
-that nothing slips in between.
+gives no token to anybody. There is one lock for each combination of values. With --revoke, what is out dies
+once the locks are in force, so that nothing slips in between. Tasks that run go on all the same, without
+these tokens: --end-tasks ends them as well, and all below them.
 ` + operatorsHelp,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return l.run(cmd) },
 	}
 	l.filter.flags(cmd, lockable)
 	cmd.Flags().BoolVar(&l.filter.All, "all", false, "everything, in the place of filters: nothing is granted to anybody")
-	cmd.Flags().BoolVar(&l.body.Revoke, "revoke", false, "kill the tokens that are out, too")
+	cmd.Flags().BoolVar(&l.body.Revoke, "revoke", false, "kill the tokens that are out, too; running tasks go on without them")
 	l.rest(cmd)
 	return cmd
 }
@@ -71,7 +73,12 @@ func newQuarantine() *cobra.Command {
 		Long: `quarantine is  errand lock add --workload WORKLOAD --revoke.  WORKLOAD is a SPIFFE ID, or one that
 ends in /* and means all below it. Remove the lock with errand lock remove.
 
+Its tasks that run go on, without tokens: what errand exec has started keeps running, and every API refuses
+it. With --end-tasks they end as well, all below them too, and errand exec stops what it has started; the same
+later is  errand revoke --workload WORKLOAD --what tasks.
+
   errand quarantine spiffe://example.org/report --for 24h --reason "INC-4411: stolen key"
+  errand quarantine spiffe://example.org/report --end-tasks --for 24h --reason "INC-4411: stolen key"
 ` + operatorsHelp,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 || args[0] == "" {
@@ -93,6 +100,7 @@ ends in /* and means all below it. Remove the lock with errand lock remove.
 func (l *locking) rest(cmd *cobra.Command) {
 	l.flags(cmd, actFormats)
 	f := cmd.Flags()
+	f.BoolVar(&l.body.EndTasks, "end-tasks", false, "kill the tokens that are out, and end the running tasks with all below them")
 	f.DurationVar(&l.life, "for", 0, "how long, as 24h; at most 720h")
 	reasonFlag(cmd, &l.body.Reason)
 	f.StringVar(&l.body.Ticket, "ticket", "", "a change or incident, for the audit log")
@@ -147,9 +155,12 @@ func (l *locking) discuss() error {
 	talk := cmd.ErrOrStderr()
 	s := l.body.Selector
 	fmt.Fprintf(talk, "Would deny new %s for %s to %s\n", denies(len(s.Audience)+len(s.Scope) > 0), short(l.life), asFlags(s))
-	if l.body.Revoke {
+	if l.body.Revoke || l.body.EndTasks {
 		var plan wire.RevocationPlan
 		request := wire.RevocationRequest{Selector: &l.body.Selector, What: wire.WhatGrants, DryRun: true}
+		if l.body.EndTasks {
+			request.What = wire.WhatTasks
+		}
 		if _, err := l.send(cmd, api.Request{Method: http.MethodPost, Path: wire.PathRevocations, Body: request}, &plan); err != nil {
 			return err
 		}
@@ -189,6 +200,9 @@ func (l *locking) show(text []byte, done wire.LockResponse) (err error) {
 	}
 	if done.Revocation != nil {
 		err = errors.Join(err, tellUndone(l.command, *done.Revocation))
+	}
+	if l.body.Revoke && !l.body.EndTasks {
+		fmt.Fprintln(l.command.ErrOrStderr(), "Running tasks go on, without these tokens. To end them too:  errand revoke "+asFlags(l.body.Selector)+" --what tasks --reason ...")
 	}
 	return err
 }

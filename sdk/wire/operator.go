@@ -172,7 +172,8 @@ type RevocationList struct {
 // refused. It becomes one lock for each combination of values, at most 100.
 type LockRequest struct {
 	Selector  Selector `json:"selector"`
-	Revoke    bool     `json:"revoke"` // also what is out, after the lock is in force
+	Revoke    bool     `json:"revoke"`              // also the tokens that are out, after the lock is in force; running tasks go on without them
+	EndTasks  bool     `json:"end_tasks,omitempty"` // as Revoke, and the running tasks end, too
 	Reason    string   `json:"reason"`
 	Ticket    string   `json:"ticket,omitempty"`
 	ExpiresIn int64    `json:"expires_in"` // seconds, at most 30 days; required
