@@ -274,12 +274,24 @@ func (a answer) into(t testing.TB, v any) {
 
 func (a answer) name() string { return a.problem.Type[strings.LastIndexByte(a.problem.Type, '/')+1:] }
 
-// send makes a request; edit may change it.
+// send makes a request that must be answered; edit may change it.
 func (c *caller) send(method, path, body string, edit func(*http.Request)) answer {
 	c.r.t.Helper()
+	a, err := c.try(method, path, body, edit)
+	if err != nil {
+		c.r.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	if a.header.Get("Content-Type") == wire.TypeProblem {
+		a.into(c.r.t, &a.problem)
+	}
+	return a
+}
+
+// try makes a request, as send does.
+func (c *caller) try(method, path, body string, edit func(*http.Request)) (a answer, err error) {
 	req, err := http.NewRequest(method, c.base+path, strings.NewReader(body))
 	if err != nil {
-		c.r.t.Fatal(err)
+		return a, err
 	}
 	if body != "" {
 		req.Header.Set("Content-Type", "application/json")
@@ -289,17 +301,12 @@ func (c *caller) send(method, path, body string, edit func(*http.Request)) answe
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		c.r.t.Fatalf("%s %s: %v", method, path, err)
+		return a, err
 	}
 	defer resp.Body.Close()
-	a := answer{status: resp.StatusCode, header: resp.Header}
-	if a.body, err = io.ReadAll(resp.Body); err != nil {
-		c.r.t.Fatal(err)
-	}
-	if resp.Header.Get("Content-Type") == wire.TypeProblem {
-		a.into(c.r.t, &a.problem)
-	}
-	return a
+	a = answer{status: resp.StatusCode, header: resp.Header}
+	a.body, err = io.ReadAll(resp.Body)
+	return a, err
 }
 
 func (c *caller) get(path string) answer        { return c.send("GET", path, "", nil) }
