@@ -155,7 +155,7 @@ func TestLimitsAreBounded(t *testing.T) {
 		t.Errorf("%+v, %v", l, err)
 	}
 	for _, bad := range []Limits{{IssueRate: -1}, {IssueBurst: MaxRate + 1}, {Rate: -1}, {Burst: MaxRate + 1}, {Issuing: -1}, {Others: MaxAtOnce + 1},
-		{Connections: -1}, {PerAddress: MaxConnections + 1}, {Handshakes: -1}, {ConnectionAge: MinConnectionAge - 1}, {ConnectionAge: MaxConnectionAge + 1}} {
+		{Connections: -1}, {PerAddress: MaxConnections + 1}, {Handshakes: -1}, {HandshakeTime: MinHandshakeTime - 1}, {HandshakeTime: MaxHandshakeTime + 1}, {ConnectionAge: MinConnectionAge - 1}, {ConnectionAge: MaxConnectionAge + 1}} {
 		if err := bad.Complete(); err == nil {
 			t.Errorf("%+v is accepted", bad)
 		}

@@ -20,6 +20,9 @@ type Limits struct {
 	// that have not brought a request yet, which are half of all at most.
 	Connections, PerAddress, Handshakes int
 
+	// HandshakeTime is how long a connection may take for its TLS handshake, and each request for its header.
+	HandshakeTime time.Duration
+
 	// ConnectionAge is when a connection is closed with its next answer, give or take a tenth.
 	ConnectionAge time.Duration
 }
@@ -37,12 +40,15 @@ const (
 	DefaultConnections   = 8192
 	DefaultPerAddress    = 4096
 	DefaultHandshakes    = 1024
+	DefaultHandshakeTime = 5 * time.Second
 	DefaultConnectionAge = time.Hour
 
 	// MaxRate and MaxAtOnce are the most that Limits may say.
 	MaxRate          = 1_000_000
 	MaxAtOnce        = 100_000
 	MaxConnections   = 1_000_000
+	MinHandshakeTime = time.Second
+	MaxHandshakeTime = ReadTimeout
 	MinConnectionAge = time.Second
 	MaxConnectionAge = 24 * time.Hour
 )
@@ -68,11 +74,20 @@ func (l *Limits) Complete() error {
 			wrong = append(wrong, fmt.Errorf("%s is %d; it must be 1 to %d, or zero for %d", each.name, *each.value, each.max, each.standard))
 		}
 	}
-	if l.ConnectionAge == 0 {
-		l.ConnectionAge = DefaultConnectionAge
-	}
-	if l.ConnectionAge < MinConnectionAge || l.ConnectionAge > MaxConnectionAge {
-		wrong = append(wrong, fmt.Errorf("ConnectionAge is %s; it must be %s to %s, or zero for %s", l.ConnectionAge, MinConnectionAge, MaxConnectionAge, DefaultConnectionAge))
+	for _, each := range []struct {
+		name               string
+		value              *time.Duration
+		standard, min, max time.Duration
+	}{
+		{"HandshakeTime", &l.HandshakeTime, DefaultHandshakeTime, MinHandshakeTime, MaxHandshakeTime},
+		{"ConnectionAge", &l.ConnectionAge, DefaultConnectionAge, MinConnectionAge, MaxConnectionAge},
+	} {
+		if *each.value == 0 {
+			*each.value = each.standard
+		}
+		if *each.value < each.min || *each.value > each.max {
+			wrong = append(wrong, fmt.Errorf("%s is %s; it must be %s to %s, or zero for %s", each.name, *each.value, each.min, each.max, each.standard))
+		}
 	}
 	// Peers that never say who they are must not take all.
 	l.Handshakes = min(l.Handshakes, max(1, l.Connections/2))

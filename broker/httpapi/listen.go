@@ -15,13 +15,12 @@ import (
 
 // Bounds of every listener.
 const (
-	HeaderTimeout = 5 * time.Second // TLS handshake, and request header
-	ReadTimeout   = 10 * time.Second
-	WriteTimeout  = 15 * time.Second
-	IdleTimeout   = 60 * time.Second
-	UserTimeout   = 10 * time.Second // until a peer must have acknowledged what was sent: one that has vanished does not
-	MaxHeader     = 16 << 10         // bytes
-	MaxStreams    = 100              // concurrent HTTP/2 streams of one connection
+	ReadTimeout  = 10 * time.Second
+	WriteTimeout = 15 * time.Second
+	IdleTimeout  = 60 * time.Second
+	UserTimeout  = 10 * time.Second // until a peer must have acknowledged what was sent: one that has vanished does not
+	MaxHeader    = 16 << 10         // bytes
+	MaxStreams   = 100              // concurrent HTTP/2 streams of one connection
 
 	// What an HTTP/2 connection may send before it is read, in bytes: a body, and a few of them.
 	streamWindow     = MaxBody
@@ -29,9 +28,9 @@ const (
 	maxFrame         = 16 << 10
 )
 
-// NewServer makes an http.Server with the bounds, for a Listener. connContext may be nil, and so may
-// config for a listener without TLS.
-func NewServer(h http.Handler, config *tls.Config, connContext func(context.Context, net.Conn) context.Context, log *slog.Logger) *http.Server {
+// NewServer makes an http.Server with the bounds, and the HandshakeTime of complete limits, for a Listener.
+// connContext may be nil, and so may config for a listener without TLS.
+func NewServer(h http.Handler, limits Limits, config *tls.Config, connContext func(context.Context, net.Conn) context.Context, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:   retiring(h),
 		TLSConfig: config,
@@ -46,7 +45,7 @@ func NewServer(h http.Handler, config *tls.Config, connContext func(context.Cont
 				k.listener.moved(k, s == http.StateIdle)
 			}
 		},
-		ReadHeaderTimeout: HeaderTimeout,
+		ReadHeaderTimeout: limits.HandshakeTime,
 		ReadTimeout:       ReadTimeout,
 		WriteTimeout:      WriteTimeout,
 		IdleTimeout:       IdleTimeout,

@@ -157,7 +157,7 @@ func TestSilentPeersKeepNobodyOut(t *testing.T) {
 	for i, c := range silent {
 		closedWithin(t, fmt.Sprintf("silent peer %d", i), c, 2*time.Second)
 	}
-	if took := time.Since(began); took >= httpapi.HeaderTimeout {
+	if took := time.Since(began); took >= httpapi.DefaultHandshakeTime {
 		t.Logf("it took %s on this machine, so that the handshake's own end may have closed them", took)
 	}
 	if resp, err := ask(old, wire.PathWhoami); err != nil || resp.StatusCode != http.StatusOK {
@@ -192,11 +192,11 @@ func TestSlowPeersAreDropped(t *testing.T) {
 		drip  string // what comes byte for byte, twice a second
 		end   time.Duration
 	}{
-		"says nothing":       {func() net.Conn { return r.dial("127.0.0.1") }, "", httpapi.HeaderTimeout},
-		"ClientHello alone":  {func() net.Conn { c := r.dial("127.0.0.1"); _, _ = c.Write(hello); return c }, "", httpapi.HeaderTimeout},
-		"ClientHello drips":  {func() net.Conn { return r.dial("127.0.0.1") }, string(hello), httpapi.HeaderTimeout},
-		"no request":         {func() net.Conn { return r.shaken("") }, "", httpapi.HeaderTimeout},
-		"headers drip":       {func() net.Conn { return r.shaken("GET /v1/whoami HTTP/1.1\r\nHost: x\r\n") }, "X-Slow: " + strings.Repeat("a", 1000), httpapi.HeaderTimeout},
+		"says nothing":       {func() net.Conn { return r.dial("127.0.0.1") }, "", httpapi.DefaultHandshakeTime},
+		"ClientHello alone":  {func() net.Conn { c := r.dial("127.0.0.1"); _, _ = c.Write(hello); return c }, "", httpapi.DefaultHandshakeTime},
+		"ClientHello drips":  {func() net.Conn { return r.dial("127.0.0.1") }, string(hello), httpapi.DefaultHandshakeTime},
+		"no request":         {func() net.Conn { return r.shaken("") }, "", httpapi.DefaultHandshakeTime},
+		"headers drip":       {func() net.Conn { return r.shaken("GET /v1/whoami HTTP/1.1\r\nHost: x\r\n") }, "X-Slow: " + strings.Repeat("a", 1000), httpapi.DefaultHandshakeTime},
 		"body drips":         {func() net.Conn { return r.shaken(slowBody) }, strings.Repeat(" ", 1000), httpapi.ReadTimeout},
 		"body does not come": {func() net.Conn { return r.shaken(slowBody) }, "", httpapi.ReadTimeout},
 	} {
@@ -227,6 +227,25 @@ func TestSlowPeersAreDropped(t *testing.T) {
 	}
 	all.Wait()
 	c.begin()
+}
+
+// TestHandshakeTime: a handshake that is done a bit before the time that the limits give it is good, also
+// beyond the default, and one that is not is dropped then, and not before.
+func TestHandshakeTime(t *testing.T) {
+	t.Parallel()
+	const limit, below = 8 * time.Second, 6 * time.Second
+	r := within(t, httpapi.Limits{HandshakeTime: limit})
+	began := time.Now()
+	slow := tls.Client(r.dial("127.0.0.1"), r.clientTLS(reportID))
+	silent := r.dial("127.0.0.1")
+	time.Sleep(below)
+	if resp, err := ask(slow, wire.PathWhoami); err != nil || resp.StatusCode != http.StatusOK {
+		t.Errorf("a handshake %s after the connection, of %s: %v", below, limit, err)
+	}
+	closedWithin(t, "a connection that says nothing", silent, limit+10*time.Second) // the machine may be busy
+	if took := time.Since(began); took < limit {
+		t.Errorf("it was closed after %s of %s", took, limit)
+	}
 }
 
 const slowBody = "POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2000\r\n\r\n{"

@@ -291,11 +291,11 @@ func (s *Server) assemble() error {
 	for i, at := range s.servers {
 		s.servers[i].l = metrics.bound(at.name, at.l, c.Limits)
 	}
-	s.servers[0].server = httpapi.NewServer(c.Around("workload", api.Workload()), identity.ServerTLS(c.Identity), identity.ConnContext, c.Logger)
-	s.servers[1].server = httpapi.NewServer(c.Around("public", api.Public()), identity.PublicTLS(c.Identity), nil, c.Logger)
-	s.servers[2].server = httpapi.NewServer(c.Around("ops", api.Ops()), nil, nil, c.Logger)
+	s.servers[0].server = httpapi.NewServer(c.Around("workload", api.Workload()), c.Limits, identity.ServerTLS(c.Identity), identity.ConnContext, c.Logger)
+	s.servers[1].server = httpapi.NewServer(c.Around("public", api.Public()), c.Limits, identity.PublicTLS(c.Identity), nil, c.Logger)
+	s.servers[2].server = httpapi.NewServer(c.Around("ops", api.Ops()), c.Limits, nil, nil, c.Logger)
 	if len(c.Operators) > 0 {
-		s.servers[3].server = httpapi.NewServer(c.Around("operator", api.Operator()), identity.OperatorTLS(c.Identity, c.OperatorCertificates), identity.ConnContext, c.Logger)
+		s.servers[3].server = httpapi.NewServer(c.Around("operator", api.Operator()), c.Limits, identity.OperatorTLS(c.Identity, c.OperatorCertificates), identity.ConnContext, c.Logger)
 	}
 	return nil
 }

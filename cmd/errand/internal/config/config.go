@@ -133,6 +133,7 @@ type Limits struct {
 	Connections          int           `yaml:"connections"`
 	ConnectionsOfAddress int           `yaml:"connections_of_address"`
 	Handshakes           int           `yaml:"handshakes"`
+	HandshakeTime        time.Duration `yaml:"handshake_time"`
 	ConnectionAge        time.Duration `yaml:"connection_age"`
 }
 
@@ -164,7 +165,7 @@ func Default() *Config {
 			IssueRate: httpapi.DefaultIssueRate, IssueBurst: httpapi.DefaultIssueBurst, Rate: httpapi.DefaultRate, Burst: httpapi.DefaultBurst,
 			Issuing: httpapi.DefaultIssuing, Others: httpapi.DefaultOthers,
 			Connections: httpapi.DefaultConnections, ConnectionsOfAddress: httpapi.DefaultPerAddress, Handshakes: httpapi.DefaultHandshakes,
-			ConnectionAge: httpapi.DefaultConnectionAge,
+			HandshakeTime: httpapi.DefaultHandshakeTime, ConnectionAge: httpapi.DefaultConnectionAge,
 		},
 		Log:     Log{Level: "info", Format: "text"},
 		origins: map[string]Origin{},

@@ -121,6 +121,7 @@ func reaches(t *testing.T, dir string) map[string]reach {
 		"limits.connections":            {value: "7", at: func(a assembled) any { return a.server.Limits.Connections }, want: 7},
 		"limits.connections_of_address": {value: "7", at: func(a assembled) any { return a.server.Limits.PerAddress }, want: 7},
 		"limits.handshakes":             {value: "7", at: func(a assembled) any { return a.server.Limits.Handshakes }, want: 7},
+		"limits.handshake_time":         {value: "7s", at: func(a assembled) any { return a.server.Limits.HandshakeTime }, want: 7 * time.Second},
 		"limits.connection_age":         {value: "61m", at: func(a assembled) any { return a.server.Limits.ConnectionAge }, want: 61 * time.Minute},
 
 		"log.level":  {value: "debug", at: func(a assembled) any { return strings.Count(a.log, "\n") }, want: 2},

@@ -105,7 +105,7 @@ func (c *Config) local(log *slog.Logger) (server.Config, error) {
 		Identity: source, Withdrawal: c.Identity.Withdrawal, Registry: inventory, AuditLog: c.Audit.Log,
 		Limits: httpapi.Limits{
 			IssueRate: l.IssueRate, IssueBurst: l.IssueBurst, Rate: l.Rate, Burst: l.Burst, Issuing: l.Issuing, Others: l.Others,
-			Connections: l.Connections, PerAddress: l.ConnectionsOfAddress, Handshakes: l.Handshakes, ConnectionAge: l.ConnectionAge,
+			Connections: l.Connections, PerAddress: l.ConnectionsOfAddress, Handshakes: l.Handshakes, HandshakeTime: l.HandshakeTime, ConnectionAge: l.ConnectionAge,
 		},
 		Algorithm: keys.Algorithm(c.Keys.Algorithm), KeyPeriod: c.Keys.Period, Logger: log,
 	}, nil
