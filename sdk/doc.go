@@ -38,8 +38,8 @@
 // the latest. When the broker can't be reached for two thirds of the lease, the task's Context ends and no more
 // tokens are handed out, also not those in memory; nothing here goes by the wall clock alone. A token
 // is presented with the certificate that it is bound to, only to hosts that the broker names, and
-// formats as its grant's ID. A new SVID stops nothing: tokens are asked for anew while the old
-// certificate is still in use. What is not confirmed at the broker, such as an end, is repeated until
+// formats as its grant's ID. A new SVID ends no task and no request: tokens are asked for anew
+// while the old certificate is still in use. (What runs over a gRPC connection then, see sdkgrpc.) What is not confirmed at the broker, such as an end, is repeated until
 // Close; a task that was dropped without an end is reported, and lapses.
 //
 // Until Close the client keeps three goroutines, and one more while it listens, whatever the number of

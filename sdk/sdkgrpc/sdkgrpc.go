@@ -130,7 +130,7 @@ func serves(token *sdk.Token, state tls.ConnectionState) error {
 // After the SVID was replaced, the first call whose token is bound to the new one finds that its
 // connection presents the old one: that connection is closed, with what runs over it, the call fails
 // with Unavailable, and the calls after it have a new connection. A retry policy for Unavailable in
-// the service config hides that.
+// the service config, as the README of sdk shows, hides that from calls that are not streams.
 func TransportCredentials(client *sdk.Client, servers ...spiffeid.ID) credentials.TransportCredentials {
 	authorize := tlsconfig.AuthorizeMemberOf(client.ID().TrustDomain())
 	if len(servers) > 0 {

@@ -271,6 +271,67 @@ func TestSVIDIsReplaced(t *testing.T) {
 	}
 }
 
+// TestRetriesHideANewSVID: with the service config of the example, callers that go on all the time see
+// nothing of the SVID's replacement, and one whose stream is on that connection sees Unavailable.
+func TestRetriesHideANewSVID(t *testing.T) {
+	b := brokertest.New(t)
+	addr, stop := serve(b)
+	t.Cleanup(stop)
+	b.Host("orders", addr)
+	second, bundles := fetch(t, b.WorkloadAPI("export"))
+	first, err := b.Client("export").SVID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	who := &identity{Source: bundles, svid: first}
+	client := b.Client("export", sdk.WithIdentity(sdk.FromSource(who, who)))
+	task, err := client.Begin(t.Context(), export)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer task.Close()
+	fresh := ordersRead
+	fresh.Fresh = true // so that it is bound to the new one soon
+	c := dial(t, addr, sdkgrpc.TransportCredentials(client), grpc.WithDefaultServiceConfig(shop.Retries),
+		grpc.WithPerRPCCredentials(sdkgrpc.PerRPC(task, fresh)))
+	stream, err := c.Watch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { _, err := stream.Recv(); ended <- err }()
+	var callers sync.WaitGroup
+	over := make(chan struct{})
+	for range 4 {
+		callers.Go(func() {
+			for {
+				if _, err := c.List(t.Context(), ""); err != nil {
+					t.Errorf("a call: %v", err)
+				}
+				select {
+				case <-over:
+					return
+				case <-time.After(20 * time.Millisecond):
+				}
+			}
+		})
+	}
+	who.replace(second)
+	select {
+	case err = <-ended:
+		want(t, "the stream", err, codes.Unavailable, err)
+	case <-time.After(20 * time.Second):
+		t.Error("the connection of before is still in use")
+	}
+	for range 3 { // over the new connection
+		if _, err := c.List(t.Context(), ""); err != nil {
+			t.Errorf("a call afterwards: %v", err)
+		}
+	}
+	close(over)
+	callers.Wait()
+}
+
 // A connection for the life of the program, and a token for each task.
 func ExampleFromContext() {
 	b, stop := brokertest.Start() // in a service, client is from sdk.New

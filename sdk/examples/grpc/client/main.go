@@ -46,6 +46,7 @@ func run(ctx context.Context, out io.Writer) error {
 // export makes one connection, over which the tokens of any number of tasks can go.
 func export(ctx context.Context, client *sdk.Client, orders string, out io.Writer) error {
 	conn, err := grpc.NewClient(orders,
+		grpc.WithDefaultServiceConfig(shop.Retries),
 		grpc.WithTransportCredentials(sdkgrpc.TransportCredentials(client)),
 		grpc.WithPerRPCCredentials(sdkgrpc.FromContext(sdk.TokenRequest{Audience: "orders", Scopes: []string{"orders:read"}})))
 	if err != nil {

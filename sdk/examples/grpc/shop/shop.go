@@ -16,6 +16,16 @@ const (
 	Watch = "/shop.Orders/Watch"
 )
 
+// Retries is a service config for clients (grpc.WithDefaultServiceConfig). List, which changes nothing,
+// is called again when the connection was lost or replaced before it was answered.
+const Retries = `{"methodConfig": [{
+	"name": [{"service": "shop.Orders", "method": "List"}],
+	"retryPolicy": {
+		"maxAttempts": 5, "initialBackoff": "0.1s", "maxBackoff": "1s", "backoffMultiplier": 2,
+		"retryableStatusCodes": ["UNAVAILABLE"]
+	}
+}]}`
+
 // Text is the only message.
 type Text = wrapperspb.StringValue
 
