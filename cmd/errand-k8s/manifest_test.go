@@ -2,11 +2,15 @@ package main
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
 	apps "k8s.io/api/apps/v1"
+	batch "k8s.io/api/batch/v1"
+	core "k8s.io/api/core/v1"
 	rbac "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/kubernetes/scheme"
 )
@@ -44,5 +48,39 @@ func TestManifest(t *testing.T) {
 	}
 	if len(kinds) != 4 {
 		t.Errorf("there are %v", kinds)
+	}
+}
+
+// TestRecipe: the cluster would take it, and the Pod is one that is watched and has the variables that its command names.
+func TestRecipe(t *testing.T) {
+	text, err := os.ReadFile("../../deploy/recipes/kubernetes/nightly-export.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	decoder := serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
+	object, _, err := decoder.Decode(text, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := parse(nil, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	watched, err := labels.Parse(o.selector)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := object.(*batch.CronJob).Spec.JobTemplate.Spec.Template
+	if !watched.Matches(labels.Set(template.Labels)) {
+		t.Errorf("%v is not watched", template.Labels)
+	}
+	c := template.Spec.Containers[0]
+	if !slices.Contains(c.Command, "--ref="+kindPod+":$(POD_UID)") {
+		t.Errorf("the command is %q", c.Command)
+	}
+	if !slices.ContainsFunc(c.Env, func(e core.EnvVar) bool {
+		return e.Name == "POD_UID" && e.ValueFrom != nil && e.ValueFrom.FieldRef.FieldPath == "metadata.uid"
+	}) {
+		t.Error("POD_UID is not the Pod's UID")
 	}
 }

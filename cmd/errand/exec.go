@@ -44,6 +44,13 @@ has given it that. CMD does not get the handle, which is good for one task; in a
 command of this workload has begun, as errand task begin, and ends it when CMD exits. Whoever kept it alive before
 learns that, and keeps off it.
 
+--ref says what the task is in another system. Whoever watches that, as errand-k8s the Pods and Jobs of a cluster, can
+tell the broker that it has ended, and the task ends. A Pod names itself by its UID, which the downward API gives it:
+
+  errand exec --ref "k8s/pod:$POD_UID" --label env=prod --task nightly-export ...
+
+By --label, up to 16 of them, and by --ref, operators find the task. --ticket is in the audit log.
+
 Other ways to give it, besides or with --no-files instead:
 
   --curl-config   ERRAND_CURL_CONFIG, for  curl --config "$ERRAND_CURL_CONFIG" URL
@@ -95,6 +102,7 @@ func (a *asks) addScope(text string) error {
 func newExec() *cobra.Command {
 	config := exec.Config{}
 	var named asks
+	var about attributes
 	var url, onRevoke, join string
 	var startup time.Duration
 	var noParent bool
@@ -107,6 +115,9 @@ func newExec() *cobra.Command {
 				return ownFailure(usage(cmd, "put -- between errand's flags and the command, as in  errand exec --task export ... -- ./export.sh --its-own-flag"))
 			}
 			config.Command, config.Asks, config.OnEnd = args, named.list, exec.OnEnd(onRevoke)
+			if err := about.spec(cmd, &config.Task); err != nil {
+				return ownFailure(err)
+			}
 			if err := above(cmd, &config, join, noParent); err != nil {
 				return ownFailure(err)
 			}
@@ -124,6 +135,7 @@ func newExec() *cobra.Command {
 	flags.BoolVar(&config.Task.Presence, "presence", false, "the task ends within two seconds when errand is killed or loses the broker")
 	flags.DurationVar(&config.Task.Deadline, "deadline", 0, "the task ends after so long, whatever happens, 5s to 24h (default 1h)")
 	flags.DurationVar(&config.TTL, "ttl", 0, "the most that a token lives (default what the audience has)")
+	about.flags(cmd)
 	flags.BoolVar(&noParent, "no-parent", false, "do not make the task a part of what ERRAND_TASK_ID or ERRAND_TASK_HANDLE names")
 	flags.StringVar(&join, "join", "", "the handle of a delegation, by which the task is a part of another workload's (default ERRAND_TASK_HANDLE)")
 	flags.StringVar(&config.Adopt, "adopt", "", "run CMD in this task, which another command has begun, in the place of a new one")

@@ -4,15 +4,18 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 
+	"github.com/errandhq/errand/cmd/errand/internal/api"
 	"github.com/goccy/go-yaml"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
 // recipe writes a part of a recipe in deploy/recipes as a script: of a YAML file the commands at a path of
-// names and numbers, of a systemd unit the command lines of a setting, as systemd would run them.
+// names and numbers, the command of a container as Kubernetes would run it; of a systemd unit the command lines of a
+// setting, as systemd would run them.
 func recipe(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 3 {
 		ts.Fatalf("usage: recipe FILE PATH SCRIPT")
@@ -25,6 +28,9 @@ func recipe(ts *testscript.TestScript, neg bool, args []string) {
 	} else {
 		lines, err = yamlLines(text, args[1])
 		ts.Check(err)
+	}
+	if strings.HasSuffix(args[1], ".command") { // of a container: one command line, without a shell
+		lines = []string{containerLine(ts, lines)}
 	}
 	if len(lines) == 0 {
 		ts.Fatalf("%s has no %s", args[0], args[1])
@@ -51,6 +57,21 @@ func unitLines(ts *testscript.TestScript, text, setting string) (lines []string)
 	}
 	return lines
 }
+
+// containerLine does what Kubernetes does with $(NAME), which stays where there is no such variable.
+func containerLine(ts *testscript.TestScript, words []string) string {
+	for i, text := range words {
+		words[i] = api.Quote(variable.ReplaceAllStringFunc(text, func(all string) string {
+			if value := ts.Getenv(all[2 : len(all)-1]); value != "" {
+				return value
+			}
+			return all
+		}))
+	}
+	return strings.Join(words, " ")
+}
+
+var variable = regexp.MustCompile(`\$\([A-Z_]+\)`)
 
 func yamlLines(text []byte, path string) ([]string, error) {
 	var at any

@@ -71,18 +71,9 @@ func (s *selecting) resolve(cmd *cobra.Command) (wire.Selector, error) {
 			return out, usage(cmd, "--%s is empty: give it a value, or leave it out", name)
 		}
 	}
-	for _, text := range s.labels {
-		name, value, ok := strings.Cut(text, "=")
-		if !ok || name == "" {
-			return out, usage(cmd, "--label is %q; give it as NAME=VALUE", text)
-		}
-		if other, there := out.Label[name]; there && other != value {
-			return out, usage(cmd, "--label %s has two values, %q and %q; a task has one of them at most", name, other, value)
-		}
-		if out.Label == nil {
-			out.Label = map[string]string{}
-		}
-		out.Label[name] = value
+	var err error
+	if out.Label, err = parseLabels(cmd, s.labels); err != nil {
+		return out, err
 	}
 	if s.before != "" {
 		at, err := time.Parse(time.RFC3339, s.before)

@@ -52,13 +52,17 @@ With --parent it is a part of another task of this workload: it may have no more
 one has if no audience and scope is named, and ends with it at the latest. With --join, or a handle in
 ERRAND_TASK_HANDLE, it is a part of another workload's task, as that one has delegated it with errand task delegate.
 A command line is seen by every user of the machine, and a variable by this one alone; but a handle is of use to no
-other workload. It is good for one task: --no-parent begins one that does without what the variable has.`
+other workload. It is good for one task: --no-parent begins one that does without what the variable has.
+
+--ref says what the task is in another system: when a source of the broker's inventory says that this has ended, as
+errand-k8s or a CI system, the task ends. By --label, and by --ref, operators find it. --ticket is in the audit log.`
 
 func newTaskBegin() *cobra.Command {
 	var body wire.BeginRequest
 	var lease, deadline time.Duration
 	var file, env string
 	var below place
+	var about attributes
 	var print bool
 	a := &asking{at: api.Workload}
 	cmd := &cobra.Command{
@@ -70,7 +74,10 @@ func newTaskBegin() *cobra.Command {
 			if strings.TrimSpace(body.Name) == "" || strings.TrimSpace(body.Purpose) == "" {
 				return usage(cmd, "--task and --purpose are missing: say what kind of work it is, and why")
 			}
-			var err error
+			err := about.request(cmd, &body)
+			if err != nil {
+				return err
+			}
 			if body.LeaseSeconds, err = seconds(cmd, "lease", lease); err != nil {
 				return err
 			}
@@ -111,19 +118,10 @@ func newTaskBegin() *cobra.Command {
 	f.DurationVar(&deadline, "deadline", 0, "when it ends whatever happens, 5s to 24h (default 1h)")
 	f.BoolVar(&print, "print", false, "have the end key in -o json and -o yaml, too")
 	endKeyFlag(cmd, &file)
-	f.Func("ref", "`KIND:ID` of what the task is elsewhere, whose source may say that it has ended", func(s string) (err error) { body.Ref, err = parseRef(s); return err })
+	about.flags(cmd)
 	f.StringVar(&env, "env-file", "", "a new file with all that errand task end needs where there is no identity")
 	completeCeiling(cmd)
 	return cmd
-}
-
-// parseRef reads KIND:ID. The broker checks both.
-func parseRef(s string) (*wire.Ref, error) {
-	kind, id, ok := strings.Cut(s, ":")
-	if !ok {
-		return nil, errors.New("give the kind and the ID of what the task is elsewhere, as ci/run:4711.1")
-	}
-	return &wire.Ref{Kind: kind, ID: id}, nil
 }
 
 // seconds is nil for none. The bounds are the broker's.

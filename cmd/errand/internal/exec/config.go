@@ -116,12 +116,13 @@ func (c *Config) Check() error {
 }
 
 func (c *Config) checkTask() error {
-	own := c.Task.Name != "" || c.Task.Purpose != "" || c.Task.Lease != 0 || c.Task.Deadline != 0 || c.Task.Presence || c.Join != ""
+	own := c.Task.Name != "" || c.Task.Purpose != "" || c.Task.Lease != 0 || c.Task.Deadline != 0 || c.Task.Presence || c.Join != "" ||
+		c.Task.Ref != sdk.Ref{} || len(c.Task.Labels) > 0 || c.Task.Ticket != ""
 	switch {
 	case len(c.Command) == 0 || c.Command[0] == "":
 		return errors.New("there is no command; put it behind --")
 	case c.Adopt != "" && own:
-		return errors.New("--adopt takes the task as it has begun: --task, --purpose, --lease, --deadline, --presence and --join are for a new one")
+		return errors.New("--adopt takes the task as it has begun: --task, --purpose, --lease, --deadline, --presence, --ref, --label, --ticket and --join are for a new one")
 	case c.Adopt != "":
 		return nil
 	case c.Task.Name == "":
