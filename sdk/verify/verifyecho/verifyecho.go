@@ -4,8 +4,9 @@
 //	e.GET("/orders", list, verifyecho.Require(v, "orders:read"))
 //
 // What it promises is what verify.Verifier.Middleware does: the same refusals, and a request's context
-// that ends when the grant dies while the handler runs. A refusal is written as it is, and does not
-// come by echo's HTTPErrorHandler. The handler reads the context of c.Request().
+// that ends when the grant dies while the handler runs, and with it what the handler writes. A refusal is
+// written as it is, and does not come by echo's HTTPErrorHandler. The handler reads the context of
+// c.Request(), and writes to c.Response().
 package verifyecho
 
 import (
@@ -26,11 +27,14 @@ func Middleware(v *verify.Verifier, reqs ...verify.Requirement) echo.MiddlewareF
 	check := v.Middleware(reqs...)
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c echo.Context) (err error) {
-			pass := func(_ http.ResponseWriter, r *http.Request) {
+			outer := c.Response()
+			defer c.SetResponse(outer)
+			pass := func(w http.ResponseWriter, r *http.Request) {
 				c.SetRequest(r)
+				c.SetResponse(echo.NewResponse(w, c.Echo()))
 				err = next(c)
 			}
-			check(http.HandlerFunc(pass)).ServeHTTP(c.Response(), c.Request())
+			check(http.HandlerFunc(pass)).ServeHTTP(outer, c.Request())
 			return err
 		}
 	}

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"time"
 
 	"github.com/labstack/echo/v4"
 	"go.uber.org/goleak"
@@ -81,16 +83,81 @@ func TestEndsARunningRequest(t *testing.T) {
 	}, verifyecho.Require(b.Verifier("orders"), "orders:read"))
 	r := httptest.NewRequest(http.MethodGet, "/orders", nil)
 	b.Sign(r, verify.Grant{Audience: "orders", Scopes: []string{"orders:read"}})
-	done := make(chan struct{})
+	done, w := make(chan struct{}), httptest.NewRecorder()
 	go func() {
 		defer close(done)
-		e.ServeHTTP(httptest.NewRecorder(), r)
+		e.ServeHTTP(w, r)
 	}()
 	b.Revoke(<-started)
 	if err := <-why; !errors.Is(err, verify.ErrRevoked) {
 		t.Errorf("the context ended with %v", err)
 	}
-	<-done
+	if <-done; w.Code != http.StatusUnauthorized {
+		t.Errorf("the client got %d %s", w.Code, w.Body)
+	}
+}
+
+// zeroes are endless.
+type zeroes struct{}
+
+func (zeroes) Read(p []byte) (int, error) { return len(p), nil }
+
+// TestP1_DownloadEnds: so does a handler that writes to a client that reads no more.
+func TestP1_DownloadEnds(t *testing.T) {
+	b := brokertest.New(t)
+	e := echo.New()
+	started, why := make(chan string, 1), make(chan error, 1)
+	e.GET("/orders", func(c echo.Context) error {
+		started <- verifyecho.Grant(c).ID
+		err := c.Stream(http.StatusOK, echo.MIMEOctetStream, zeroes{})
+		why <- err
+		return err
+	}, verifyecho.Require(b.Verifier("orders"), "orders:read"))
+	server := httptest.NewServer(e)
+	t.Cleanup(server.Close)
+	r, err := http.NewRequest(http.MethodGet, server.URL+"/orders", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Sign(r, verify.Grant{Audience: "orders", Scopes: []string{"orders:read"}})
+	response, err := server.Client().Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	b.Revoke(<-started)
+	select {
+	case err := <-why:
+		if !errors.Is(err, verify.ErrRevoked) {
+			t.Errorf("the handler got %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the handler still writes")
+	}
+	if _, err := io.Copy(io.Discard, response.Body); err == nil {
+		t.Error("for the client the answer is complete")
+	}
+}
+
+// TestWhatIsAroundIt sees the answer, and writes to what it has always written to.
+func TestWhatIsAroundIt(t *testing.T) {
+	b := brokertest.New(t)
+	e := echo.New()
+	require := verifyecho.Require(b.Verifier("orders"), "orders:read")
+	e.Use(func(next echo.HandlerFunc) echo.HandlerFunc {
+		return func(c echo.Context) error {
+			before := c.Response()
+			err := next(c)
+			if got := c.Response(); got != before || !got.Committed || got.Status != http.StatusAccepted || got.Size != 5 {
+				t.Errorf("after the handler: %+v", got)
+			}
+			return err
+		}
+	})
+	e.GET("/orders", func(c echo.Context) error { return c.String(http.StatusAccepted, "later") }, require)
+	r := httptest.NewRequest(http.MethodGet, "/orders", nil)
+	b.Sign(r, verify.Grant{Audience: "orders", Scopes: []string{"orders:read"}})
+	e.ServeHTTP(httptest.NewRecorder(), r)
 }
 
 func TestGrantWithoutMiddleware(t *testing.T) {
