@@ -92,8 +92,9 @@ func Unary(v *verify.Verifier, r Rules) grpc.UnaryServerInterceptor {
 	}
 }
 
-// Stream checks streams, and ends those whose grant has died or expired: what waits for a message
-// returns, and sends fail.
+// Stream checks streams, and ends those whose grant has died or expired: what waits for a message, or
+// for a client to read one, returns, and sends fail. What was sent before that, at most 64 KiB and a
+// message, may still be on its way.
 func Stream(v *verify.Verifier, r Rules) grpc.StreamServerInterceptor {
 	r = r.check()
 	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
@@ -156,25 +157,33 @@ type watched struct {
 
 func (w *watched) Context() context.Context { return w.ctx }
 
-func (w *watched) SendMsg(m any) error {
-	if w.ctx.Err() != nil {
-		return because(w.ctx, status.FromContextError(w.ctx.Err()).Err())
-	}
-	return w.ServerStream.SendMsg(m)
-}
+// SendMsg waits for a client that reads no more no longer than the context lasts, and afterwards sends
+// nothing.
+func (w *watched) SendMsg(m any) error { return w.wait(w.ServerStream.SendMsg, m) }
 
-// RecvMsg does not wait longer than the context lasts. What waits for the client still returns when
-// the handler does, which ends the stream.
-func (w *watched) RecvMsg(m any) error {
+// RecvMsg does not wait longer than the context lasts, either.
+func (w *watched) RecvMsg(m any) error { return w.wait(w.ServerStream.RecvMsg, m) }
+
+// wait returns when the context ends, at the latest. What waits for the client still returns when the
+// handler does, which ends the stream; nobody may touch the message before that.
+func (w *watched) wait(do func(any) error, m any) error {
 	if w.ctx.Done() == w.ServerStream.Context().Done() {
-		return w.ServerStream.RecvMsg(m) // nothing else ends it
+		return do(m) // nothing else ends it
 	}
-	got := make(chan error, 1)
-	go func() { got <- w.ServerStream.RecvMsg(m) }()
+	if w.ctx.Err() != nil {
+		return w.over()
+	}
+	done := make(chan error, 1)
+	go func() { done <- do(m) }()
 	select {
-	case err := <-got:
+	case err := <-done:
 		return err
 	case <-w.ctx.Done():
-		return because(w.ctx, status.FromContextError(w.ctx.Err()).Err())
+		return w.over()
 	}
+}
+
+// over says why the context has ended.
+func (w *watched) over() error {
+	return because(w.ctx, status.FromContextError(w.ctx.Err()).Err())
 }

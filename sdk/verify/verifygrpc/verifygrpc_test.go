@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,6 +35,7 @@ type orders struct {
 	watching chan string // the grants of streams that have begun; not waited for when nil
 	listing  chan string
 	ended    chan error // what the streams' contexts ended with
+	sending  func(grpc.BidiStreamingServer[shop.Text, shop.Text]) error
 }
 
 func (o *orders) List(ctx context.Context, _ *shop.Text) (*shop.Text, error) {
@@ -51,6 +54,9 @@ func (o *orders) List(ctx context.Context, _ *shop.Text) (*shop.Text, error) {
 func (o *orders) Watch(stream grpc.BidiStreamingServer[shop.Text, shop.Text]) error {
 	if g, ok := verify.FromContext(stream.Context()); ok && o.watching != nil {
 		o.watching <- g.ID
+	}
+	if o.sending != nil {
+		return o.sending(stream)
 	}
 	for {
 		in, err := stream.Recv()
@@ -255,6 +261,64 @@ func TestP1_StreamEnds(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestP1_SendEnds: a handler that looks at no context waits no longer for a client that reads nothing, and
+// what it sends later is not sent.
+func TestP1_SendEnds(t *testing.T) {
+	sent := make(chan error, 1)
+	var messages atomic.Int64
+	o := &orders{watching: make(chan string, 1)}
+	o.sending = func(stream grpc.BidiStreamingServer[shop.Text, shop.Text]) error {
+		for some := wrapperspb.String(strings.Repeat("x", 8<<10)); ; {
+			if err := stream.Send(some); err != nil {
+				sent <- err
+				return nil
+			}
+			messages.Add(1)
+		}
+	}
+	p := serve(t, rules, o)
+	stream, err := shop.Client{Conn: p.conn}.Watch(p.with(t, "orders:write"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	grant := <-o.watching
+	for before := int64(0); before == 0 || before != messages.Load(); time.Sleep(300 * time.Millisecond) {
+		before = messages.Load()
+	}
+	p.Revoke(grant)
+	select {
+	case err := <-sent:
+		want(t, "the send", err, codes.Unauthenticated, "REVOKED")
+	case <-time.After(time.Minute):
+		t.Fatal("it still waits for its client")
+	}
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	want(t, "the stream", err, codes.Unauthenticated, "REVOKED")
+}
+
+// TestP1_NothingIsSentAfterwards, although the handler tries, and the client waits for it.
+func TestP1_NothingIsSentAfterwards(t *testing.T) {
+	o := &orders{watching: make(chan string, 1)}
+	o.sending = func(stream grpc.BidiStreamingServer[shop.Text, shop.Text]) error {
+		<-stream.Context().Done()
+		for range 100 {
+			want(t, "a send", stream.Send(wrapperspb.String("too late")), codes.Unauthenticated, "REVOKED")
+		}
+		time.Sleep(100 * time.Millisecond) // what went out would arrive
+		return nil
+	}
+	p := serve(t, rules, o)
+	stream, err := shop.Client{Conn: p.conn}.Watch(p.with(t, "orders:write"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Revoke(<-o.watching)
+	got, err := stream.Recv()
+	want(t, fmt.Sprintf("a stream that has brought %v", got), err, codes.Unauthenticated, "REVOKED")
 }
 
 // TestUnaryEnds: so does a call.
