@@ -15,7 +15,9 @@
 // certificate goes over connections that present that one. After the task has ended nothing is sent.
 //
 // Errors are those of package sdk for errors.Is, with a status: PermissionDenied and Unauthenticated
-// where trying again is in vain, Unavailable where it is not, ResourceExhausted for a quota.
+// where trying again is in vain, Unavailable where it is not, ResourceExhausted for a quota or too many
+// requests, and Internal for a request that is wrong in itself. A RetryInfo says when to try again where the
+// broker does.
 package sdkgrpc
 
 import (
@@ -31,9 +33,11 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/errandhq/errand/sdk"
 )
@@ -210,9 +214,40 @@ type refused struct {
 	err  error
 }
 
-func (r *refused) Error() string              { return r.err.Error() }
-func (r *refused) Unwrap() error              { return r.err }
-func (r *refused) GRPCStatus() *status.Status { return status.New(r.code, r.err.Error()) }
+func (r *refused) Error() string { return r.err.Error() }
+func (r *refused) Unwrap() error { return r.err }
+
+// GRPCStatus has a RetryInfo if the broker has said when to try again.
+func (r *refused) GRPCStatus() *status.Status {
+	plain := status.New(r.code, r.err.Error())
+	var answer *sdk.Error
+	if !errors.As(r.err, &answer) || answer.RetryAfter <= 0 {
+		return plain
+	}
+	detailed, err := plain.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(answer.RetryAfter)})
+	if err != nil {
+		return plain
+	}
+	return detailed
+}
+
+// codesOf has the code of each error of sdk; the first row that matches counts. gRPC lets credentials use
+// no InvalidArgument and no NotFound.
+var codesOf = []struct {
+	code codes.Code
+	errs []error
+}{
+	{codes.Unauthenticated, []error{
+		sdk.ErrTaskEnded, sdk.ErrRevoked, sdk.ErrLeaseLost, sdk.ErrDeadline, sdk.ErrParentEnded, sdk.ErrEndUnconfirmed, sdk.ErrAdopted, sdk.ErrNotFound,
+		sdk.ErrUnauthenticated, sdk.ErrUnregistered, sdk.ErrUnbound, sdk.ErrClosed, sdk.ErrBrokerID, sdk.ErrHandleUsed, sdk.ErrHandleExpired,
+	}},
+	{codes.PermissionDenied, []error{sdk.ErrDenied, sdk.ErrScopeExceeded, sdk.ErrQuarantined, sdk.ErrHost, sdk.ErrNotDelegate}},
+	{codes.Internal, []error{sdk.ErrInvalid}},
+	{codes.ResourceExhausted, []error{sdk.ErrQuota, sdk.ErrRateLimited}},
+	{codes.Unavailable, []error{sdk.ErrUnavailable, sdk.ErrNoIdentity}},
+	{codes.DeadlineExceeded, []error{context.DeadlineExceeded}},
+	{codes.Canceled, []error{context.Canceled}},
+}
 
 // refusal says whether it is of use to try again.
 func refusal(err error) error {
@@ -220,19 +255,9 @@ func refusal(err error) error {
 	if errors.As(err, &done) {
 		return done
 	}
-	for _, known := range []struct {
-		code codes.Code
-		errs []error
-	}{
-		{codes.Unauthenticated, []error{sdk.ErrTaskEnded, sdk.ErrAdopted, sdk.ErrUnauthenticated, sdk.ErrUnregistered, sdk.ErrUnbound, sdk.ErrClosed}},
-		{codes.PermissionDenied, []error{sdk.ErrDenied, sdk.ErrScopeExceeded, sdk.ErrQuarantined, sdk.ErrHost}},
-		{codes.ResourceExhausted, []error{sdk.ErrQuota}},
-		{codes.Unavailable, []error{sdk.ErrUnavailable, sdk.ErrNoIdentity}},
-		{codes.DeadlineExceeded, []error{context.DeadlineExceeded}},
-		{codes.Canceled, []error{context.Canceled}},
-	} {
-		if slices.ContainsFunc(known.errs, func(one error) bool { return errors.Is(err, one) }) {
-			return &refused{known.code, err}
+	for _, row := range codesOf {
+		if slices.ContainsFunc(row.errs, func(one error) bool { return errors.Is(err, one) }) {
+			return &refused{row.code, err}
 		}
 	}
 	return &refused{codes.Internal, err}
