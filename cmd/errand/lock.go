@@ -285,39 +285,49 @@ func newLockRemove() *cobra.Command {
 		Use:   "remove LOCK --reason WHY",
 		Short: "Remove a lock before it expires",
 		Long: `remove lets what a lock was on begin tasks and get tokens again, unless another lock is on it too. Nothing
-that was revoked comes back.`,
+that was revoked comes back. With -o it shows the lock as it stood.`,
 		Args: oneID("lock", "lck_"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			var lock wire.OperatorLock
+			var text []byte
+			var err error
 			path := pathOf(wire.PathLock, args[0])
-			if !yes && !a.curl {
-				if err := a.confirmRemoval(cmd, path); err != nil {
+			if !a.curl && (!yes || a.output != "text") {
+				if text, err = a.beforeRemoval(cmd, path, !yes, &lock); err != nil {
 					return err
 				}
 			}
 			request := api.Request{Method: http.MethodDelete, Path: path + "?" + url.Values{"reason": {reason}}.Encode()}
-			_, err := a.send(cmd, request, nil)
-			text := []byte("{}\n") // the answer has no body
-			return a.say(cmd, text, err, func() string { return args[0] + " is removed" })
+			if _, err = a.send(cmd, request, nil); err != nil { // the answer has no body
+				return err
+			}
+			if a.output == "text" {
+				_, err = fmt.Fprintln(plain{cmd.OutOrStdout()}, args[0]+" is removed")
+				return err
+			}
+			return lockTable(time.Now()).show(cmd.OutOrStdout(), a.output, text, lock)
 		},
 	}
-	a.flags(cmd, said)
+	a.flags(cmd, actFormats)
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	needReason(cmd, &reason)
 	completeArgs(cmd, lockIDs)
 	return cmd
 }
 
-// confirmRemoval shows the lock, if there is somebody to look at it, and asks.
-func (a *asking) confirmRemoval(cmd *cobra.Command, path string) error {
-	if _, err := newPrompt(cmd); err != nil {
-		return orMissing(cmd, err, "--yes")
+// beforeRemoval finds the lock as it stood, and, if it is to ask, shows it and asks.
+func (a *asking) beforeRemoval(cmd *cobra.Command, path string, ask bool, lock *wire.OperatorLock) ([]byte, error) {
+	if ask {
+		if _, err := newPrompt(cmd); err != nil {
+			return nil, orMissing(cmd, err, "--yes")
+		}
 	}
-	var lock wire.OperatorLock
-	if _, err := a.send(cmd, api.Request{Method: http.MethodGet, Path: path}, &lock); err != nil {
-		return err
+	text, err := a.send(cmd, api.Request{Method: http.MethodGet, Path: path}, lock)
+	if err != nil || !ask {
+		return text, err
 	}
-	return confirm(cmd, fmt.Sprintf("%s is on %s until %s, by %s: %s\nWithout it, new %s are granted again.",
-		lock.ID, oneCell(covers(lock)), rfc3339(&lock.ExpiresAt), oneCell(lock.Actor), oneCell(lock.Reason), denies(lock.Audience != "" || lock.Scope != "")))
+	return text, confirm(cmd, fmt.Sprintf("%s is on %s until %s, by %s: %s\nWithout it, new %s are granted again.",
+		lock.ID, oneCell(covers(*lock)), rfc3339(&lock.ExpiresAt), oneCell(lock.Actor), oneCell(lock.Reason), denies(lock.Audience != "" || lock.Scope != "")))
 }
 
 // lockTable is how locks are shown.
