@@ -12,9 +12,13 @@ import (
 	"github.com/errandhq/errand/broker"
 )
 
-// Races lets joins, adoptions and ends meet, a thousand times each.
+// Races lets two or three calls meet, a thousand times each.
 func Races(t *testing.T, b Backend) {
 	runCases(t, b, []testCase{
+		{"race/heartbeat against end", raceBeatEnd},
+		{"race/child against the end of its parent", raceChildEnd},
+		{"race/end against revoke", raceEndRevoke},
+		{"race/begin against lock", raceBeginLock},
 		{"race/join against join", raceJoins},
 		{"race/join against the end of the parent", raceJoinEnd},
 		{"race/adoption against the holder before", raceAdopt},
@@ -22,7 +26,7 @@ func Races(t *testing.T, b Backend) {
 	})
 }
 
-const joinRounds = 1000
+const raceRounds = 1000
 
 // atOnce makes calls at the same time.
 func atOnce(calls ...func()) {
@@ -42,7 +46,7 @@ func atOnce(calls ...func()) {
 // raceJoins: one of two has the delegation, and the other nothing; with the same key, both have the same.
 func raceJoins(b *bench) {
 	parent := b.begin()
-	for round := range joinRounds {
+	for round := range raceRounds {
 		var requests [2]broker.GrantRequest
 		var replies [2]broker.GrantReply
 		var errs [2]error
@@ -73,15 +77,22 @@ func raceJoins(b *bench) {
 			}
 		}
 	}
-	b.same("the tasks below", b.end(completing(parent)).Receipt.SubTasks, joinRounds)
+	b.same("the tasks below", b.end(completing(parent)).Receipt.SubTasks, raceRounds)
 }
 
 // raceJoinEnd: a task that has joined is gone with its parent, and one that has not has left nothing.
 func raceJoinEnd(b *bench) {
+	b.raceBelowEnd(func(parent broker.Task) option { return joining(parent, broker.NewDelegationID()) })
+}
+
+// raceChildEnd: so it is with a child of the same workload.
+func raceChildEnd(b *bench) { b.raceBelowEnd(below) }
+
+func (b *bench) raceBelowEnd(below func(parent broker.Task) option) {
 	joined := 0
-	for round := range joinRounds {
+	for round := range raceRounds {
 		parent := b.begin()
-		req := b.root(joining(parent, broker.NewDelegationID()), asking(b.ask("a", time.Minute)))
+		req := b.root(below(parent), asking(b.ask("a", time.Minute)))
 		var joinErr, endErr error
 		var replies []broker.EndReply
 		atOnce(
@@ -96,7 +107,7 @@ func raceJoinEnd(b *bench) {
 		case joinErr == nil:
 			joined++
 			if err != nil || record.Task.State != broker.Canceled || record.Grant.Live(record.Now, record.Task) || receipt.SubTasks != 1 || receipt.Grants != 1 {
-				b.Fatalf("round %d: joined, and after the end there is %+v, error %v, and a receipt %+v", round, record, err, receipt)
+				b.Fatalf("round %d: begun, and after the end there is %+v, error %v, and a receipt %+v", round, record, err, receipt)
 			}
 		case !errors.Is(joinErr, broker.ErrEnded) || !errors.Is(err, broker.ErrNotFound) || receipt.SubTasks != 0:
 			b.Fatalf("round %d: refused with %v, and there is %+v, error %v, and a receipt %+v", round, joinErr, record, err, receipt)
@@ -107,7 +118,7 @@ func raceJoinEnd(b *bench) {
 
 // raceAdopt: the end of the holder before is first, or it is nothing; and so is its heartbeat.
 func raceAdopt(b *bench) {
-	for round := range joinRounds {
+	for round := range raceRounds {
 		task := b.begin()
 		old := noting(task, "of the holder before")
 		old.Holder = 1
@@ -149,7 +160,7 @@ func raceAdopt(b *bench) {
 
 // raceAdopts: each has a number of its own, and the last one holds the task.
 func raceAdopts(b *bench) {
-	for round := range joinRounds {
+	for round := range raceRounds {
 		task := b.begin()
 		var calls []func()
 		var holders [3]int

@@ -1,7 +1,7 @@
 // Package storetest checks that a store keeps the contract of broker.Store. Start with Run, which has
 // one case for each promise; Machine compares random calls with a model that is written to be
 // obvious; Aging needs a clock that can be moved, since a quarter of an hour passes in it. Lives looks for
-// anything that makes a life longer, Races lets calls meet, and Tree ends a large one.
+// anything that makes a life longer, Races lets calls meet a thousand times, and Tree ends a large one.
 //
 // A store that passes all of them can stand behind a broker. The cases speak to nothing but
 // broker.Store, use no clock but the store's, and expect no speed.
