@@ -2,6 +2,7 @@ package redis_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -26,6 +27,17 @@ func TestNewRefuses(t *testing.T) {
 	evicting := start(t, "--maxmemory-policy", "allkeys-lru")
 	node := start(t, "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", fmt.Sprint(redistest.FreePort(t)))
 	wrong, good, empty := file(t, "hunter3\n"), file(t, "hunter2\n"), file(t, "\n")
+	saying := func(facts string) string {
+		return "redis://" + between(t, s.Addr(), func() func([]byte) ([]byte, bool) {
+			return func(sent []byte) ([]byte, bool) {
+				if bytes.Contains(bytes.ToLower(sent), []byte("\r\ninfo\r\n")) {
+					return []byte(bulk(facts)), false
+				}
+				return nil, true
+			}
+		})
+	}
+	const rest = "\r\nmaxmemory_policy:noeviction\r\nrole:master\r\ncluster_enabled:0\r\n"
 	user := func(s *server, who, rules string) string {
 		s.Must(append([]string{"ACL", "SETUSER", who, "on", ">hunter2", "~*"}, strings.Fields(rules)...)...)
 		return strings.Replace(s.URL(), "://", "://"+who+"@", 1)
@@ -49,6 +61,8 @@ func TestNewRefuses(t *testing.T) {
 		{"less than no shards", redis.Config{URL: s.URL(), Shards: -1}, "Config.Shards"},
 		{"braces", redis.Config{URL: s.URL(), Prefix: "{x}"}, "Config.Prefix"},
 		{"eviction", redis.Config{URL: evicting.URL()}, "noeviction"},
+		{"an old version", redis.Config{URL: saying("redis_version:6.2.14" + rest), Shards: 4}, `the server has version "6.2.14"; it must be 7.0 or later`},
+		{"no version", redis.Config{URL: saying("redis_mode:standalone" + rest), Shards: 4}, `the server has version ""`},
 		{"a replica", redis.Config{URL: replica.URL()}, "the server is a replica"},
 		{"a node of a cluster", redis.Config{URL: node.URL()}, "redis+cluster://"},
 		{"no cluster", redis.Config{URL: strings.Replace(s.URL(), "redis", "redis+cluster", 1)}, "redis://"},
@@ -88,6 +102,42 @@ func TestNewRefuses(t *testing.T) {
 	within := redis.Config{URL: s.URL(), Shards: 4, Now: func() time.Time { return time.Now().Add(-4 * time.Second) }}
 	begin(t, s.open(t, within))
 	locked.open(t, redis.Config{PasswordFile: good})
+	for _, version := range []string{"7.0.0", "8.2.1", "10.0.0"} {
+		s.open(t, redis.Config{URL: saying("redis_version:" + version + rest), Shards: 4})
+	}
+}
+
+// TestNewPassword replaces the password: connections that are made from then on log in with it.
+func TestNewPassword(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.Must("ACL", "SETUSER", "errand", "on", ">one", "~*", "&*", "+@all")
+	password := file(t, "one")
+	store := s.open(t, redis.Config{URL: "redis://errand@" + s.Addr(), PasswordFile: password}.Patient())
+	s.Must("ACL", "SETUSER", "errand", "resetpass", ">two")
+	renew := func() {
+		s.Must("CLIENT", "KILL", "USER", "errand")
+		eventually(t, "the connections have gone", func() bool { return !strings.Contains(s.Must("CLIENT", "LIST"), "user=errand") })
+	}
+	renew()
+	for range 2 { // the first may find out that its connection has gone
+		_, _ = store.Lookup(t.Context(), broker.Ref{Task: broker.NewTaskID(0)})
+	}
+	if _, err := store.Lookup(t.Context(), broker.Ref{Task: broker.NewTaskID(0)}); !errors.Is(err, broker.ErrUnavailable) || !strings.Contains(err.Error(), "WRONGPASS") {
+		t.Errorf("with the old password: %v; want ErrUnavailable with WRONGPASS", err)
+	}
+	if err := os.WriteFile(password, []byte("two\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a look-up with the new password", func() bool {
+		_, err := store.Lookup(t.Context(), broker.Ref{Task: broker.NewTaskID(0)})
+		return errors.Is(err, broker.ErrNotFound)
+	})
+	renew()
+	eventually(t, "a begin over another new connection", func() bool {
+		_, err := store.Grant(t.Context(), beginning())
+		return err == nil
+	})
 }
 
 // file writes one that only its owner may read.

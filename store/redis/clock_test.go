@@ -127,9 +127,13 @@ func backendFor(c redis.Config, admin, prefix string, shards ...int) storetest.B
 func TestStore(t *testing.T) {
 	t.Parallel()
 	for _, shards := range []int{1, 4} {
-		b := backend(start(t).URL(), shards)
+		s := start(t)
+		b := backend(s.URL(), shards)
 		t.Run(fmt.Sprint(shards), func(t *testing.T) {
 			t.Parallel()
+			if shards == 1 {
+				declared(t, s, 11) // all of them but the one of records
+			}
 			storetest.Run(t, b)
 			storetest.Board(t, b)
 			storetest.Aging(t, b)

@@ -1,8 +1,14 @@
 package redis_test
 
 import (
+	"bytes"
 	"errors"
+	"net"
+	"slices"
+	"sync/atomic"
 	"testing"
+
+	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/store/redis"
@@ -52,4 +58,61 @@ func TestCluster(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestClusterSendsOnce has a way to each node that goes silent when a script passes: nothing is sent a second time, since the
+// first may have been done.
+func TestClusterSendsOnce(t *testing.T) {
+	t.Parallel()
+	const reason = "how often is this sent"
+	nodes := redistest.StartCluster(t)
+	var sent atomic.Int32
+	var ports []string
+	for _, node := range nodes {
+		address := between(t, node.Addr(), func() func([]byte) ([]byte, bool) {
+			silent := false
+			return func(piece []byte) ([]byte, bool) {
+				n := bytes.Count(piece, []byte(reason))
+				sent.Add(int32(n))
+				silent = silent || n > 0
+				return nil, !silent
+			}
+		})
+		_, port, err := net.SplitHostPort(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		node.Must("CONFIG", "SET", "cluster-announce-port", port)
+		ports = append(ports, port)
+	}
+	asked := goredis.NewClient(&goredis.Options{Addr: nodes[0].Addr()})
+	t.Cleanup(func() { _ = asked.Close() })
+	eventually(t, "the nodes know the way to each other", func() bool {
+		slots, err := asked.ClusterSlots(t.Context()).Result()
+		return err == nil && len(slots) == len(nodes) && !slices.ContainsFunc(slots, func(s goredis.ClusterSlot) bool {
+			_, port, _ := net.SplitHostPort(s.Nodes[0].Addr)
+			return !slices.Contains(ports, port)
+		})
+	})
+	patient := open(t, redis.Config{URL: redistest.ClusterURL(nodes)}.Patient())
+	store := open(t, redis.Config{URL: redistest.ClusterURL(nodes)})
+	var ends []broker.Ending
+	for shard := range redis.ClusterShards {
+		reply, err := patient.Grant(t.Context(), in(shard))
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := completing(reply.Task.ID)
+		e.Reason = reason
+		ends = append(ends, e)
+	}
+	for _, ends := range [][]broker.Ending{ends[:1], ends[1:]} { // by itself, and in pipelines
+		sent.Store(0)
+		if _, err := store.End(t.Context(), ends); !errors.Is(err, broker.ErrUnconfirmed) {
+			t.Errorf("End of %d: %v; want ErrUnconfirmed", len(ends), err)
+		}
+		if n := sent.Load(); n != int32(len(ends)) {
+			t.Errorf("%d ends were sent %d times", len(ends), n)
+		}
+	}
 }

@@ -2,6 +2,7 @@ package redis_test
 
 import (
 	"fmt"
+	"net"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -15,8 +16,8 @@ import (
 	"github.com/errandhq/errand/store/redistest"
 )
 
-// sentinel starts one that watches over a primary, and returns its address.
-func sentinel(t *testing.T, primary *server) string {
+// sentinel starts one that watches over a primary, and returns its address. It is told more lines of configuration.
+func sentinel(t *testing.T, primary *server, more ...string) string {
 	t.Helper()
 	binary, err := exec.LookPath("redis-sentinel")
 	if err != nil {
@@ -29,7 +30,8 @@ dir %s
 sentinel monitor errand 127.0.0.1 %d 1
 sentinel down-after-milliseconds errand 300
 sentinel failover-timeout errand 2000
-`, port, filepath.Dir(file(t, "")), primary.Port()))
+%s
+`, port, filepath.Dir(file(t, "")), primary.Port(), strings.Join(more, "\n")))
 	cmd := exec.Command(binary, config)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -39,6 +41,31 @@ sentinel failover-timeout errand 2000
 		_ = cmd.Wait()
 	})
 	return fmt.Sprintf("127.0.0.1:%d", port)
+}
+
+// TestSentinelPassword has a Sentinel that wants one, and a primary that wants none.
+func TestSentinelPassword(t *testing.T) {
+	t.Parallel()
+	address := sentinel(t, start(t), "requirepass hunter2")
+	c := redis.Config{URL: "redis+sentinel://" + address + "?master_name=errand"}.Patient()
+	eventually(t, "the Sentinel is up", func() bool {
+		conn, err := net.Dial("tcp", address)
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err == nil
+	})
+	for _, password := range []string{"", "hunter3"} {
+		if c.SentinelPasswordFile = ""; password != "" {
+			c.SentinelPasswordFile = file(t, password)
+		}
+		if store, err := redis.New(t.Context(), c); err == nil {
+			_ = store.Close()
+			t.Errorf("with the password %q: it was let in", password)
+		}
+	}
+	c.SentinelPasswordFile = file(t, "hunter2\n")
+	begin(t, open(t, c))
 }
 
 // TestFailover kills the primary under a store that asks Sentinel: calls fail in time, and go on at the

@@ -116,6 +116,41 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// TestNewCertificate replaces the client's: connections that are made from then on show it.
+func TestNewCertificate(t *testing.T) {
+	t.Parallel()
+	ca, next := newAuthority(t, "ca"), newAuthority(t, "next")
+	serverCert, serverKey := ca.leaf(x509.ExtKeyUsageServerAuth)
+	cert, key := ca.leaf(x509.ExtKeyUsageClientAuth)
+	nextCert, nextKey := next.leaf(x509.ExtKeyUsageClientAuth)
+	port := redistest.FreePort(t)
+	s := start(t, "--tls-port", fmt.Sprint(port), "--tls-cert-file", serverCert, "--tls-key-file", serverKey, "--tls-ca-cert-file", ca.file)
+	c := redis.Config{URL: fmt.Sprintf("rediss://127.0.0.1:%d", port), CAFile: ca.file, CertFile: cert, KeyFile: key}.Patient()
+	store := open(t, c)
+	begin(t, store)
+
+	s.Must("CONFIG", "SET", "tls-ca-cert-file", next.file)
+	s.Must("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+	for range 3 { // the first may find out that its connection has gone
+		if _, err := store.Grant(t.Context(), beginning()); err == nil {
+			t.Error("a begin with the old certificate has been let in")
+		}
+	}
+	for from, to := range map[string]string{nextCert: cert, nextKey: key} {
+		text, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(to, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "a begin with the new certificate", func() bool {
+		_, err := store.Grant(t.Context(), beginning())
+		return err == nil
+	})
+}
+
 func TestUnixSocket(t *testing.T) {
 	folder, err := os.MkdirTemp("", "redis") // t.TempDir may be longer than a socket's name can be
 	if err != nil {
