@@ -52,8 +52,8 @@ type Config struct {
 	PasswordFile         string
 	SentinelPasswordFile string
 
-	// CAFile has the authorities for the server's certificate; the system's when empty. CertFile and
-	// KeyFile are what this client shows. All are PEM, and read anew for each connection but the first.
+	// CAFile has the authorities for the server's certificate; the system's when empty. It is read once. CertFile and
+	// KeyFile are what this client shows, and are read anew for each connection. All are PEM.
 	CAFile, CertFile, KeyFile string
 
 	// Deployment names the installation. It is fixed when the data set is made; a store of another
