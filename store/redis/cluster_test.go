@@ -3,6 +3,7 @@ package redis_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net"
 	"slices"
 	"sync/atomic"
@@ -88,10 +89,9 @@ func TestClusterSendsOnce(t *testing.T) {
 	asked := goredis.NewClient(&goredis.Options{Addr: nodes[0].Addr()})
 	t.Cleanup(func() { _ = asked.Close() })
 	eventually(t, "the nodes know the way to each other", func() bool {
-		slots, err := asked.ClusterSlots(t.Context()).Result()
-		return err == nil && len(slots) == len(nodes) && !slices.ContainsFunc(slots, func(s goredis.ClusterSlot) bool {
-			_, port, _ := net.SplitHostPort(s.Nodes[0].Addr)
-			return !slices.Contains(ports, port)
+		shards, err := asked.ClusterShards(t.Context()).Result()
+		return err == nil && len(shards) == len(nodes) && !slices.ContainsFunc(shards, func(s goredis.ClusterShard) bool {
+			return !slices.Contains(ports, fmt.Sprint(s.Nodes[0].Port))
 		})
 	})
 	patient := open(t, redis.Config{URL: redistest.ClusterURL(nodes)}.Patient())
