@@ -36,7 +36,8 @@ type Config struct {
 	Algorithm string // of the token keys
 	Version   string // of the program, for workloads that look for a fault
 
-	// Ready returns nil while the replica should get traffic.
+	// Ready returns nil while the replica should get traffic; ErrStopping when it should not, though it
+	// issues.
 	Ready func() error
 
 	Limits  Limits           // of all that is asked for
@@ -46,6 +47,9 @@ type Config struct {
 	Observe func(listener, route, method string, status int, took time.Duration)
 	Limited func(kind string) // is told of each request over its rate: "issue", "usage", "outside", "ack" or "other"
 }
+
+// ErrStopping is why a replica is not ready that is about to stop. It serves everything until then.
+var ErrStopping = errors.New("stopping")
 
 // API has the handlers of one replica.
 type API struct {

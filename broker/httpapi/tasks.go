@@ -208,7 +208,7 @@ func (a *API) replica() wire.Replica {
 	r := wire.Replica{Version: a.Version, Time: a.Broker.Now().UTC().Truncate(time.Millisecond), Ready: true}
 	if err := a.Broker.Ready(); err != nil {
 		r.Ready, r.Reason = false, err.Error()
-	} else if a.Ready() != nil {
+	} else if err := a.Ready(); err != nil && !errors.Is(err, ErrStopping) {
 		r.Ready, r.Reason = false, "this replica's own SVID, trust bundle or signing key is not in order; its log has more"
 	}
 	return r

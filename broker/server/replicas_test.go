@@ -37,6 +37,7 @@ type site struct {
 	dir      string
 	socket   string // of the broker's identity
 	shards   int
+	drain    time.Duration // of replicas that start from now on
 	seal     *keys.Seal
 	redis    *redistest.Server
 	workload *redistest.Proxy
@@ -121,7 +122,7 @@ func (s *site) boot(name string) *member {
 		Store: store, WorkloadAddr: "127.0.0.1:0", PublicAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0",
 		Issuer: "https://" + s.public.Addr(), BrokerURL: "https://" + s.workload.Addr(),
 		SharedKeys: &server.SharedKeys{Record: store.Record("keys"), Seal: s.seal},
-		Identity:   source, Registry: s.known, AuditLog: filepath.Join(dir, "audit.jsonl"), Logger: m.logger(),
+		Identity:   source, Registry: s.known, AuditLog: filepath.Join(dir, "audit.jsonl"), Logger: m.logger(), Drain: s.drain,
 	})
 	if err != nil {
 		s.t.Fatal(err)
@@ -283,11 +284,13 @@ func TestVerifierChangesReplicas(t *testing.T) {
 	}
 }
 
-// TestRollingRestart replaces one replica after the other while a client works: no call of it fails.
+// TestRollingRestart replaces one replica after the other while a client works, behind a balancer that knows no
+// more than /readyz says: no call of the client fails.
 func TestRollingRestart(t *testing.T) {
 	s := newSite(t, 1)
+	s.drain = 3 * time.Second
 	a, b := s.start("a"), s.start("b")
-	a.serve()
+	front := s.balance(500*time.Millisecond, a, b)
 	source := a.source(reportID)
 	client, err := sdk.New(t.Context(), sdk.WithBroker("https://"+s.workload.Addr()), sdk.WithBrokerID(spiffeid.RequireFromString(brokerID)),
 		sdk.WithIdentity(sdk.FromSource(source, source)), sdk.WithLogger(slog.New(slog.DiscardHandler)))
@@ -324,19 +327,15 @@ func TestRollingRestart(t *testing.T) {
 			return done > before+5 || t.Failed()
 		})
 	}
-	for _, m := range []*member{a, b} {
+	for range 2 {
 		progress()
-		other := a
-		if m == a {
-			other = b
-		}
-		other.serve() // as a balancer does when a replica is about to go
+		m := front.leadsTo()
 		m.halt()
-		progress()
-		next := s.start("after-" + filepath.Base(m.dir))
-		if m == a {
-			a = next
+		if front.leadsTo() == m {
+			t.Error("the balancer has not noticed")
 		}
+		progress()
+		front.add(s.start("after-" + filepath.Base(m.dir)))
 	}
 	progress()
 	enough()

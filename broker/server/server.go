@@ -1,9 +1,9 @@
 // Package server makes one replica of the broker out of its parts: start with New and call Run.
 //
 // New opens the listeners and the audit log, so that a mistake in the configuration shows before
-// anything is served. Run returns when its context ends and everything is closed: readers of the
-// feed are sent elsewhere, requests that are being answered have ShutdownTimeout to finish, and only
-// then does the audit log close.
+// anything is served. When its context ends, Run says so by Ready, serves on for Config.Drain, and
+// returns when everything is closed: readers of the feed are sent elsewhere, requests that are being
+// answered have ShutdownTimeout to finish, and only then does the audit log close.
 package server
 
 import (
@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"github.com/errandhq/errand/broker"
@@ -38,6 +39,8 @@ const (
 
 	// ShutdownTimeout is how long requests may take to finish when the replica stops.
 	ShutdownTimeout = 10 * time.Second
+	// MaxDrain is the most of Config.Drain.
+	MaxDrain = 5 * time.Minute
 )
 
 // Config describes a replica.
@@ -66,6 +69,10 @@ type Config struct {
 	// Withdrawal is how long a trust domain must have been without trust before its tasks end: time
 	// for a mistake to be mended, while its workloads are refused already. Optional: DefaultWithdrawal.
 	Withdrawal time.Duration
+
+	// Drain is how long the replica serves on when it is told to stop, while Ready says so: time for
+	// balancers to notice. At most MaxDrain. Optional: it stops at once.
+	Drain time.Duration
 
 	// Limits are what the replica takes on at most. Optional: the defaults of each.
 	Limits httpapi.Limits
@@ -119,6 +126,8 @@ type Server struct {
 	ring    *keys.Ring
 	audit   *audit.File
 	servers []listening
+
+	stopping atomic.Bool
 }
 
 // listening is a listener with what serves it.
@@ -176,6 +185,9 @@ func (c *Config) complete() error {
 	}
 	if c.Withdrawal < 0 || c.Withdrawal > MaxWithdrawal {
 		return &ConfigError{"Withdrawal", fmt.Errorf("withdrawal is %v; it must be at most %v, or zero for %v", c.Withdrawal, MaxWithdrawal, DefaultWithdrawal)}
+	}
+	if c.Drain < 0 || c.Drain > MaxDrain {
+		return &ConfigError{"Drain", fmt.Errorf("drain is %v; it must be at most %v, or zero to stop at once", c.Drain, MaxDrain)}
 	}
 	if err := c.Limits.Complete(); err != nil {
 		return &ConfigError{"Limits", err}
@@ -341,8 +353,12 @@ func (s *Server) Broker() *broker.Broker { return s.broker }
 // Keys is the ring that signs the tokens.
 func (s *Server) Keys() *keys.Ring { return s.ring }
 
-// Ready returns nil while the replica should get traffic.
+// Ready returns nil while the replica should get traffic. The error of one that is about to stop, and
+// serves until then, is httpapi.ErrStopping.
 func (s *Server) Ready() error {
+	if s.stopping.Load() {
+		return fmt.Errorf("%w: %w", broker.ErrNotReady, httpapi.ErrStopping)
+	}
 	if err := s.broker.Ready(); err != nil {
 		return err
 	}
@@ -362,7 +378,7 @@ func (s *Server) Ready() error {
 	return nil
 }
 
-// Run serves until ctx ends, and returns nil then; any other end is an error.
+// Run serves until ctx ends, and for Drain after that, and returns nil then; any other end is an error.
 func (s *Server) Run(ctx context.Context) error {
 	// What the handlers stand on outlives them.
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -376,6 +392,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	select {
 	case <-ctx.Done():
+		s.drain(failed)
 	case <-failed.Done():
 	}
 	s.feed.Close()
@@ -388,6 +405,21 @@ func (s *Server) Run(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// drain serves on for a while, so that balancers notice that the replica is about to stop, or until
+// failed ends. A replica that never had an SVID serves nobody.
+func (s *Server) drain(failed context.Context) {
+	s.stopping.Store(true)
+	if _, err := s.config.Identity.GetX509SVID(); err != nil {
+		return
+	}
+	over := time.NewTimer(s.config.Drain)
+	defer over.Stop()
+	select {
+	case <-over.C:
+	case <-failed.Done():
+	}
 }
 
 func (at listening) serve() error {

@@ -28,9 +28,10 @@ func newServe() *cobra.Command {
 		Use:   "serve --config FILE",
 		Short: "Run one replica of the broker",
 		Long: `serve runs one replica of the broker, as its configuration file says, until it gets SIGTERM or
-SIGINT. It then sends those who follow the feed elsewhere, lets requests finish for ten seconds, and
-ends; a second signal ends it at once. Logs go to stderr. Under systemd, Type=notify is told when
-the replica is ready. A change of the file or the inventory counts from the next start.
+SIGINT. It then says on /readyz that it is not ready, and serves on for as long as drain says, so
+that balancers notice; then it sends those who follow the feed elsewhere, lets requests finish for
+ten seconds, and ends. A second signal ends it at once. Logs go to stderr. Under systemd, Type=notify
+is told when the replica is ready. A change of the file or the inventory counts from the next start.
 
   errand config init --out errand.yaml        the file, which is the manual
   errand config check --config errand.yaml    every mistake at once
@@ -90,11 +91,11 @@ func serve(ctx context.Context, c *config.Config, s *server.Server, log *slog.Lo
 		return errors.Join(<-ended, c.BlameIdentity(err))
 	}
 	go becomeReady(running, s, log)
-	return wait(ctx, ended, hangup, log)
+	return wait(ctx, ended, hangup, log, c.Drain)
 }
 
 // wait returns when the replica has ended, and says meanwhile what the signals do.
-func wait(ctx context.Context, ended <-chan error, hangup <-chan os.Signal, log *slog.Logger) error {
+func wait(ctx context.Context, ended <-chan error, hangup <-chan os.Signal, log *slog.Logger, drain time.Duration) error {
 	stopping := ctx.Done()
 	for {
 		select {
@@ -106,7 +107,7 @@ func wait(ctx context.Context, ended <-chan error, hangup <-chan os.Signal, log 
 		case <-stopping:
 			stopping = nil
 			notify(log, "STOPPING=1")
-			log.Info("stopping; a second signal ends at once", "requests_may_take", server.ShutdownTimeout)
+			log.Info("stopping; a second signal ends at once", "drain", drain, "requests_may_take", server.ShutdownTimeout)
 		}
 	}
 }

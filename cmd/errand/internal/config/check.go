@@ -30,6 +30,7 @@ var bounds = map[string][2]time.Duration{
 	"identity.wait":          {time.Second, time.Hour},
 	"identity.withdrawal":    {time.Second, server.MaxWithdrawal},
 	"limits.handshake_time":  {httpapi.MinHandshakeTime, httpapi.MaxHandshakeTime},
+	"drain":                  {0, server.MaxDrain},
 	"limits.connection_age":  {time.Minute, httpapi.MaxConnectionAge},
 	"keys.period":            {keys.DefaultPublish, 90 * 24 * time.Hour},
 }

@@ -29,15 +29,16 @@ type Config struct {
 	Issuer    string `yaml:"issuer"`
 	BrokerURL string `yaml:"broker_url"`
 
-	Listeners Listeners `yaml:"listeners"`
-	Identity  Identity  `yaml:"identity"`
-	Inventory string    `yaml:"inventory"`
-	Audit     Audit     `yaml:"audit"`
-	Store     Store     `yaml:"store"`
-	Keys      Keys      `yaml:"keys"`
-	Operators Operators `yaml:"operators"`
-	Limits    Limits    `yaml:"limits"`
-	Log       Log       `yaml:"log"`
+	Listeners Listeners     `yaml:"listeners"`
+	Identity  Identity      `yaml:"identity"`
+	Inventory string        `yaml:"inventory"`
+	Audit     Audit         `yaml:"audit"`
+	Store     Store         `yaml:"store"`
+	Keys      Keys          `yaml:"keys"`
+	Operators Operators     `yaml:"operators"`
+	Limits    Limits        `yaml:"limits"`
+	Drain     time.Duration `yaml:"drain"`
+	Log       Log           `yaml:"log"`
 
 	origins map[string]Origin // by key; a key that is not there has its default
 }
@@ -143,6 +144,9 @@ type Log struct {
 	Format string `yaml:"format"`
 }
 
+// DefaultDrain is longer than balancers take to notice that check every second, and believe the second answer.
+const DefaultDrain = 3 * time.Second
+
 //go:embed errand.yaml
 var example string
 
@@ -167,6 +171,7 @@ func Default() *Config {
 			Connections: httpapi.DefaultConnections, ConnectionsOfAddress: httpapi.DefaultPerAddress, Handshakes: httpapi.DefaultHandshakes,
 			HandshakeTime: httpapi.DefaultHandshakeTime, ConnectionAge: httpapi.DefaultConnectionAge,
 		},
+		Drain:   DefaultDrain,
 		Log:     Log{Level: "info", Format: "text"},
 		origins: map[string]Origin{},
 	}

@@ -124,6 +124,8 @@ func reaches(t *testing.T, dir string) map[string]reach {
 		"limits.handshake_time":         {value: "7s", at: func(a assembled) any { return a.server.Limits.HandshakeTime }, want: 7 * time.Second},
 		"limits.connection_age":         {value: "61m", at: func(a assembled) any { return a.server.Limits.ConnectionAge }, want: 61 * time.Minute},
 
+		"drain": {value: "7s", at: func(a assembled) any { return a.server.Drain }, want: 7 * time.Second},
+
 		"log.level":  {value: "debug", at: func(a assembled) any { return strings.Count(a.log, "\n") }, want: 2},
 		"log.format": {value: "json", at: func(a assembled) any { return strings.HasPrefix(a.log, "{") }, want: true},
 	}

@@ -107,6 +107,7 @@ func (c *Config) local(log *slog.Logger) (server.Config, error) {
 			IssueRate: l.IssueRate, IssueBurst: l.IssueBurst, Rate: l.Rate, Burst: l.Burst, Issuing: l.Issuing, Others: l.Others,
 			Connections: l.Connections, PerAddress: l.ConnectionsOfAddress, Handshakes: l.Handshakes, HandshakeTime: l.HandshakeTime, ConnectionAge: l.ConnectionAge,
 		},
+		Drain:     c.Drain,
 		Algorithm: keys.Algorithm(c.Keys.Algorithm), KeyPeriod: c.Keys.Period, Logger: log,
 	}, nil
 }
@@ -125,6 +126,7 @@ var serverFields = map[string]string{
 	"WorkloadAddr": "listeners.workload", "PublicAddr": "listeners.public", "OpsAddr": "listeners.ops",
 	"OperatorAddr": "listeners.operator",
 	"Issuer":       "issuer", "BrokerURL": "broker_url", "AuditLog": "audit.log", "SharedKeys": "keys.key_file",
+	"Drain": "drain",
 }
 
 // Blame turns an error of the server into a Problem of the key that it is about, if it is about one.
