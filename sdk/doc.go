@@ -32,15 +32,19 @@
 // over (Adopt); what the one before does with it then ends nothing.
 //
 // What it promises: a task that Do began has ended at the broker when Do returns, or the error says
-// that this is not confirmed and by when its tokens are dead all the same. When somebody else ends a
-// task that has lived for a second, its Context ends at once: the client listens for that. Heartbeats
-// need no code, and bring the same news where the listening fails, after about a third of the lease at
-// the latest. When the broker can't be reached for two thirds of the lease, the task's Context ends and no more
-// tokens are handed out, also not those in memory; nothing here goes by the wall clock alone. A token
-// is presented with the certificate that it is bound to, only to hosts that the broker names, and
-// formats as its grant's ID. A new SVID ends no task and no request: tokens are asked for anew
-// while the old certificate is still in use. (What runs over a gRPC connection then, see sdkgrpc.) What is not confirmed at the broker, such as an end, is repeated until
+// that this is not confirmed and by when its tokens are dead all the same. When the broker can't be reached
+// for two thirds of the lease, the task's Context ends and no more tokens are handed out, also not those in
+// memory; nothing here goes by the wall clock alone. A token is presented with the certificate that it is
+// bound to, only to hosts that the broker names, and formats as its grant's ID. A new SVID ends no task
+// and no request: tokens are asked for anew while the old certificate is still in use; sdkgrpc says what it
+// does to a connection of gRPC. What is not confirmed at the broker, such as an end, is repeated until
 // Close; a task that was dropped without an end is reported, and lapses.
+//
+// When somebody else ends a task, its Context ends. The client listens for that, and has the news at once
+// of a task that it listens for: of one that has lived for a second, or, when it listens for others already,
+// for about five seconds; and of the oldest 256. Of all others the heartbeats bring it, which need no code,
+// after about a third of the lease at the latest. So they do where the listening fails, and for an end of a
+// task without live tokens that another replica of the broker has made.
 //
 // Until Close the client keeps three goroutines, and one more while it listens, whatever the number of
 // tasks, besides those of its identity source.

@@ -62,10 +62,11 @@ Other ways to give it, besides or with --no-files instead:
 When the task ends first (it was revoked, its deadline passed, the broker was out of reach for two thirds
 of the lease), the files go at once, and CMD and what it has started get SIGTERM and, after --grace,
 SIGKILL. With --grace 0s or --on-revoke kill that is all that they get, and with --on-revoke ignore CMD
-goes on without tokens. An end that somebody else has made is noticed at once, or, where the broker's
-stream of events does not get through, within a third of the lease. When errand is killed itself, Linux
-kills CMD; on macOS CMD goes on, with tokens that die with the lease, or within two seconds with
---presence. What CMD leaves running behind it goes on without a task.
+goes on without tokens. An end that somebody else has made is noticed at once when the task has lived for
+a second, or else, and where the broker's stream of events does not get through or another replica has
+ended a task without live tokens, within a third of the lease. When errand is killed itself, Linux kills
+CMD; on macOS CMD goes on, with tokens that die with the lease, or within two seconds with --presence.
+What CMD leaves running behind it goes on without a task.
 
 SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on. Under a terminal CMD is in errand's own
 process group, so what is typed there reaches it directly; while Ctrl-Z has stopped both, the lease runs.
