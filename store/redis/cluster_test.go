@@ -23,8 +23,12 @@ func TestCluster(t *testing.T) {
 	nodes := redistest.StartCluster(t)
 	url := redistest.ClusterURL(nodes)
 	b := backend(url, redis.ClusterShards)
+	b.Share = 10
 	storetest.Run(t, b)
 	storetest.Board(t, b)
+	storetest.Aging(t, b)
+	storetest.Races(t, b)
+	storetest.Machine(t, backendFor(redis.Config{URL: url}, url, "few", 4)) // whose data sets are made faster
 	t.Run("default number of shards", func(t *testing.T) {
 		store := open(t, redis.Config{URL: url}.Patient())
 		if _, err := store.Lookup(t.Context(), broker.Ref{Task: broker.NewTaskID(redis.ClusterShards - 1)}); !errors.Is(err, broker.ErrNotFound) {

@@ -9,7 +9,7 @@ import (
 
 // raceBeatEnd: no heartbeat revives what has ended, whichever of them was first.
 func raceBeatEnd(b *bench) {
-	for round := range raceRounds {
+	for round := range b.share(raceRounds) {
 		task := b.begin(asking(b.ask("a", time.Minute)))
 		beat := broker.Beat{Task: task.ID, Workload: task.Workload, Note: "still at it"}
 		var pulses []broker.Pulse
@@ -30,12 +30,12 @@ func raceBeatEnd(b *bench) {
 			b.Fatalf("round %d: the heartbeat was answered with %+v, and the task is %+v", round, beaten, after)
 		}
 	}
-	b.same("the entries", len(b.feed().Entries), raceRounds)
+	b.same("the entries", len(b.feed().Entries), b.share(raceRounds))
 }
 
 // raceEndRevoke: one of them is the first, both get its receipt, and there is one entry.
 func raceEndRevoke(b *bench) {
-	for round := range raceRounds {
+	for round := range b.share(raceRounds) {
 		req := b.root(asking(b.ask("a", time.Minute)))
 		task := b.must(req).Task
 		revoked := broker.Ending{Kind: broker.TargetTask, Task: task.ID, State: broker.Revoked, Cause: broker.CauseOperator, Reason: "leaked", Event: broker.NewEventID()}
@@ -54,13 +54,13 @@ func raceEndRevoke(b *bench) {
 			b.Fatalf("round %d: the receipt is %+v; and there is %+v", round, end.Receipt, record)
 		}
 	}
-	b.same("the entries", len(b.feed().Entries), raceRounds)
+	b.same("the entries", len(b.feed().Entries), b.share(raceRounds))
 }
 
 // raceBeginLock: a begin that was decided on before a lock is before it, or is nothing.
 func raceBeginLock(b *bench) {
 	before, expires := 0, b.begin().Begun.Add(time.Hour)
-	for round := range raceRounds {
+	for round := range b.share(raceRounds) {
 		req := b.root(asking(b.ask("a", time.Minute)))
 		lock := broker.Ending{Kind: broker.TargetLock, Reason: "suspect", Event: broker.NewEventID(), Lock: broker.Lock{
 			ID: broker.NewLockID(), Selector: broker.Selector{Scope: "read"}, Reason: "suspect", Actor: "operator", Expires: expires,
@@ -99,7 +99,7 @@ func raceBeginLock(b *bench) {
 		newest.Control = 1 << 40 // decided on whatever there is
 		b.control = b.must(newest).Control
 	}
-	b.Logf("%d of %d began before the lock", before, raceRounds)
+	b.Logf("%d of %d began before the lock", before, b.share(raceRounds))
 }
 
 // inTurn makes two calls at once; which one has the better start changes from round to round.

@@ -12,7 +12,7 @@ import (
 	"github.com/errandhq/errand/broker"
 )
 
-// Races lets two or three calls meet, a thousand times each.
+// Races lets two or three calls meet, a thousand times each, or the backend's share of that.
 func Races(t *testing.T, b Backend) {
 	runCases(t, b, []testCase{
 		{"race/heartbeat against end", raceBeatEnd},
@@ -46,7 +46,7 @@ func atOnce(calls ...func()) {
 // raceJoins: one of two has the delegation, and the other nothing; with the same key, both have the same.
 func raceJoins(b *bench) {
 	parent := b.begin()
-	for round := range raceRounds {
+	for round := range b.share(raceRounds) {
 		var requests [2]broker.GrantRequest
 		var replies [2]broker.GrantReply
 		var errs [2]error
@@ -77,7 +77,7 @@ func raceJoins(b *bench) {
 			}
 		}
 	}
-	b.same("the tasks below", b.end(completing(parent)).Receipt.SubTasks, raceRounds)
+	b.same("the tasks below", b.end(completing(parent)).Receipt.SubTasks, b.share(raceRounds))
 }
 
 // raceJoinEnd: a task that has joined is gone with its parent, and one that has not has left nothing.
@@ -90,7 +90,7 @@ func raceChildEnd(b *bench) { b.raceBelowEnd(below) }
 
 func (b *bench) raceBelowEnd(below func(parent broker.Task) option) {
 	joined := 0
-	for round := range raceRounds {
+	for round := range b.share(raceRounds) {
 		parent := b.begin()
 		req := b.root(below(parent), asking(b.ask("a", time.Minute)))
 		var joinErr, endErr error
@@ -118,7 +118,7 @@ func (b *bench) raceBelowEnd(below func(parent broker.Task) option) {
 
 // raceAdopt: the end of the holder before is first, or it is nothing; and so is its heartbeat.
 func raceAdopt(b *bench) {
-	for round := range raceRounds {
+	for round := range b.share(raceRounds) {
 		task := b.begin()
 		old := noting(task, "of the holder before")
 		old.Holder = 1
@@ -160,7 +160,7 @@ func raceAdopt(b *bench) {
 
 // raceAdopts: each has a number of its own, and the last one holds the task.
 func raceAdopts(b *bench) {
-	for round := range raceRounds {
+	for round := range b.share(raceRounds) {
 		task := b.begin()
 		var calls []func()
 		var holders [3]int

@@ -33,6 +33,8 @@ type Backend struct {
 	In func(t *testing.T, f func(t *testing.T))
 	// Advance lets time pass: at least d for the store.
 	Advance func(d time.Duration)
+	// Share makes Races so many times shorter, for a store that is run once more in a place where it is slow.
+	Share int
 }
 
 // testCase is one promise.
@@ -76,6 +78,9 @@ type bench struct {
 	// through end keep it up to date.
 	control uint64
 }
+
+// share is a part of so many rounds.
+func (b Backend) share(rounds int) int { return rounds / max(1, b.Share) }
 
 func newBench(t *testing.T, b Backend, shards int) *bench {
 	return &bench{T: t, Backend: b, store: b.New(t, shards), shards: shards, shard: shards - 1}
