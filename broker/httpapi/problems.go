@@ -93,6 +93,7 @@ var problemTypes = []problemType{
 	{wire.ProblemNotReady, 503, "Not ready", "1", "This replica cannot answer now. Try again, or ask another.", matches(broker.ErrNotReady, broker.ErrSigning, feed.ErrFull, feed.ErrReset, broker.ErrCrowded, broker.ErrLeaving)},
 	{wire.ProblemOverloaded, 503, "Overloaded", "1", "This replica is working on as much of this kind as it takes on at once. Try again, or ask another. Beginning and issuing never take the places of ending, nor of heartbeats.", matches(errOverloaded)},
 	{wire.ProblemVerifierStale, 503, "Revocation view too old", "1", "The answer of a resource server that has not heard from the broker for too long to know what has ended. The token may be good: try again. If it lasts, its operators should look at its connection to the broker.", func(error) bool { return false }},
+	{wire.ProblemVerifierBusy, 503, "Too many requests are running", "1", "The answer of a resource server that runs as many requests at once as its verifier watches. It says nothing about the token: try again. If it lasts, its operators should run more of that server, or raise MaxRunning in the verifier's configuration; requests that never end have the same effect.", func(error) bool { return false }},
 	{wire.ProblemInternal, 500, "Internal error", "", "This is a mistake of the broker. Give its operators the request ID.", func(error) bool { return true }},
 }
 

@@ -35,10 +35,10 @@ func (v *Verifier) refusal(err error) *Refusal {
 	f := &Refusal{Err: err, Header: http.Header{"Content-Type": {wire.TypeProblem}, "Cache-Control": {"no-store"}}}
 	problem := "about:blank"
 	switch why {
-	case ErrStale, ErrBusy:
-		f.Status = http.StatusServiceUnavailable
-		f.Header.Set("Retry-After", "1")
-		problem = v.config.Issuer + "/problems/" + wire.ProblemVerifierStale
+	case ErrStale:
+		problem = v.unavailable(f, wire.ProblemVerifierStale)
+	case ErrBusy:
+		problem = v.unavailable(f, wire.ProblemVerifierBusy)
 	case ErrForbidden:
 		f.Status = http.StatusForbidden
 	case ErrScope:
@@ -54,6 +54,13 @@ func (v *Verifier) refusal(err error) *Refusal {
 	}
 	f.Body = problemBody(wire.Problem{Type: problem, Title: http.StatusText(f.Status), Status: f.Status, Detail: string(why)})
 	return f
+}
+
+// unavailable returns the problem's type, whose page is the broker's.
+func (v *Verifier) unavailable(f *Refusal, name string) string {
+	f.Status = http.StatusServiceUnavailable
+	f.Header.Set("Retry-After", "1")
+	return v.config.Issuer + "/problems/" + name
 }
 
 // challenge says which token would be good (RFC 6750 §3).

@@ -85,6 +85,9 @@ func TestRequire(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			response := call(t, c.client, url+c.query, c.authorization...)
+			if kept := response.Header.Get("Cache-Control"); (c.status == 200) != (kept != "no-store") {
+				t.Errorf("Cache-Control: %q", kept)
+			}
 			if response.StatusCode != c.status || response.Header.Get("WWW-Authenticate") != c.challenge {
 				t.Fatalf("got %d, challenge %q\nwant %d, %q", response.StatusCode, response.Header.Get("WWW-Authenticate"), c.status, c.challenge)
 			}
@@ -287,8 +290,11 @@ func TestRequireBusy(t *testing.T) {
 		}
 	}()
 	<-inside
-	if got := call(t, agent, url, "Bearer "+token); got.StatusCode != 503 {
-		t.Errorf("the second request: %d", got.StatusCode)
+	got := call(t, agent, url, "Bearer "+token)
+	var problem wire.Problem
+	if err := json.NewDecoder(got.Body).Decode(&problem); err != nil || got.StatusCode != 503 || got.Header.Get("Retry-After") != "1" ||
+		problem.Type != b.public.URL+"/problems/verifier-busy" || problem.Status != 503 || problem.Detail != "too many requests are running" {
+		t.Errorf("the second request: %s, Retry-After %q, %+v, %v", got.Status, got.Header.Get("Retry-After"), problem, err)
 	}
 	close(leave)
 	if got := <-first; got != 200 {

@@ -365,4 +365,5 @@ const (
 	ProblemOverloaded          = "overloaded"
 	ProblemInternal            = "internal"
 	ProblemVerifierStale       = "verifier-stale" // a resource server's
+	ProblemVerifierBusy        = "verifier-busy"  // a resource server's
 )
