@@ -142,6 +142,32 @@ func TestTokenIsRenewedAhead(t *testing.T) {
 	})
 }
 
+// TestRenewalsAreSpread: tokens of one life that were got at one moment are renewed at 2/3 of it ± 10 %,
+// each at a moment of its own.
+func TestRenewalsAreSpread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const many, step = 20, 100 * time.Millisecond
+		f := newFake(t)
+		client, _ := inBubble(t, f)
+		task := begin(t, client, spec)
+		began := time.Now()
+		for ; time.Since(began) < 45*time.Second; time.Sleep(step) {
+			for i := range many {
+				must(task.Token(t.Context(), sdk.TokenRequest{Audience: "orders", Scopes: []string{fmt.Sprint("s", i)}}))(t)
+			}
+			synctest.Wait()
+		}
+		got := f.got(tokens)
+		if len(got) != 2*many {
+			t.Fatalf("%d requests for %d tokens", len(got), many)
+		}
+		first, last := got[many].at.Sub(began), got[2*many-1].at.Sub(began)
+		if first < 36*time.Second || last > 44*time.Second+step || last-first < time.Second {
+			t.Errorf("they were renewed from %s to %s", first, last)
+		}
+	})
+}
+
 func TestTokenInItsLastTenth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(t)

@@ -3,6 +3,8 @@ package verify_test
 import (
 	"context"
 	"crypto/ed25519"
+	"crypto/sha256"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -375,6 +377,20 @@ func TestVerifyBinding(t *testing.T) {
 	other := b.ca.svid(t, serverID, nil)
 	rotated := b.ca.svid(t, agentID, nil)
 	unbound := func(c map[string]any) { delete(c, "cnf") }
+	leaf := func(edit func(*x509.Certificate)) *verify.Peer {
+		return &verify.Peer{Certificate: b.ca.svid(t, agentID, edit).Leaf, Verified: true}
+	}
+	ended := func(ago time.Duration) *verify.Peer {
+		return leaf(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-ago) })
+	}
+	begins := func(in time.Duration) *verify.Peer {
+		return leaf(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(in) })
+	}
+	over, early := ended(time.Minute), begins(time.Minute)
+	boundTo := func(p *verify.Peer) func(map[string]any) {
+		sum := sha256.Sum256(p.Certificate.Raw)
+		return func(c map[string]any) { c["cnf"] = map[string]any{"x5t#S256": b64(sum[:])} }
+	}
 	cases := []struct {
 		name    string
 		binding verify.Binding
@@ -395,6 +411,17 @@ func TestVerifyBinding(t *testing.T) {
 		{"identity: bound to another certificate", verify.ByIdentity, nil, &verify.Peer{Certificate: rotated.Leaf, Verified: true}, verify.ErrUnbound},
 		{"identity: bound to this one", verify.ByIdentity, nil, b.peer(), nil},
 		{"unbound: nobody", verify.Unbound, nil, nil, nil},
+		// A connection outlives the certificate that it was made with.
+		{"certificate: expired", verify.ByCertificate, boundTo(over), over, verify.ErrUnbound},
+		{"certificate: not valid yet", verify.ByCertificate, boundTo(early), early, verify.ErrUnbound},
+		{"identity: expired", verify.ByIdentity, unbound, over, verify.ErrUnbound},
+		{"identity: not valid yet", verify.ByIdentity, unbound, early, verify.ErrUnbound},
+		{"identity: valid within the leeway", verify.ByIdentity, unbound, begins(verify.DefaultLeeway - time.Second), nil},
+		// An SVID's leaf signs, and is no authority (X509-SVID §4).
+		{"identity: an authority", verify.ByIdentity, unbound, leaf(func(c *x509.Certificate) {
+			c.IsCA, c.KeyUsage = true, x509.KeyUsageDigitalSignature|x509.KeyUsageCertSign
+		}), verify.ErrUnbound},
+		{"identity: a key that signs nothing", verify.ByIdentity, unbound, leaf(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement }), verify.ErrUnbound},
 	}
 	verifiers := map[verify.Binding]*verify.Verifier{}
 	for _, binding := range []verify.Binding{verify.ByCertificate, verify.ByIdentity, verify.Unbound} {
