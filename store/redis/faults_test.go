@@ -232,31 +232,6 @@ func TestDataAreLost(t *testing.T) {
 	}
 }
 
-// TestWrongType puts a list where each of the keys should be.
-func TestWrongType(t *testing.T) {
-	for _, name := range []string{"meta", "tasks", "g:", "usage"} {
-		t.Run(name, func(t *testing.T) {
-			s := start(t)
-			store := s.open(t, redis.Config{}.Patient())
-			reply := begin(t, store)
-			key := "errand:{p00}:" + name
-			if name == "g:" {
-				key += bare(reply.Grants[0].ID)
-			}
-			s.client.Del(t.Context(), key)
-			if err := s.client.LPush(t.Context(), key, "not ours").Err(); err != nil {
-				t.Fatal(err)
-			}
-			if record, err := store.Lookup(t.Context(), broker.Ref{Grant: reply.Grants[0].ID}); err == nil && name != "usage" {
-				t.Errorf("Lookup: got %+v; want an error", record)
-			}
-			if got, err := store.Grant(t.Context(), beginning()); err == nil && name != "g:" {
-				t.Errorf("Grant: got %+v; want an error", got)
-			}
-		})
-	}
-}
-
 // bare is an ID as Redis has it.
 func bare[ID ~string](id ID) string { return string(id[6:]) }
 

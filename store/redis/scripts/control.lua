@@ -14,14 +14,16 @@ end
 
 local function made() return {number = number, at = at, event = event, reason = reason, cause = cause} end
 
--- Locks that have expired, and denials that have passed, go when the list changes.
-local function change_control()
-  version = number
+-- change_control announces a change of the list. Locks that have expired, and denials that have passed, go with it: before
+-- anything is written, since a key that has become something else must not leave an entry in the feed without its number.
+local function change_control(what, target, till)
   redis.call('ZREMRANGEBYSCORE', DENIALS, '-inf', now)
   for _, raw in ipairs(redis.call('HVALS', LOCKS)) do
     local l = decode(read_lock, raw, LOCKS, '')
     if l and now >= l.expires then redis.call('HDEL', LOCKS, l.id) end
   end
+  announce(what, target, nil, till)
+  version = number
 end
 
 if kind == 'lock' or kind == 'lift' then
@@ -33,8 +35,7 @@ if kind == 'lock' or kind == 'lift' then
       return answer(0, made())
     end
     if l.lifted then return answer(0, l.lifted) end
-    announce('', '', nil, now)
-    change_control()
+    change_control('', '', now)
     l.lifted = made()
     redis.call('HSET', LOCKS, id, cmsgpack.pack(l))
     return answer(1, l.lifted)
@@ -42,16 +43,16 @@ if kind == 'lock' or kind == 'lift' then
   if l then return answer(0, l.locked, l.lifted) end
   if first_shard and now >= tonumber(ARGV[4]) then return {'expired', kind} end
   if ARGV[10] == '1' then return answer(0, made(), true) end
-  announce('', '', nil, now)
-  change_control()
+  change_control('', '', now)
   l = {v = LOCK_VERSION, id = id, static = ARGV[5], expires = tonumber(ARGV[4]), locked = made()}
   redis.call('HSET', LOCKS, id, cmsgpack.pack(l))
   return answer(1, l.locked)
 end
 
-announce(kind, id, nil, at + DENIAL_LIFE)
-if kind ~= 'key' then
-  change_control()
+if kind == 'key' then
+  announce(kind, id, nil, at + DENIAL_LIFE)
+else
+  change_control(kind, id, at + DENIAL_LIFE)
   redis.call('ZADD', DENIALS, at + DENIAL_LIFE, cmsgpack.pack({DENIAL_VERSION, kind, id, number}))
 end
 return answer(1, made())
