@@ -104,7 +104,7 @@ func TestAdoptedIsToldAtOnce(t *testing.T) {
 		h.hearAs(report, broker.Followed{Task: task.ID, Holder: 1})
 		anybody := h.hear(report, task.ID)
 		first := h.hearAs(report, broker.Followed{Task: task.ID, Holder: 1}) // which has the presence now
-		h.beats(report, 20*time.Second, task.ID)
+		h.beats(report, first.stream, 20*time.Second, task.ID)
 		first.told(h.t)
 		h.adopt(report, task.ID)
 		first.told(h.t, broker.Fate{Task: task.ID, Adopted: true})
@@ -115,10 +115,10 @@ func TestAdoptedIsToldAtOnce(t *testing.T) {
 		first.stop() // its presence is nobody's any more
 		synctest.Wait()
 		for range 60 {
+			h.beats(report, second.stream, time.Second, task.ID)
 			if p := h.beat(report, task.ID, 2); p.Err != nil || p.Task.State != broker.Active {
 				h.t.Fatalf("the second's: %+v", p)
 			}
-			time.Sleep(time.Second)
 		}
 		second.told(h.t)
 		second.stop()
@@ -126,7 +126,7 @@ func TestAdoptedIsToldAtOnce(t *testing.T) {
 		if got := h.at(report, task.ID); got.State != broker.Lapsed || got.Cause != broker.CausePresence {
 			h.t.Errorf("without the second it is %s by %s", got.State, got.Cause)
 		}
-		err := h.Follow(ctx, workload(report), []broker.Followed{{Task: task.ID, Holder: 1}, {Task: task.ID, Holder: 2}}, nil)
+		err := h.Follow(ctx, workload(report), broker.NewStreamID(), []broker.Followed{{Task: task.ID, Holder: 1}, {Task: task.ID, Holder: 2}}, nil)
 		want(h.t, err, broker.ErrInvalid)
 	})
 }
@@ -137,8 +137,8 @@ func TestNobodyAttachesToAnAdoptedTask(t *testing.T) {
 		task := h.begin(report, both).Task
 		h.hearAs(report, broker.Followed{Task: task.ID, Holder: 1})
 		h.adopt(report, task.ID)
-		h.hearAs(report, broker.Followed{Task: task.ID, Holder: 1})
-		h.beats(report, broker.AttachTime-time.Second, task.ID)
+		old := h.hearAs(report, broker.Followed{Task: task.ID, Holder: 1})
+		h.beats(report, old.stream, broker.AttachTime-time.Second, task.ID)
 		if state := h.at(report, task.ID).State; state != broker.Active {
 			h.t.Errorf("it is %s", state)
 		}

@@ -55,17 +55,20 @@ type Fate struct {
 // next heartbeat has that, and that of an adoption at another replica.
 //
 // A task with Presence is bound to the stream that named it last, and counts as beaten when it is named; not by
-// one that named another holder than it has. When
-// Follow ends for another reason than ErrLeaving, those that are bound to it have PresenceGrace left to be
-// named by another one, wherever that is.
+// one that named another holder than it has. From then on its lease is extended by the heartbeats that name the
+// stream, and no others. When Follow ends for another reason than ErrLeaving, those that are bound to it have
+// PresenceGrace left to be named by another one, wherever that is; after ErrLeaving, or the death of the replica,
+// what is left of the lease.
+//
+// stream is the name of this one, of NewStreamID, which its client must know for its heartbeats.
 //
 // Follow returns ctx's error, what emit has returned, ErrInvalid, ErrCrowded, ErrLeaving or those of the
 // store.
-func (b *Broker) Follow(ctx context.Context, w Workload, tasks []Followed, emit func([]Fate) error) error {
+func (b *Broker) Follow(ctx context.Context, w Workload, stream StreamID, tasks []Followed, emit func([]Fate) error) error {
 	if len(tasks) == 0 || len(tasks) > MaxFollowed {
 		return invalid("task", "is named %d times; 1 to %d tasks can be followed", len(tasks), MaxFollowed)
 	}
-	f, err := b.followers.join(w.ID, b.MaxFollowers, b.MaxFollowersPerWorkload)
+	f, err := b.followers.join(w.ID, stream, b.MaxFollowers, b.MaxFollowersPerWorkload)
 	if err != nil {
 		return err
 	}
@@ -132,7 +135,7 @@ func (b *Broker) bind(ctx context.Context, w Workload, f *follower, found []Task
 	var at []int
 	for i, task := range found {
 		if task.Presence && !task.State.Final() {
-			beats, at = append(beats, Beat{Task: task.ID, Stream: f.stream, Holder: f.holders[task.ID]}), append(at, i)
+			beats, at = append(beats, Beat{Task: task.ID, Stream: f.stream, Attach: true, Holder: f.holders[task.ID]}), append(at, i)
 		}
 	}
 	if len(beats) == 0 {
@@ -157,7 +160,7 @@ func (b *Broker) lose(ctx context.Context, w Workload, f *follower) {
 	}
 	longest := MinLease
 	for i := range f.bound {
-		f.bound[i].Lost = true
+		f.bound[i].Attach, f.bound[i].Lost = false, true
 		longest = max(longest, f.tasks[f.bound[i].Task].Lease)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), longest)

@@ -14,8 +14,9 @@ import (
 
 // following is a running Follow, with what it was told.
 type following struct {
-	done chan error
-	stop context.CancelFunc
+	stream broker.StreamID
+	done   chan error
+	stop   context.CancelFunc
 
 	mu    sync.Mutex // guards what follows
 	fates []broker.Fate
@@ -34,9 +35,9 @@ func (h *harness) hear(w string, ids ...broker.TaskID) *following {
 // hearAs follows tasks as holders.
 func (h *harness) hearAs(w string, tasks ...broker.Followed) *following {
 	ctx, stop := context.WithCancel(context.Background())
-	l := &following{done: make(chan error, 1), stop: stop}
+	l := &following{stream: broker.NewStreamID(), done: make(chan error, 1), stop: stop}
 	go func() {
-		l.done <- h.Follow(ctx, workload(w), tasks, func(fates []broker.Fate) error {
+		l.done <- h.Follow(ctx, workload(w), l.stream, tasks, func(fates []broker.Fate) error {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.fates = append(l.fates, fates...)

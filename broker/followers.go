@@ -1,7 +1,6 @@
 package broker
 
 import (
-	"crypto/rand"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -39,9 +38,9 @@ func newFollowers() followers {
 	return followers{all: map[*follower]struct{}{}, of: map[spiffeid.ID]int{}, index: map[TaskID]map[*follower]struct{}{}}
 }
 
-func (q *followers) join(w spiffeid.ID, most, perWorkload int) (*follower, error) {
+func (q *followers) join(w spiffeid.ID, stream StreamID, most, perWorkload int) (*follower, error) {
 	f := &follower{
-		workload: w, stream: StreamID(rand.Text()), tasks: map[TaskID]Task{}, holders: map[TaskID]int{}, news: make(chan struct{}, 1), gone: make(chan struct{}),
+		workload: w, stream: stream, tasks: map[TaskID]Task{}, holders: map[TaskID]int{}, news: make(chan struct{}, 1), gone: make(chan struct{}),
 		hit: map[TaskID]bool{}, listen: map[TaskID]bool{},
 	}
 	q.mu.Lock()

@@ -9,7 +9,7 @@ import (
 // Heartbeat says that the workload is still at work on the tasks, extends their leases, and keeps their
 // notes. Each beat is in the name of w. The answers come in the order of the beats; a task that is unknown, or
 // another workload's, has ErrNotFound in its pulse, and a live one that has another holder than the beat says
-// ErrAdopted. Errors: ErrInvalid and those of the store.
+// ErrAdopted. The lease of a task with Presence is extended only by a beat that names the stream it is bound to. Errors: ErrInvalid and those of the store.
 func (b *Broker) Heartbeat(ctx context.Context, w Workload, beats []Beat) ([]Pulse, error) {
 	if len(beats) == 0 || len(beats) > MaxHeartbeat {
 		return nil, invalid("tasks", "has %d entries; 1 to %d are allowed", len(beats), MaxHeartbeat)
@@ -17,6 +17,9 @@ func (b *Broker) Heartbeat(ctx context.Context, w Workload, beats []Beat) ([]Pul
 	beats = slices.Clone(beats)
 	for i := range beats {
 		if err := checkLine(indexed("tasks", i)+".note", beats[i].Note, MaxNote); err != nil {
+			return nil, err
+		}
+		if err := checkLine("stream", string(beats[i].Stream), MaxStreamID); err != nil {
 			return nil, err
 		}
 		if beats[i].Holder < 0 {

@@ -25,6 +25,8 @@ type (
 	EventID string
 	// DecisionID names a policy decision: "dcs_" and 26 characters.
 	DecisionID string
+	// StreamID names one stream of one client: "str_" and 26 characters.
+	StreamID string
 )
 
 const (
@@ -60,6 +62,9 @@ func begunEvent(id TaskID) EventID {
 
 // NewDecisionID makes the ID of a new decision.
 func NewDecisionID() DecisionID { return DecisionID("dcs_" + randomText()) }
+
+// NewStreamID makes the ID of a new stream.
+func NewStreamID() StreamID { return StreamID("str_" + randomText()) }
 
 func randomText() string { return strings.ToLower(rand.Text()) }
 

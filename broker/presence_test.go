@@ -26,12 +26,12 @@ func (h *harness) at(w string, id broker.TaskID) broker.Task {
 	return task
 }
 
-// beats keeps tasks alive for a while, as a client does.
-func (h *harness) beats(w string, d time.Duration, ids ...broker.TaskID) {
+// beats keeps tasks alive for a while, as a client does that has a stream open, or none.
+func (h *harness) beats(w string, stream broker.StreamID, d time.Duration, ids ...broker.TaskID) {
 	h.t.Helper()
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(time.Second) {
 		for _, id := range ids {
-			if _, err := h.Heartbeat(ctx, workload(w), []broker.Beat{{Task: id}}); err != nil {
+			if _, err := h.Heartbeat(ctx, workload(w), []broker.Beat{{Task: id, Stream: stream}}); err != nil {
 				h.t.Fatal(err)
 			}
 		}
@@ -45,14 +45,14 @@ func TestP6_ALostStreamEndsItsTasks(t *testing.T) {
 		task, plain := h.begin(report, both).Task.ID, h.begin(report, withToken).Task.ID
 		child := h.begin(report, func(r *broker.BeginRequest) { r.Parent = task }).Task.ID
 		l, other := h.hear(report, task, plain), h.hear(report, plain, child)
-		h.beats(report, time.Minute, task, plain, child)
+		h.beats(report, l.stream, time.Minute, task, plain, child)
 		if state := h.at(report, task).State; state != broker.Active {
 			h.t.Fatalf("with its stream it is %s", state)
 		}
 		lost := time.Now()
 		l.stop()
 		synctest.Wait()
-		h.beats(report, time.Second, task, plain, child) // these were on their way
+		h.beats(report, l.stream, time.Second, task, plain, child) // these were on their way
 		if got := h.at(report, task); got.State != broker.Lapsed || got.Cause != broker.CausePresence || got.Ended.Sub(lost) > 2*time.Second {
 			h.t.Errorf("%s after the loss: %s by %s at %s", time.Since(lost), got.State, got.Cause, got.Ended)
 		}
@@ -61,7 +61,7 @@ func TestP6_ALostStreamEndsItsTasks(t *testing.T) {
 			h.t.Errorf("it is not in the feed after %s", took)
 		}
 		other.told(h.t, broker.Fate{Task: child, State: broker.Canceled, Cause: broker.CauseParent})
-		h.beats(report, time.Minute, plain)
+		h.beats(report, "", time.Minute, plain)
 		if state := h.at(report, plain).State; state != broker.Active {
 			h.t.Errorf("the task without presence is %s", state)
 		}
@@ -94,7 +94,7 @@ func TestP6_AReplicaThatGoesEndsNothing(t *testing.T) {
 		fourth := other.hear(report, task)
 		third.stop() // which is not the last any more
 		<-third.done
-		other.beats(report, time.Minute, task)
+		other.beats(report, fourth.stream, time.Minute, task)
 		if state := other.at(report, task).State; state != broker.Active {
 			h.t.Errorf("it is %s", state)
 		}
@@ -107,11 +107,46 @@ func TestP6_AReplicaThatGoesEndsNothing(t *testing.T) {
 	})
 }
 
+// TestP6_WithoutAStreamNothingIsExtended: when the replica that had the stream has gone, with a word or without,
+// heartbeats keep the task for a lease after the last one that named the stream, and no longer.
+func TestP6_WithoutAStreamNothingIsExtended(t *testing.T) {
+	for _, ending := range []string{"shutdown", "crash"} {
+		t.Run(ending, func(t *testing.T) {
+			inBubble(t, func(h *harness) {
+				store := newFaulty(h.t)
+				store.Store = h.store
+				other := newHarness(h.t, store, nil) // which goes
+				task := other.begin(report, both).Task.ID
+				l := other.hear(report, task)
+				h.beats(report, l.stream, time.Minute, task)
+				if ending == "shutdown" {
+					other.Dismiss()
+					want(h.t, <-l.done, broker.ErrLeaving)
+				} else {
+					store.all(away) // so that it says nothing any more
+					l.stop()
+				}
+				was := h.at(report, task)
+				for _, stream := range []broker.StreamID{"", broker.NewStreamID()} {
+					h.beats(report, stream, 14*time.Second, task)
+				}
+				if got := h.at(report, task); got.State != broker.Active || !got.LeaseEnd.Equal(was.LeaseEnd) {
+					h.t.Errorf("it is %s until %s; want %s", got.State, got.LeaseEnd, was.LeaseEnd)
+				}
+				h.beats(report, "", 2*time.Second, task)
+				if got := h.at(report, task); got.State != broker.Lapsed || !got.Ended.Equal(was.LeaseEnd) {
+					h.t.Errorf("it is %s since %s; want it to have lapsed at %s", got.State, got.Ended, was.LeaseEnd)
+				}
+			})
+		})
+	}
+}
+
 // TestP6_NobodyComes: a presence task that is never followed ends soon, whatever its lease is.
 func TestP6_NobodyComes(t *testing.T) {
 	inBubble(t, func(h *harness) {
 		task := h.begin(report, present).Task.ID
-		h.beats(report, broker.AttachTime, task)
+		h.beats(report, broker.NewStreamID(), broker.AttachTime, task)
 		if got := h.at(report, task); got.State != broker.Lapsed || got.Cause != broker.CausePresence {
 			h.t.Errorf("it is %s by %s", got.State, got.Cause)
 		}

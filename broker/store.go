@@ -60,11 +60,13 @@ type Store interface {
 	// task that is unknown or another workload's has ErrNotFound in its reply.
 	//
 	// A task with Presence begins without a stream, and with a lease of AttachTime if its own is longer. A
-	// beat with a Stream binds it to that one, instead of any other, and extends the lease. One that also
-	// says Lost, if that is the stream it is bound to, takes it away and shortens the lease to the store's
-	// time plus PresenceGrace; else it does nothing. While there is no stream, a beat without one extends
-	// nothing: it may be older than the loss. For other tasks a beat with Lost does nothing, and Stream is
-	// nothing.
+	// beat that says Attach binds it to the beat's Stream, instead of any other, and extends the lease. One that
+	// says Lost, if it is bound to the beat's Stream, takes that away and shortens the lease to the store's
+	// time plus PresenceGrace; else it does nothing. Any other beat extends the lease only if the task is bound to
+	// the beat's Stream: one that names none, or another, says nothing about the presence of the task's client, and
+	// may be older than a loss. So a task whose stream nobody has any more, since its replica has gone, ends a
+	// lease after the last beat that named it, however it is beaten. For other tasks a beat with Lost does nothing,
+	// and neither Attach nor Stream is anything.
 	//
 	// A task has one holder at a time, by number: 1 is who began it. A beat that says Adopt makes the caller the
 	// next one, takes the stream away whatever the beat says of one, and makes the lease what it is when the task
@@ -196,7 +198,8 @@ type Beat struct {
 	Workload spiffeid.ID
 	Note     string // "" leaves the last one
 
-	Stream StreamID // the task's stream, "" for a beat that is none's
+	Stream StreamID // the one that the client has open, "" for none
+	Attach bool     // the task is the stream's from now on
 	Lost   bool     // the stream is over, and its client is not known to live
 
 	Holder int  // who beats, as the task counts them; 0 for whoever it is
@@ -222,10 +225,10 @@ func (b Beat) Apply(t Task, now time.Time) Task {
 	case b.Lost:
 		return t
 	default:
-		if t.Presence && b.Stream != "" {
+		if t.Presence && b.Attach && b.Stream != "" {
 			t.Stream = b.Stream
 		}
-		if !t.Presence || t.Stream != "" {
+		if !t.Presence || b.Stream != "" && b.Stream == t.Stream {
 			t.LeaseEnd = now.Add(t.Lease)
 		}
 	}

@@ -22,6 +22,7 @@ const (
 	MaxPurpose   = 1024 // bytes of a task's purpose
 	MaxKey       = 128  // bytes of an idempotency key
 	MaxHeartbeat = 1000 // tasks in one heartbeat
+	MaxStreamID  = 64   // bytes of the stream that a heartbeat names
 
 	// AttachTime is how long a presence task that has begun may be without a stream, and PresenceGrace one
 	// whose stream was lost. Nothing of this is longer than its lease.
@@ -56,8 +57,8 @@ type Task struct {
 	Note  string
 	Noted time.Time
 
-	// Presence binds the task to a stream of its client. Stream is the one, and "" while there is none: no
-	// heartbeat then extends the lease, which was cut short.
+	// Presence binds the task to a stream of its client. Stream is the one, and "" while there is none, when the
+	// lease has been cut short. Only a heartbeat that names it extends the lease.
 	Presence bool
 	Stream   StreamID
 
@@ -81,9 +82,6 @@ func (t Task) Subjects() []string {
 
 // HeldByOther reports whether somebody else than the holder of that number holds the task; 0 is whoever it is.
 func (t Task) HeldByOther(holder int) bool { return holder != 0 && holder != t.Holder }
-
-// StreamID names one stream of one client.
-type StreamID string
 
 // Root is the outermost task of the tree: the txn claim of its tokens.
 func (t Task) Root() TaskID { return t.Path[0] }

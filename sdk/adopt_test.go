@@ -474,6 +474,7 @@ func TestAdoptedTaskHasItsOwnTime(t *testing.T) {
 		f.on(heartbeats, func(w http.ResponseWriter, r *http.Request) {
 			reply(w, http.StatusOK, wire.HeartbeatResponse{Tasks: []wire.Pulse{{ID: "tsk_x", State: wire.StateActive}}})
 		})
+		f.on(events, func(w http.ResponseWriter, r *http.Request) { streaming(nil)(w, ending(r)) })
 		for _, presence := range []bool{false, true} {
 			lease := map[bool]time.Duration{false: time.Minute, true: 5 * time.Second}[presence]
 			f.on(adopt, answer(presence, lease))

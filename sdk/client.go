@@ -24,7 +24,8 @@ const MaxTasks = 10_000
 type Client struct {
 	*config
 	links     *links
-	preferred atomic.Int32 // the replica that answered last
+	preferred atomic.Int32           // the replica that answered last
+	hearing   atomic.Pointer[stream] // the stream of events, nil without; for the heartbeats
 
 	life context.Context // of all that the client does by itself
 	stop context.CancelFunc

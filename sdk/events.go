@@ -39,6 +39,7 @@ const (
 
 // stream is the events of one replica, until it ends.
 type stream struct {
+	id    string          // as the replica names it
 	tasks map[string]bool // that it follows, by name
 	over  *generation     // its connection's
 	base  int             // the replica
@@ -143,8 +144,10 @@ func (f *follower) open(names []string) {
 	var failed line
 	for i := range f.bases {
 		n := (f.first + i) % len(f.bases)
+		sent := f.clock()
 		s, err := f.openOne(n, names)
 		if err == nil {
+			f.attached(s, sent)
 			f.failure = 0
 			f.opened = time.Now()
 			f.change(s)
@@ -163,11 +166,31 @@ func (f *follower) open(names []string) {
 
 // change goes over to another stream, or to none. The one before ends after the other has begun.
 func (f *follower) change(to *stream) {
+	f.hearing.Store(to)
 	if f.stream != nil {
 		f.stream.close(nil)
 		<-f.stream.done
 	}
 	f.stream = to
+}
+
+// attached: the tasks with presence are the stream's, and have a whole lease.
+func (c *Client) attached(s *stream, sent instant) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for t := range c.tasks {
+		if t.presence && s.tasks[t.name()] {
+			t.attached(sent)
+		}
+	}
+}
+
+// streamOpen names the stream for a heartbeat that is sent now; "" while there is none.
+func (c *Client) streamOpen() string {
+	if s := c.hearing.Load(); s != nil && !s.ended() {
+		return s.id
+	}
+	return ""
 }
 
 // toFollow returns which tasks are to be followed, those with presence first, which are so many, and then the
@@ -225,7 +248,7 @@ func (c *Client) openOne(n int, names []string) (*stream, error) {
 		resp.Body.Close()
 		return give(problem(resp, text))
 	}
-	s := &stream{tasks: map[string]bool{}, over: g, base: n, close: cancel, done: make(chan struct{})}
+	s := &stream{id: resp.Header.Get(wire.HeaderStream), tasks: map[string]bool{}, over: g, base: n, close: cancel, done: make(chan struct{})}
 	for _, name := range names {
 		s.tasks[name] = true
 	}

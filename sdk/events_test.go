@@ -22,6 +22,7 @@ const events = "GET events"
 func streaming(says <-chan string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", wire.TypeEvents)
+		w.Header().Set(wire.HeaderStream, streamID)
 		event := beat
 		for {
 			fmt.Fprint(w, event)
@@ -34,6 +35,15 @@ func streaming(says <-chan string) http.HandlerFunc {
 		}
 	}
 }
+
+// ending makes a request one whose stream ends as soon as it has begun.
+func ending(r *http.Request) *http.Request {
+	ctx, cancel := context.WithCancel(r.Context())
+	cancel()
+	return r.WithContext(ctx)
+}
+
+const streamID = "str_of_the_fake"
 
 const beat = "event: beat\ndata: {}\n\n"
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -106,6 +107,9 @@ func (c *Client) reportLeaks() {
 // beat sends one heartbeat for at most maxBatch tasks, and ends those that the broker says are over.
 func (c *Client) beat(ctx context.Context, tasks []*task, patience time.Duration) error {
 	body, room := wire.HeartbeatRequest{}, maxNotes
+	if slices.ContainsFunc(tasks, func(t *task) bool { return t.presence }) {
+		body.Stream = c.streamOpen()
+	}
 	for _, t := range tasks {
 		t.beatBegins()
 		room -= len(strconv.Itoa(t.holder)) - 1
@@ -127,7 +131,7 @@ func (c *Client) beat(ctx context.Context, tasks []*task, patience time.Duration
 			t.dropNote(body.Tasks[i].Note)
 		}
 		if of := pulses[t.id]; len(of) > 0 {
-			t.feel(of[0], sent)
+			t.feel(of[0], sent, !t.presence || body.Stream != "")
 			pulses[t.id] = of[1:]
 		}
 	}

@@ -172,3 +172,59 @@ func TestPresenceOfManyTasks(t *testing.T) {
 		must(long.Complete(t.Context()))(t)
 	})
 }
+
+// TestHeartbeatsNameTheStream while it is open and a task depends on it. Without it they renew nothing, and the
+// client knows: it gives the task up when it would without an answer.
+func TestHeartbeatsNameTheStream(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	says := make(chan string)
+	w.on(events, streaming(says))
+	client := w.client(t)
+	named := func(n int) string {
+		eventually(t, "a heartbeat", func() bool { return len(w.got(heartbeats)) > n })
+		var body wire.HeartbeatRequest
+		if err := json.Unmarshal(w.got(heartbeats)[n].body, &body); err != nil {
+			t.Fatal(err)
+		}
+		return body.Stream
+	}
+	brief := sdk.TaskSpec{Name: "payout", Purpose: "a test", Lease: 5 * time.Second}
+	plain := begin(t, client, brief)
+	if stream := named(0); stream != "" {
+		t.Errorf("with no task that depends on it, the first names %q", stream)
+	}
+	must(plain.Complete(t.Context()))(t)
+	brief.Presence = true
+	task := begin(t, client, brief)
+	says <- beat // it is followed
+	for end := time.Now().Add(brief.Lease); time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
+		says <- beat
+	}
+	if stream, state := named(len(w.got(heartbeats))-1), task.State(); stream != streamID || state != sdk.Active {
+		t.Errorf("the last names %q; the task is %s", stream, state)
+	}
+	w.on(events, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) })
+	says <- "event: reset\ndata: {}\n\n"
+	if cause := over(t, task); cause != sdk.ErrLeaseLost {
+		t.Errorf("the cause is %v", cause)
+	}
+	if stream := named(len(w.got(heartbeats)) - 1); stream != "" {
+		t.Errorf("after the stream, the last names %q", stream)
+	}
+}
+
+// TestP6_ATaskWhoseStreamIsThereGoesOn for longer than its lease.
+func TestP6_ATaskWhoseStreamIsThereGoesOn(t *testing.T) {
+	t.Parallel()
+	b := brokertest.New(t, brokertest.RealTime())
+	client := b.Client("export")
+	brief := presentSpec
+	brief.Lease = 5 * time.Second
+	task := begin(t, client, brief)
+	time.Sleep(12 * time.Second)
+	if got := look(t, b, client, task.ID()); got.State != wire.StateActive || task.State() != sdk.Active {
+		t.Errorf("it is %s by %s, and for the client %s", got.State, got.Cause, task.State())
+	}
+	must(task.Complete(t.Context()))(t)
+}

@@ -84,7 +84,7 @@ type task struct {
 	state   State
 	cause   error   // nil while the task is active
 	known   bool    // the broker has said itself that the task is over
-	renewed instant // when the last good heartbeat was sent
+	renewed instant // when the last heartbeat that has renewed the lease was sent
 	touched time.Time
 	beats   int    // heartbeats on their way
 	note    string // for the next of them
@@ -280,17 +280,26 @@ func (t *task) ended() error {
 	return &endedError{t.id, t.state, t.cause, t.why}
 }
 
-// feel takes what the broker has said about the task in answer to a heartbeat.
-func (t *task) feel(pulse wire.Pulse, sent instant) {
+// feel takes what the broker has said about the task in answer to a heartbeat, which renews the lease or, of a task
+// with presence without a stream, does not.
+func (t *task) feel(pulse wire.Pulse, sent instant, renews bool) {
 	if s := State(pulse.State); s != Active {
 		t.overBy(s, pulse.Cause)
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !sent.steady.Before(t.renewed.steady) {
+	if renews && !sent.steady.Before(t.renewed.steady) {
 		t.renewed = sent
 	}
+}
+
+// attached is told that the task with presence has a stream, which was asked for then and is as good as a heartbeat.
+func (t *task) attached(sent instant) {
+	now := t.client.clock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.renewed, t.touched = sent, now.steady
 }
 
 func (t *task) beatBegins() {

@@ -20,8 +20,12 @@ func (a *API) events(w http.ResponseWriter, r *http.Request, workload broker.Wor
 		}
 		tasks = append(tasks, task)
 	}
+	id := broker.NewStreamID()
 	return a.stream(w, r, func(ctx context.Context, s *stream) error {
-		return a.Broker.Follow(ctx, workload, tasks, func(fates []broker.Fate) error {
+		return a.Broker.Follow(ctx, workload, id, tasks, func(fates []broker.Fate) error {
+			if !s.begun {
+				w.Header().Set(wire.HeaderStream, string(id))
+			}
 			if len(fates) == 0 {
 				return s.send(wire.EventBeat, "", []byte("{}"))
 			}

@@ -146,7 +146,7 @@ func (a *API) heartbeat(ctx context.Context, r request[wire.HeartbeatRequest]) (
 		if id, err := broker.ParseTaskID(task.ID); err == nil {
 			beats[i].Task = id
 		}
-		beats[i].Note, beats[i].Holder = task.Note, task.Holder
+		beats[i].Note, beats[i].Holder, beats[i].Stream = task.Note, task.Holder, broker.StreamID(r.Body.Stream)
 	}
 	pulses, err := a.Broker.Heartbeat(ctx, r.Workload, beats)
 	if err != nil {

@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/broker/httpapi"
+	"github.com/errandhq/errand/broker/server"
 	"github.com/errandhq/errand/sdk/wire"
 )
 
@@ -123,6 +125,67 @@ func TestP6_AReplicaThatSendsItsClientsAwayEndsNothing(t *testing.T) {
 			r.eventually("the follower has left", func() bool { return r.Broker().Followers() == 0 })
 			if got := r.lease(id); got.Stream != before.Stream || !got.LeaseEnd.Equal(before.LeaseEnd) {
 				t.Errorf("got %+v; want the lease until %s", got, before.LeaseEnd)
+			}
+		})
+	}
+}
+
+// TestHeartbeatsNameTheirStream: the answer to the events says what it is called, and with that name alone a heartbeat
+// extends a lease that depends on it.
+func TestHeartbeatsNameTheirStream(t *testing.T) {
+	r := start(t)
+	c := r.client(reportID)
+	id := c.beginAs(presentBody).Task.ID
+	old := c.stream(eventsOf(id), "")
+	old.next(t, wire.EventBeat)
+	stream := c.stream(eventsOf(id), "")
+	stream.next(t, wire.EventBeat)
+	before := r.lease(id)
+	if stream.id == "" || stream.id == old.id || before.Stream != broker.StreamID(stream.id) {
+		t.Fatalf("the streams are %q and %q, and the task's %q", old.id, stream.id, before.Stream)
+	}
+	for name, extends := range map[string]bool{"": false, old.id: false, "str_of_nobody": false, stream.id: true} {
+		time.Sleep(5 * time.Millisecond)
+		a := c.post(wire.PathHeartbeats, fmt.Sprintf(`{"tasks":[{"id":%q}],"stream":%q}`, id, name))
+		if a.status != http.StatusOK {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+		now := r.lease(id)
+		if now.LeaseEnd.After(before.LeaseEnd) != extends {
+			t.Errorf("%q: the lease was until %s, and is until %s", name, before.LeaseEnd, now.LeaseEnd)
+		}
+		before = now
+	}
+	long := fmt.Sprintf(`{"tasks":[{"id":%q}],"stream":%q}`, id, strings.Repeat("s", broker.MaxStreamID+1))
+	a := c.post(wire.PathHeartbeats, long)
+	if c.refused(a, http.StatusUnprocessableEntity, wire.ProblemInvalid); a.problem.Field != "stream" {
+		t.Errorf("%s", a.body)
+	}
+}
+
+// TestP6_HeartbeatsAloneExtendNothing: when the replica has sent the client away, the task has a lease for another
+// stream to come, however it is beaten at whatever replica.
+func TestP6_HeartbeatsAloneExtendNothing(t *testing.T) {
+	for name, age := range map[string]time.Duration{"it stops": 0, "the connection is old": httpapi.MinConnectionAge} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := within(t, httpapi.Limits{ConnectionAge: age})
+			other := startFederated(t, nil, func(c *server.Config) { c.Store = r.store })
+			id := r.client(reportID).beginAs(strings.Replace(presentBody, "{", `{"lease_seconds":6,`, 1)).Task.ID
+			stream := r.client(reportID).stream(eventsOf(id), "")
+			if stream.next(t, wire.EventBeat); age == 0 {
+				r.stop()
+			}
+			stream.next(t, wire.EventReset)
+			r.eventually("the follower has left", func() bool { return r.Broker().Followers() == 0 })
+			left := r.lease(id).LeaseEnd
+			c := other.client(reportID)
+			other.eventually("it has lapsed", func() bool {
+				c.post(wire.PathHeartbeats, beat(id))
+				return r.lease(id).State != broker.Active
+			})
+			if got := r.lease(id); got.State != broker.Lapsed || !got.Ended.Equal(left) {
+				t.Errorf("it is %s by %s since %s; want it to have lapsed at %s", got.State, got.Cause, got.Ended, left)
 			}
 		})
 	}

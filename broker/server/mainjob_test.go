@@ -260,6 +260,7 @@ func TestWhoMayReadTheFeed(t *testing.T) {
 type events struct {
 	*bufio.Scanner
 	io.Closer
+	id string // of those of a workload's tasks
 }
 
 func (c *caller) follow(from string) *events {
@@ -282,7 +283,7 @@ func (c *caller) stream(path, after string) *events {
 		c.r.t.Fatalf("%s: %v %v", path, resp, err)
 	}
 	c.r.t.Cleanup(func() { resp.Body.Close() })
-	return &events{bufio.NewScanner(resp.Body), resp.Body}
+	return &events{bufio.NewScanner(resp.Body), resp.Body, resp.Header.Get(wire.HeaderStream)}
 }
 
 // next returns the next event of a name.

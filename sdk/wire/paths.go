@@ -36,6 +36,7 @@ const (
 	HeaderIdempotencyKey = "Idempotency-Key"
 	HeaderRequestID      = "X-Request-Id"
 	HeaderLastEventID    = "Last-Event-ID"
+	HeaderStream         = "Errand-Stream" // of the answer of PathEvents: for HeartbeatRequest.Stream
 )
 
 // Media types.

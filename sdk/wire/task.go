@@ -127,6 +127,10 @@ const MaxHeartbeat = 1000
 // HeartbeatRequest says that tasks are still being worked on; 1 to MaxHeartbeat of them.
 type HeartbeatRequest struct {
 	Tasks []HeartbeatTask `json:"tasks"`
+
+	// Stream names the stream of PathEvents that the caller has open, as its HeaderStream did. The lease of a task
+	// with presence is extended only if that is the one it is bound to. For others it is nothing.
+	Stream string `json:"stream,omitempty"`
 }
 
 // HeartbeatTask names one.

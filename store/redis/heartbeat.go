@@ -80,7 +80,8 @@ var beatWords = []struct {
 	need func(broker.Beat) bool
 }{
 	{"adoptions", 7, func(b broker.Beat) bool { return b.Adopt }},
-	{"streams", 6, func(b broker.Beat) bool { return b.Stream != "" || b.Lost }},
+	{"moves", 6, func(b broker.Beat) bool { return b.Attach || b.Lost }},
+	{"streams", 5, func(b broker.Beat) bool { return b.Stream != "" }},
 	{"notes", 4, func(b broker.Beat) bool { return b.Note != "" }},
 	{"holders", 3, func(b broker.Beat) bool { return b.Holder != 0 }},
 	{"heartbeat", 2, func(broker.Beat) bool { return true }},
@@ -98,17 +99,20 @@ func heartbeatArgs(beats []broker.Beat, part []int) (echo string, args []any) {
 	for _, i := range part {
 		beat := beats[i]
 		id, _ := bareTask(beat.Task)
-		holder, grace, attach := "", "", ""
+		holder, move, first := "", "", ""
 		if beat.Holder != 0 {
 			holder = strconv.Itoa(beat.Holder)
 		}
-		if beat.Lost {
-			grace = strconv.FormatInt(broker.PresenceGrace.Milliseconds(), 10)
+		switch {
+		case beat.Lost:
+			move = strconv.FormatInt(broker.PresenceGrace.Milliseconds(), 10)
+		case beat.Attach:
+			move = "attach"
 		}
 		if beat.Adopt {
-			attach = strconv.FormatInt(broker.AttachTime.Milliseconds(), 10)
+			first = strconv.FormatInt(broker.AttachTime.Milliseconds(), 10)
 		}
-		all := [...]any{id, beat.Workload.String(), holder, beat.Note, string(beat.Stream), grace, attach}
+		all := [...]any{id, beat.Workload.String(), holder, beat.Note, string(beat.Stream), move, first}
 		args = append(args, all[:each]...)
 	}
 	return echo, args

@@ -100,7 +100,7 @@ func holderPresence(b *bench) {
 	task := b.begin(present)
 	b.stream(task, "one", false)
 	// Whatever else the beat says.
-	for i, beat := range []broker.Beat{{}, {Stream: "two"}, {Stream: "one", Lost: true}} {
+	for i, beat := range []broker.Beat{{}, {Stream: "one"}, {Stream: "two", Attach: true}, {Stream: "one", Lost: true}} {
 		beat.Task, beat.Workload, beat.Adopt = task.ID, task.Workload, true
 		pulse := b.beats(beat)[0]
 		b.leased(pulse, "", broker.AttachTime)
@@ -109,7 +109,7 @@ func holderPresence(b *bench) {
 	}
 	adopted := b.now(task)
 	b.same("after the loss of the old stream", b.stream(task, "one", true).Task, adopted)
-	old := broker.Beat{Task: task.ID, Workload: task.Workload, Stream: "one", Holder: 1}
+	old := broker.Beat{Task: task.ID, Workload: task.Workload, Stream: "one", Attach: true, Holder: 1}
 	b.same("after a beat of the old stream", b.beats(old)[0].Task, adopted)
 	b.same("after a beat without a stream", b.beat(task).Task, adopted)
 	b.leased(b.stream(task, "two", false), "two", task.Lease)
@@ -135,7 +135,7 @@ func holderBeat(b *bench) {
 	b.Advance(5 * time.Millisecond)
 	for _, task := range []broker.Task{b.now(plain), b.now(bound)} {
 		for _, holder := range []int{1, 3, -1, 1 << 40} {
-			for _, beat := range []broker.Beat{{}, {Note: "late"}, {Adopt: true}, {Stream: "old"}, {Stream: "s", Lost: true}, {Note: "late", Stream: "old", Adopt: true}} {
+			for _, beat := range []broker.Beat{{}, {Note: "late"}, {Adopt: true}, {Stream: "s"}, {Stream: "old", Attach: true}, {Stream: "s", Lost: true}, {Note: "late", Stream: "old", Adopt: true}} {
 				beat.Task, beat.Workload, beat.Holder = task.ID, task.Workload, holder
 				pulse := b.beats(beat)[0]
 				if pulse.Err != nil {
@@ -147,7 +147,7 @@ func holderBeat(b *bench) {
 		b.same("the task, looked up", b.now(task), task)
 		for _, holder := range []int{0, 2} {
 			b.Advance(5 * time.Millisecond)
-			pulse := b.beats(broker.Beat{Task: task.ID, Workload: task.Workload, Holder: holder, Note: "mine"})[0]
+			pulse := b.beats(broker.Beat{Task: task.ID, Workload: task.Workload, Holder: holder, Note: "mine", Stream: "s"})[0]
 			if !pulse.Task.LeaseEnd.Equal(pulse.Now.Add(task.Lease)) || pulse.Task.Note != "mine" || pulse.Task.Holder != 2 {
 				b.Fatalf("the holder's beat: got %+v", pulse)
 			}
@@ -257,7 +257,7 @@ func holderBatch(b *bench) {
 	b.adopt(three, 2)
 	before := b.now(three)
 	b.Advance(5 * time.Millisecond)
-	stream := broker.Beat{Task: two.ID, Workload: two.Workload, Stream: "s", Holder: 1}
+	stream := broker.Beat{Task: two.ID, Workload: two.Workload, Stream: "s", Attach: true, Holder: 1}
 	stale := broker.Beat{Task: three.ID, Workload: three.Workload, Holder: 1, Note: "late"}
 	nobody := adopting(broker.Task{ID: broker.NewTaskID(b.shard), Workload: alice()})
 	twice := adopting(one)

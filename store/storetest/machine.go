@@ -147,7 +147,8 @@ func (m *machine) heartbeat() {
 	for range rapid.IntRange(1, 3).Draw(m.T, "beats") {
 		beat := broker.Beat{Task: m.drawTask(), Workload: m.drawWorkload(), Note: rapid.SampledFrom([]string{"", "", "n1", "n2"}).Draw(m.T, "note")}
 		beat.Stream = rapid.SampledFrom([]broker.StreamID{"", "", "s1", "s2"}).Draw(m.T, "stream")
-		beat.Lost = beat.Stream != "" && rapid.Bool().Draw(m.T, "lost")
+		beat.Attach = rapid.Bool().Draw(m.T, "attaches")
+		beat.Lost = rapid.IntRange(0, 2).Draw(m.T, "lost") == 2
 		beat.Adopt = rapid.IntRange(0, 3).Draw(m.T, "adopts") == 3
 		beat.Holder = m.drawHolder()
 		agree(m, "Heartbeat", func() (broker.Pulse, []time.Time) {

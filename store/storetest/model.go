@@ -404,10 +404,10 @@ func (m *model) Heartbeat(beat broker.Beat, now time.Time) broker.Pulse {
 			}
 		}
 	default:
-		if bound && beat.Stream != "" {
+		if bound && beat.Attach && beat.Stream != "" {
 			t.stream = beat.Stream
 		}
-		if !bound || t.stream != "" {
+		if !bound || beat.Stream != "" && t.stream == beat.Stream {
 			t.lapse = now.Add(t.Begin.Lease)
 		}
 		if beat.Note != "" {

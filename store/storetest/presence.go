@@ -9,6 +9,8 @@ import (
 func presenceCases() []testCase {
 	return []testCase{
 		{"presence/begins without a stream", presenceBegins},
+		{"presence/only what names the stream extends", presenceNamed},
+		{"presence/nobody names the stream any more", presenceGone},
 		{"presence/loss cuts the lease short", presenceLost},
 		{"presence/another stream in time", presenceAgain},
 		{"presence/loss of a stream that is not the last", presenceStale},
@@ -19,10 +21,21 @@ func presenceCases() []testCase {
 
 func present(r *broker.GrantRequest) { r.Begin.Presence = true }
 
-// stream is one beat of a stream.
+// stream is what a stream says of a task: that it is bound to it now, or that it is lost.
 func (b *bench) stream(task broker.Task, stream broker.StreamID, lost bool) broker.Pulse {
 	b.Helper()
-	pulse := b.beats(broker.Beat{Task: task.ID, Workload: task.Workload, Stream: stream, Lost: lost})[0]
+	pulse := b.beats(broker.Beat{Task: task.ID, Workload: task.Workload, Stream: stream, Attach: !lost, Lost: lost})[0]
+	if pulse.Err != nil {
+		b.Fatal(pulse.Err)
+	}
+	b.same("the task, looked up", b.now(task), pulse.Task)
+	return pulse
+}
+
+// beside is a beat of a client that has a stream open, or none.
+func (b *bench) beside(task broker.Task, stream broker.StreamID) broker.Pulse {
+	b.Helper()
+	pulse := b.beats(broker.Beat{Task: task.ID, Workload: task.Workload, Stream: stream})[0]
 	if pulse.Err != nil {
 		b.Fatal(pulse.Err)
 	}
@@ -44,8 +57,8 @@ func presenceBegins(b *bench) {
 	long := b.must(b.root(present, key("present", 1)))
 	b.leased(broker.Pulse{Task: long.Task, Now: long.Now}, "", broker.AttachTime)
 	b.same("a replay", b.must(b.root(present, key("present", 1))).Task, long.Task)
-	if pulse := b.beat(long.Task); !pulse.Task.LeaseEnd.Equal(long.Task.LeaseEnd) {
-		b.Fatalf("a heartbeat without a stream: got %+v", pulse.Task)
+	for _, stream := range []broker.StreamID{"", "s"} {
+		b.same("after a heartbeat without a stream", b.beside(long.Task, stream).Task, long.Task)
 	}
 	b.leased(b.stream(long.Task, "s", false), "s", long.Task.Lease)
 	short := b.must(b.root(present, lease(400*time.Millisecond)))
@@ -54,18 +67,61 @@ func presenceBegins(b *bench) {
 	b.state(long.Task, broker.Active)
 }
 
+// presenceNamed: a beat that names no stream, or another than the task is bound to, keeps its note and no more; it
+// binds nothing, and each beat of a batch has its own stream.
+func presenceNamed(b *bench) {
+	task := b.begin(present)
+	b.stream(task, "one", false)
+	b.Advance(5 * time.Millisecond)
+	b.leased(b.beside(task, "one"), "one", task.Lease)
+	b.stream(task, "two", false)
+	want := b.now(task)
+	for _, stream := range []broker.StreamID{"", "one", "three"} {
+		b.Advance(5 * time.Millisecond)
+		b.same("after a beat that does not name its stream", b.beside(task, stream).Task, want)
+	}
+	noted := b.beats(noting(task, "halfway"))[0]
+	if got := noted.Task; got.Note != "halfway" || !got.Noted.Equal(noted.Now) || !got.LeaseEnd.Equal(want.LeaseEnd) {
+		b.Fatalf("got %+v; want the note, and the lease until %s", got, want.LeaseEnd)
+	}
+	plain, other := b.begin(), b.begin(present)
+	b.stream(other, "s", false)
+	named, stale := noting(task, "done"), noting(other, "")
+	named.Stream, stale.Stream = "two", "old"
+	b.Advance(5 * time.Millisecond)
+	pulses := b.beats(named, stale, noting(plain, ""))
+	b.leased(pulses[0], "two", task.Lease)
+	for i, extended := range []bool{true, false, true} {
+		if got := pulses[i]; got.Task.LeaseEnd.Equal(got.Now.Add(got.Task.Lease)) != extended {
+			b.Errorf("pulse %d at %s: got %+v; want it extended: %t", i, got.Now, got.Task, extended)
+		}
+	}
+}
+
+// presenceGone: with the replica that had the stream nobody says that it is lost. However often the task is
+// beaten, it lapses a lease after the last beat that named the stream.
+func presenceGone(b *bench) {
+	task := b.begin(present, lease(time.Second))
+	b.stream(task, "s", false)
+	b.Advance(50 * time.Millisecond)
+	last := b.beside(task, "s")
+	b.leased(last, "s", task.Lease)
+	for range 3 {
+		b.Advance(100 * time.Millisecond)
+		b.same("after a beat without the stream", b.beat(task).Task, last.Task)
+	}
+	b.follows(last.Task, last.Task.LeaseEnd, broker.Lapsed, broker.CauseLease)
+}
+
 // presenceLost: neither a heartbeat that was on its way, nor the same loss again, changes when it lapses.
 // It is then found to be due, as every other.
 func presenceLost(b *bench) {
 	task := b.begin(present)
 	b.stream(task, "s", false)
-	if pulse := b.beat(task); !pulse.Task.LeaseEnd.Equal(pulse.Now.Add(task.Lease)) {
-		b.Fatalf("a heartbeat with a stream: got %+v", pulse.Task)
-	}
 	pulse := b.stream(task, "s", true)
 	b.leased(pulse, "", broker.PresenceGrace)
 	b.Advance(100 * time.Millisecond)
-	for _, again := range []broker.Pulse{b.beat(task), b.stream(task, "s", true)} {
+	for _, again := range []broker.Pulse{b.beat(task), b.beside(task, "s"), b.stream(task, "s", true)} {
 		if !again.Task.LeaseEnd.Equal(pulse.Task.LeaseEnd) {
 			b.Fatalf("got %+v; want the lease as it was cut", again.Task)
 		}
@@ -86,9 +142,7 @@ func presenceAgain(b *bench) {
 	b.Advance(300 * time.Millisecond)
 	b.leased(b.stream(task, "two", false), "two", task.Lease)
 	b.Advance(broker.PresenceGrace)
-	if pulse := b.beat(task); pulse.Task.State != broker.Active || !pulse.Task.LeaseEnd.Equal(pulse.Now.Add(task.Lease)) {
-		b.Fatalf("got %+v; want it alive", pulse.Task)
-	}
+	b.leased(b.beside(task, "two"), "two", task.Lease)
 }
 
 // presenceStale: the end of the stream before is no loss, whichever replica is how late with it.
