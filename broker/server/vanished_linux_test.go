@@ -8,31 +8,11 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/broker/httpapi"
 	"github.com/errandhq/errand/sdk/wire"
+	"github.com/errandhq/errand/store/redistest"
 )
-
-// cut has the kernel drop whatever comes to a connection, before it could acknowledge it: so it is for the peer as
-// with a cable that is cut.
-func cut(t *testing.T, c *net.TCPConn) {
-	t.Helper()
-	raw, err := c.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	nothing := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0} // of the packet is kept
-	filter := unix.SockFprog{Len: 1, Filter: &nothing}
-	var refused error
-	err = raw.Control(func(fd uintptr) {
-		refused = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &filter)
-	})
-	if err != nil || refused != nil {
-		t.Fatal(err, refused)
-	}
-}
 
 // TestP6_AClientThatVanishesIsFound: nothing comes from it any more, not even that it is gone, while something else
 // goes on to send heartbeats in the name of its stream.
@@ -41,18 +21,18 @@ func TestP6_AClientThatVanishesIsFound(t *testing.T) {
 	r := start(t)
 	c := r.client(reportID)
 	id := c.beginAs(presentBody).Task.ID
-	var line *net.TCPConn
+	var line net.Conn
 	transport := c.http.Transport.(*http.Transport).Clone() // a connection of its own
 	t.Cleanup(transport.CloseIdleConnections)
 	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 		conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
-		line, _ = conn.(*net.TCPConn)
+		line = conn
 		return conn, err
 	}
 	client := &caller{r: r, base: c.base, http: &http.Client{Transport: transport}} // which is patient
 	stream := client.stream(eventsOf(id), "")
 	stream.next(t, wire.EventBeat)
-	cut(t, line)
+	redistest.Cut(t, line)
 	lost := time.Now()
 	r.eventually("it has lapsed", func() bool {
 		c.post(wire.PathHeartbeats, fmt.Sprintf(`{"tasks":[{"id":%q}],"stream":%q}`, id, stream.id))
