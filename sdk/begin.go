@@ -41,7 +41,8 @@ type TaskSpec struct {
 	Parent string
 
 	// Presence ends the task within two seconds when this process dies, or loses its connection to the broker,
-	// instead of when its lease is over: it has then lapsed. A broker that stops or restarts ends nothing. It is
+	// instead of when its lease is over: it has then lapsed. A broker that stops or restarts ends nothing, unless the
+	// client finds no replica that listens to it while the lease lasts, which heartbeats do not extend then. It is
 	// for work that must not go on unattended; at most 256 such tasks of a client at once.
 	Presence bool
 
