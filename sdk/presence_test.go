@@ -180,6 +180,13 @@ func TestHeartbeatsNameTheStream(t *testing.T) {
 	w := newWorld(t)
 	says := make(chan string)
 	w.on(events, streaming(says))
+	say := func(event string) {
+		select {
+		case says <- event:
+		case <-time.After(20 * time.Second):
+			t.Fatal("nobody listens to the stream any more")
+		}
+	}
 	client := w.client(t)
 	named := func(n int) string {
 		eventually(t, "a heartbeat", func() bool { return len(w.got(heartbeats)) > n })
@@ -197,15 +204,15 @@ func TestHeartbeatsNameTheStream(t *testing.T) {
 	must(plain.Complete(t.Context()))(t)
 	brief.Presence = true
 	task := begin(t, client, brief)
-	says <- beat // it is followed
+	say(beat) // it is followed
 	for end := time.Now().Add(brief.Lease); time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
-		says <- beat
+		say(beat)
 	}
 	if stream, state := named(len(w.got(heartbeats))-1), task.State(); stream != streamID || state != sdk.Active {
 		t.Errorf("the last names %q; the task is %s", stream, state)
 	}
 	w.on(events, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) })
-	says <- "event: reset\ndata: {}\n\n"
+	say("event: reset\ndata: {}\n\n")
 	if cause := over(t, task); cause != sdk.ErrLeaseLost {
 		t.Errorf("the cause is %v", cause)
 	}
