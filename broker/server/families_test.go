@@ -441,8 +441,19 @@ func strangersOfFamilyF() []badCase {
 	}
 }
 
-// comeBack: a client whose stream is lost has a second to open another one, which then counts as the first did.
+// comeBack tries until the machine has time for a second stream within the second.
 func (f *family) comeBack() {
+	for range 10 {
+		if f.comesBack() {
+			return
+		}
+	}
+	f.Error("in ten tries no second stream came within the second")
+}
+
+// comesBack: a client whose stream is lost has a second to open another one, which then counts as the first did. It
+// returns false when the machine let the second pass.
+func (f *family) comesBack() bool {
 	once, leave := context.WithCancel(f.Context())
 	id := f.c.beginAs(begins(`,"presence":true`)).Task.ID
 	f.follow(once, id)
@@ -453,7 +464,7 @@ func (f *family) comeBack() {
 	defer goAway()
 	f.follow(again, id)
 	if !f.r.lease(id).LeaseEnd.After(cut.LeaseEnd) && time.Now().After(cut.LeaseEnd) {
-		f.Skip("this machine had no time for the second stream within the second")
+		return false
 	}
 	time.Sleep(time.Until(cut.LeaseEnd.Add(100 * time.Millisecond)))
 	if got := f.state(id); got.State != wire.StateActive || got.LeaseExpiresAt.Sub(cut.LeaseEnd) < 10*time.Second {
@@ -465,6 +476,7 @@ func (f *family) comeBack() {
 	if got := f.state(id); got.State != wire.StateLapsed || got.Cause != "presence" || got.EndedAt.Sub(gone) > busy(2*time.Second) {
 		f.Errorf("without any, since %s: got %+v", gone, got)
 	}
+	return true
 }
 
 // follow follows a task until ctx ends; it returns when the stream has begun.
