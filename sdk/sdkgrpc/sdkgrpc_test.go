@@ -232,32 +232,18 @@ func fetch(t *testing.T, addr string) (*x509svid.SVID, x509bundle.Source) {
 // TestSVIDIsReplaced: a connection that presents the old one is made anew, and no bound token goes
 // over it.
 func TestSVIDIsReplaced(t *testing.T) {
-	b := brokertest.New(t)
-	addr, stop := serve(b)
-	t.Cleanup(stop)
-	b.Host("orders", addr)
-	second, bundles := fetch(t, b.WorkloadAPI("export"))
-	first, err := b.Client("export").SVID() // of the same workload, and another one
-	if err != nil {
-		t.Fatal(err)
-	}
-	who := &identity{Source: bundles, svid: first}
-	client := b.Client("export", sdk.WithIdentity(sdk.FromSource(who, who)))
-	task, err := client.Begin(t.Context(), export)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer task.Close()
+	r := rotating(t)
+	b, addr, client, task := r.Broker, r.addr, r.client, r.task
 	c := dial(t, addr, sdkgrpc.TransportCredentials(client), grpc.WithPerRPCCredentials(sdkgrpc.PerRPC(task, ordersRead)))
 	if _, err := c.List(t.Context(), ""); err != nil {
 		t.Fatal(err)
 	}
-	who.replace(second)
+	r.replace()
 	if _, err := c.List(t.Context(), ""); err != nil && status.Code(err) != codes.Unavailable {
 		t.Fatal(err) // the token from before may still be good, with the connection from before
 	}
 	b.Advance(time.Minute)
-	_, err = c.List(t.Context(), "")
+	_, err := c.List(t.Context(), "")
 	want(t, "the first call", err, codes.Unavailable, sdk.ErrUnbound)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -274,22 +260,8 @@ func TestSVIDIsReplaced(t *testing.T) {
 // TestRetriesHideANewSVID: with the service config of the example, callers that go on all the time see
 // nothing of the SVID's replacement, and one whose stream is on that connection sees Unavailable.
 func TestRetriesHideANewSVID(t *testing.T) {
-	b := brokertest.New(t)
-	addr, stop := serve(b)
-	t.Cleanup(stop)
-	b.Host("orders", addr)
-	second, bundles := fetch(t, b.WorkloadAPI("export"))
-	first, err := b.Client("export").SVID()
-	if err != nil {
-		t.Fatal(err)
-	}
-	who := &identity{Source: bundles, svid: first}
-	client := b.Client("export", sdk.WithIdentity(sdk.FromSource(who, who)))
-	task, err := client.Begin(t.Context(), export)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer task.Close()
+	r := rotating(t)
+	addr, client, task := r.addr, r.client, r.task
 	fresh := ordersRead
 	fresh.Fresh = true // so that it is bound to the new one soon
 	c := dial(t, addr, sdkgrpc.TransportCredentials(client), grpc.WithDefaultServiceConfig(shop.Retries),
@@ -316,7 +288,7 @@ func TestRetriesHideANewSVID(t *testing.T) {
 			}
 		})
 	}
-	who.replace(second)
+	r.replace()
 	select {
 	case err = <-ended:
 		want(t, "the stream", err, codes.Unavailable, err)
@@ -361,4 +333,34 @@ func ExampleFromContext() {
 	// two anvils for spiffe://test/export
 	// <nil>
 	// Unauthenticated
+}
+
+// rotation is a workload's task, at a broker with a gRPC server, whose SVID can be replaced.
+type rotation struct {
+	*brokertest.Broker
+	addr    string
+	client  *sdk.Client
+	task    *sdk.Task
+	replace func()
+}
+
+func rotating(t *testing.T) rotation {
+	t.Helper()
+	b := brokertest.New(t)
+	addr, stop := serve(b)
+	t.Cleanup(stop)
+	b.Host("orders", addr)
+	second, bundles := fetch(t, b.WorkloadAPI("export"))
+	first, err := b.Client("export").SVID() // of the same workload, and another one
+	if err != nil {
+		t.Fatal(err)
+	}
+	who := &identity{Source: bundles, svid: first}
+	client := b.Client("export", sdk.WithIdentity(sdk.FromSource(who, who)))
+	task, err := client.Begin(t.Context(), export)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { task.Close() })
+	return rotation{Broker: b, addr: addr, client: client, task: task, replace: func() { who.replace(second) }}
 }
