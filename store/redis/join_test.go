@@ -174,6 +174,35 @@ func TestJoinUnreadable(t *testing.T) {
 	}
 }
 
+// TestJoinOfAnotherType: a key that has become something else counts as used, is named in the log, and is not written over.
+func TestJoinOfAnotherType(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	var log lines
+	store := s.open(t, redis.Config{Logger: slog.New(slog.NewTextHandler(&log, nil))}.Patient())
+	parent, delegation := begin(t, store).Task, broker.NewDelegationID()
+	joins(t, store, joining(parent, delegation), nil)
+	key := keyOfJoin(delegation)
+	s.client.Del(t.Context(), key)
+	if err := s.client.LPush(t.Context(), key, "not ours").Err(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		req := joining(parent, delegation)
+		joins(t, store, req, broker.ErrUsed)
+		if _, err := store.Lookup(t.Context(), broker.Ref{Task: req.Task}); !errors.Is(err, broker.ErrNotFound) {
+			t.Errorf("the task that was refused: %v; want ErrNotFound", err)
+		}
+	}
+	if n := log.with(string(delegation[4:])); n != 1 {
+		t.Errorf("it is named in %d lines of the log; want 1", n)
+	}
+	if typ := s.client.Type(t.Context(), key).Val(); typ != "list" {
+		t.Errorf("the key is a %s; want the list that it was", typ)
+	}
+	joins(t, store, joining(parent, broker.NewDelegationID()), nil)
+}
+
 // TestUnreadableDelegators: a task of which nobody knows in whose name it acts is shown to nobody.
 func TestUnreadableDelegators(t *testing.T) {
 	s := start(t)

@@ -44,7 +44,7 @@ func (u *unreadable) name(logger *slog.Logger, key, id string) {
 		u.named = map[string]bool{}
 	}
 	u.named[key+id] = true
-	logger.Error("a record in redis cannot be read and counts as missing; delete it", "key", key, "id", id)
+	logger.Error("a record in redis cannot be read and counts as missing, and that of a delegation as used; delete it", "key", key, "id", id)
 	if len(u.named) == maxUnreadable {
 		logger.Error("more records in redis may be unreadable; they are not named any more until a restart", "named", maxUnreadable)
 	}

@@ -94,8 +94,9 @@ local function earlier(id, workload, asks, begin, b, key, last_key, raws)
 end
 
 -- is_used reports whether a task has joined by the delegation of a key, other than one that was never handed
--- out. What cannot be read counts as used.
+-- out. What cannot be read counts as used, and so does what is no string, of which MGET says that there is nothing.
 local function is_used(key, raw)
+  raw = raw or redis.pcall('GET', key)
   if not raw then return false end
   local j = decode(read_join, raw, key, '')
   if not j then return true end
@@ -105,7 +106,7 @@ local function is_used(key, raw)
 end
 
 -- write_grants writes the grants with their expiries, and adds what is new to the audiences. It returns
--- their IDs, and what they are in the lists.
+-- their IDs, and what they are in the lists. Their keys are new: nobody else can have drawn these IDs.
 local function write_grants(id, u, expiries, issued, audiences, key)
   local ids, listed = '', {}
   for i, expires in ipairs(expiries) do
