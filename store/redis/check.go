@@ -109,8 +109,15 @@ func (s *Store) checkPermissions(ctx context.Context) error {
 	}
 	// What is called by itself. A stream that is not there has nothing to read.
 	for shard := range s.shards {
+		if err := s.client.Type(ctx, s.feeds[shard]).Err(); err != nil {
+			return explain(err)
+		}
 		read := redis.XReadArgs{Streams: []string{s.feeds[shard], "$"}, Count: 1, Block: -1}
-		if err := s.client.XRead(ctx, &read).Err(); err != nil && !errors.Is(err, redis.Nil) {
+		err := s.client.XRead(ctx, &read).Err()
+		if isWrongType(err) {
+			return refusal("%w; %s", err, s.mistyped(ctx, s.feeds[shard:shard+1])[s.feeds[shard]])
+		}
+		if err != nil && !errors.Is(err, redis.Nil) {
 			return explain(err)
 		}
 	}

@@ -137,6 +137,7 @@ func (s *Store) send(ctx context.Context, calls []call) []reply {
 	for _, cmd := range sent {
 		s.answer(calls, cmd, replies)
 	}
+	s.nameMistyped(ctx, calls, replies)
 	return replies
 }
 

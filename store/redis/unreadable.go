@@ -14,8 +14,8 @@ import (
 // maxUnreadable bounds the records that are remembered as named, and so the lines in the log.
 const maxUnreadable = 100
 
-// unreadable names each record that cannot be read once. It is treated as missing: nothing in it is
-// alive.
+// unreadable names each record that cannot be read once, which is treated as missing: nothing in it is alive. So it
+// does with keys that have become something else.
 type unreadable struct {
 	mu    sync.Mutex // guards named
 	named map[string]bool
@@ -35,16 +35,23 @@ func (u *unreadable) report(logger *slog.Logger, where []byte) {
 // name is given the key and the field or ID in it.
 func (u *unreadable) name(logger *slog.Logger, key, id string) {
 	id = fmt.Sprintf("%.100q", id)
+	u.once(logger, key+id, func() {
+		logger.Error("a record in redis cannot be read and counts as missing, and that of a delegation as used; delete it", "key", key, "id", id)
+	})
+}
+
+// once has something named that was not, as long as there is room.
+func (u *unreadable) once(logger *slog.Logger, what string, name func()) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.named[key+id] || len(u.named) >= maxUnreadable {
+	if u.named[what] || len(u.named) >= maxUnreadable {
 		return
 	}
 	if u.named == nil {
 		u.named = map[string]bool{}
 	}
-	u.named[key+id] = true
-	logger.Error("a record in redis cannot be read and counts as missing, and that of a delegation as used; delete it", "key", key, "id", id)
+	u.named[what] = true
+	name()
 	if len(u.named) == maxUnreadable {
 		logger.Error("more records in redis may be unreadable; they are not named any more until a restart", "named", maxUnreadable)
 	}

@@ -3,7 +3,9 @@ package redis_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -38,7 +40,8 @@ func TestWrongType(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := start(t)
-			store := s.open(t, redis.Config{}.Patient())
+			var log lines
+			store := s.open(t, redis.Config{Logger: slog.New(slog.NewTextHandler(&log, nil))}.Patient())
 			live, other, ended := begin(t, store), begin(t, store), begin(t, store)
 			end(t, store, completing(ended.Task.ID))
 			delegation := broker.NewDelegationID()
@@ -62,8 +65,14 @@ func TestWrongType(t *testing.T) {
 				if (err != nil) != slices.Contains(fails, what) || err != nil && !told {
 					t.Errorf("%s: %v; want ErrUnavailable, ErrUnconfirmed, or ErrUsed of a delegation, when it is one of %q, and else none", what, err, fails)
 				}
+				if name != "j:" && err != nil && !(strings.Contains(err.Error(), "the key "+key+" has become a list and must be a ") && strings.Contains(err.Error(), "DEL it; ")) {
+					t.Errorf("%s: %v; want the key %s named, and what to do", what, err, key)
+				}
 			}
 			stillEnded(t, store, ended)
+			if n := log.with(key + " "); n != 1 {
+				t.Errorf("the log names %s in %d lines; want 1", key, n)
+			}
 			// What failed half way has left nothing behind that keeps later ends from working.
 			s.client.Del(t.Context(), key)
 			if name != "meta" && name != "tasks" && name != "feed" {
@@ -71,6 +80,54 @@ func TestWrongType(t *testing.T) {
 				end(t, store, broker.Ending{Kind: broker.TargetAll})
 			}
 		})
+	}
+}
+
+// TestWrongTypeAtTheStart: a store that cannot begin says which key is in its way.
+func TestWrongTypeAtTheStart(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"meta", "feed"} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t)
+			key := "errand:{p02}:" + name
+			s.client.Set(t.Context(), key, "not ours", 0)
+			store, err := redis.New(t.Context(), redis.Config{URL: s.URL(), Shards: 4, Logger: slog.New(slog.DiscardHandler)}.Patient())
+			if err == nil {
+				_ = store.Close()
+			}
+			if err == nil || !strings.Contains(err.Error(), "the key "+key+" has become a string and must be a ") {
+				t.Errorf("New: %v; want the key %s named", err, key)
+			}
+		})
+	}
+}
+
+// TestWrongTypeOfOneOfMany: of the calls of one run those that meet the key name it, and no call that goes well asks for types.
+func TestWrongTypeOfOneOfMany(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	store := s.open(t, redis.Config{}.Patient())
+	good, bad := begin(t, store), begin(t, store)
+	asked := func() int { return strings.Count(s.Must("INFO", "commandstats"), "cmdstat_type:calls=1,") }
+	for what, err := range operations(t.Context(), store, begin(t, store).Task) {
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if asked() != 1 { // by New
+		t.Errorf("types were asked for without need: %s", s.Must("INFO", "commandstats"))
+	}
+	key := "errand:{p00}:g:" + bare(bad.Grants[0].ID)
+	s.client.Del(t.Context(), key)
+	s.client.SAdd(t.Context(), key, "not ours")
+	for id, want := range map[broker.GrantID]string{good.Grants[0].ID: "", bad.Grants[0].ID: "the key " + key + " has become a set and must be a string: "} {
+		_, err := store.Lookup(t.Context(), broker.Ref{Grant: id})
+		if err != nil != (want != "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("Lookup: %v; want %q", err, want)
+		}
+	}
+	if asked() == 1 {
+		t.Error("nobody has asked for types")
 	}
 }
 
