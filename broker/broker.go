@@ -65,6 +65,7 @@ type Broker struct {
 	refusals refusals
 	pending  pending
 	rounds   rounds
+	known    known
 	lost     lostEnds
 	endKeys  endKeys
 
@@ -108,7 +109,7 @@ func New(c Config) (*Broker, error) {
 	}
 	c.EndKeySecret = nil // it is in keys, which does not print it
 	return &Broker{
-		Config: c, view: newView(), pending: newPending(), rounds: newRounds(), lost: newLostEnds(), followers: newFollowers(), endKeys: keys,
+		Config: c, view: newView(), pending: newPending(), rounds: newRounds(), known: newKnown(), lost: newLostEnds(), followers: newFollowers(), endKeys: keys,
 		verifiers: newVerifiers(), watchers: newWatchers(), adoptions: newAdoptions(),
 		backlog: backlog{max: maxBacklog, wake: make(chan struct{})},
 	}, nil

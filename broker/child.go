@@ -52,12 +52,9 @@ func (b *Broker) startingPoint(ctx context.Context, w Workload, registration Wor
 		shard, err := b.rootShard(w.ID)
 		return start{shard: shard, ceiling: req.Ceiling}, err
 	}
-	parent, err := b.Task(ctx, w, req.Parent)
+	parent, err := b.liveTask(ctx, w, req.Parent)
 	if err != nil {
 		return start{}, err
-	}
-	if parent.State.Final() {
-		return start{}, ended(parent)
 	}
 	from := start{shard: req.Parent.Shard(), parent: req.Parent, most: &parent.Ceiling, delegators: parent.Delegators}
 	if from.ceiling, err = req.Ceiling.below(parent.Ceiling, registration, "parent"); err != nil {

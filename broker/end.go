@@ -129,6 +129,7 @@ func (b *Broker) endOne(ctx context.Context, p *pendingEnd) (Receipt, error) {
 		return Receipt{}, replies[0].Err
 	}
 	p.audiences = replies[0].Audiences
+	b.known.forget(p.Task)
 	b.record(ctx, b.endEvents(replies, p.actor, p.address))
 	return replies[0].Receipt, nil
 }

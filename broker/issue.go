@@ -51,12 +51,9 @@ func (b *Broker) Issue(ctx context.Context, w Workload, id TaskID, req TokenRequ
 	}
 	asking, cancel := context.WithTimeout(ctx, storeBudget)
 	defer cancel()
-	task, err := b.Task(asking, w, id)
+	task, err := b.liveTask(asking, w, id)
 	if err != nil {
 		return Issued{}, err
-	}
-	if task.State.Final() {
-		return Issued{}, ended(task)
 	}
 	if err := b.withinCeiling(w, registration, task, task.Ceiling, req); err != nil {
 		return Issued{}, err
@@ -126,6 +123,7 @@ func (b *Broker) grant(ctx context.Context, req GrantRequest) (GrantReply, error
 	if errors.Is(err, ErrUnconfirmed) && ctx.Err() == nil {
 		reply, err = try()
 	}
+	b.known.learn(req.on(), reply, err)
 	if err == nil && reply.Task.ID == req.Task {
 		reply.Replayed = false
 	}

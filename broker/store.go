@@ -139,6 +139,14 @@ type GrantRequest struct {
 	Quota    Quota
 }
 
+// on is the task that must be alive for it: "" for a root.
+func (r GrantRequest) on() TaskID {
+	if r.Begin != nil {
+		return r.Begin.Parent
+	}
+	return r.Task
+}
+
 // Beginning describes a task that is to begin now.
 type Beginning struct {
 	Parent  TaskID // "" for a root
