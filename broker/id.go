@@ -2,17 +2,17 @@ package broker
 
 import (
 	"crypto/rand"
-	"fmt"
 	"strings"
+	"time"
 )
 
 // IDs are opaque to everyone but the broker: a prefix that says what the thing is, for tasks and
 // grants two digits that say in which shard of the store it lives, and 26 base32 characters, which
-// are at least 128 random bits where nothing else is said. They are never used again.
+// are 130 random bits where nothing else is said. They are never used again.
 type (
-	// TaskID names a task: "tsk_", two digits, 26 characters.
+	// TaskID names a task: "tsk_", two digits, 26 characters. The first 9 say when it was made, and 17 are random.
 	TaskID string
-	// GrantID names a grant, and is the jti of its token: "gnt_", two digits, 26 characters.
+	// GrantID names a grant, and is the jti of its token: "gnt_", two digits, and 26 characters as a task's.
 	GrantID string
 	// LockID names a lock: "lck_" and 26 characters.
 	LockID string
@@ -31,17 +31,34 @@ type (
 
 const (
 	randomChars = 26
+	timeChars   = 9 // milliseconds since 1970, until the year 3084
 	shardDigits = 2
+
+	// alphabet is that of RFC 4648, section 6, in small letters, and in the order of ASCII.
+	alphabet = "234567abcdefghijklmnopqrstuvwxyz"
 
 	// MaxShards is the number of shards that two digits can tell apart.
 	MaxShards = 100
 )
 
 // NewTaskID makes the ID of a new task in a shard.
-func NewTaskID(shard int) TaskID { return TaskID(fmt.Sprintf("tsk_%02d%s", shard, randomText())) }
+func NewTaskID(shard int) TaskID { return TaskID(newSharded("tsk_", shard)) }
 
 // NewGrantID makes the ID of a new grant in a shard.
-func NewGrantID(shard int) GrantID { return GrantID(fmt.Sprintf("gnt_%02d%s", shard, randomText())) }
+func NewGrantID(shard int) GrantID { return GrantID(newSharded("gnt_", shard)) }
+
+// newSharded makes an ID that comes after those made before, by this machine's clock: a store that keeps them
+// in order has what is new in one place, and lists what is there the oldest first. Nothing depends on it.
+func newSharded(prefix string, shard int) string {
+	b := []byte(prefix + "00" + randomText())
+	b[len(prefix)] += byte(shard / 10)
+	b[len(prefix)+1] += byte(shard % 10)
+	when := b[len(prefix)+shardDigits:][:timeChars]
+	for i, ms := timeChars-1, time.Now().UnixMilli(); i >= 0; i, ms = i-1, ms>>5 {
+		when[i] = alphabet[ms&31]
+	}
+	return string(b)
+}
 
 // NewLockID makes the ID of a new lock.
 func NewLockID() LockID { return LockID("lck_" + randomText()) }
@@ -66,7 +83,14 @@ func NewDecisionID() DecisionID { return DecisionID("dcs_" + randomText()) }
 // NewStreamID makes the ID of a new stream.
 func NewStreamID() StreamID { return StreamID("str_" + randomText()) }
 
-func randomText() string { return strings.ToLower(rand.Text()) }
+func randomText() string {
+	var b [randomChars]byte
+	rand.Read(b[:])
+	for i := range b {
+		b[i] = alphabet[b[i]&31]
+	}
+	return string(b[:])
+}
 
 // ParseTaskID accepts exactly what NewTaskID makes; anything else is ErrNotFound, since there is no
 // task with such a name.
@@ -105,8 +129,8 @@ func parseSharded(prefix, s string) error {
 	}
 	for i, c := range []byte(rest) {
 		digit := c >= '0' && c <= '9'
-		base32 := c >= 'a' && c <= 'z' || c >= '2' && c <= '7'
-		if i < shardDigits && !digit || i >= shardDigits && !base32 {
+		letter := c >= 'a' && c <= 'z' || c >= '2' && c <= '7'
+		if i < shardDigits && !digit || i >= shardDigits && !letter {
 			return ErrNotFound
 		}
 	}

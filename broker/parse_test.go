@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/errandhq/errand/broker"
 	"pgregory.net/rapid"
@@ -109,5 +111,31 @@ func TestSelectors(t *testing.T) {
 		if err := bad.Validate(); !errors.Is(err, broker.ErrInvalid) {
 			t.Errorf("%+v: %v", bad, err)
 		}
+	}
+}
+
+// TestIDsComeInOrder: the IDs of tasks and grants are ones of their shard, order by when they were made, and differ.
+func TestIDsComeInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var last broker.TaskID
+		var lastGrant broker.GrantID
+		for range 100 {
+			id, grant := broker.NewTaskID(42), broker.NewGrantID(7)
+			if _, err := broker.ParseTaskID(string(id)); err != nil || id.Shard() != 42 || id <= last {
+				t.Errorf("%s after %s: shard %d, %v", id, last, id.Shard(), err)
+			}
+			if _, err := broker.ParseGrantID(string(grant)); err != nil || grant.Shard() != 7 || grant <= lastGrant {
+				t.Errorf("%s after %s: shard %d, %v", grant, lastGrant, grant.Shard(), err)
+			}
+			last, lastGrant = id, grant
+			time.Sleep(time.Millisecond)
+		}
+	})
+	ids := map[broker.TaskID]bool{}
+	for range 10_000 { // of few milliseconds
+		ids[broker.NewTaskID(0)] = true
+	}
+	if len(ids) != 10_000 {
+		t.Errorf("%d of 10000 IDs differ", len(ids))
 	}
 }
