@@ -88,11 +88,21 @@ func TestP1_BrokerKnowsBetterThanTheCacheFile(t *testing.T) {
 	const ended = "gnt_00eeeeeeeeeeeeeeeeeeeeeeeeee"
 	token := b.token(func(c map[string]any) { c["jti"] = ended })
 	b.deny(wire.FeedEntry{Kind: wire.KindGrant, ID: ended, Until: time.Now().Add(time.Hour)})
-	v := must(verify.New(within(t, 20*time.Second), c))(t)
-	defer v.Close()
-	if err := refused(t, v, b, token); !errors.Is(err, verify.ErrRevoked) {
-		t.Errorf("a token that ended before the start: %v; want ErrRevoked", err)
+	// A start that took the second for which the broker is asked first has not heard it on this machine.
+	for range 5 {
+		began := time.Now()
+		v := must(verify.New(within(t, 20*time.Second), c))(t)
+		took := time.Since(began)
+		err := refused(t, v, b, token)
+		v.Close()
+		if errors.Is(err, verify.ErrRevoked) {
+			return
+		}
+		if took < time.Second {
+			t.Fatalf("a token that ended before the start: %v; want ErrRevoked", err)
+		}
 	}
+	t.Error("the broker was never heard within a second")
 }
 
 // TestCacheFileThatIsNotUsed: the verifier starts as if there were none.
