@@ -82,6 +82,7 @@ func answers(task, grant string) []answer {
 		{"Lookup", true, false, row{"ok", task, now, 3, t, rows{}}},
 		{"Lookup of a grant", true, false, row{"ok", grant, now, 3, t, g}},
 		{"List", false, false, row{"ok", "list", now, rows{t}, task, 0}},
+		{"List of what is due", false, false, row{"ok", "list", now, rows{}, "", 0, "7"}},
 		{"Watch", false, false, row{"ok", "watch", now, 7, 7, 3, "", entries, rows{lock}, rows{row{1, "all", "", until, 0, ""}}}},
 		{"Read", false, true, row{"ok", "keys", now, 1, "sealed", 0}},
 		{"Post", false, true, row{"ok", "kind"}},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -68,7 +69,7 @@ var fuzzed = sync.OnceValue(func() scripts { return newScripts(DefaultPrefix, 1)
 func hearing(text string) *Store {
 	s := &Store{
 		client: redis.NewClient(&redis.Options{}), limits: Config{}.Patient().limits, logger: slog.New(slog.DiscardHandler), prefix: DefaultPrefix,
-		scripts: fuzzed(), shards: 1, feeds: []string{keyOf(DefaultPrefix, 0, "feed")}, grantPrefixes: []string{keyOf(DefaultPrefix, 0, "g:")},
+		scripts: fuzzed(), shards: 1, rounds: make([]atomic.Uint64, 1), feeds: []string{keyOf(DefaultPrefix, 0, "feed")}, grantPrefixes: []string{keyOf(DefaultPrefix, 0, "g:")},
 	}
 	for _, l := range []*lanes{&s.issues, &s.ends, &s.beats, &s.lookups} {
 		*l = s.newLanes(1)
@@ -107,13 +108,14 @@ func ReadAll(ctx context.Context, text string) (believed []string, err error) {
 			}
 			return err
 		},
-		"End":               func(s *Store) error { return end(s, broker.Ending{Kind: broker.TargetTask, Task: task}) },
-		"End of a grant":    func(s *Store) error { return end(s, broker.Ending{Kind: broker.TargetGrant, Grant: grant}) },
-		"End of all":        func(s *Store) error { return end(s, broker.Ending{Kind: broker.TargetAll}) },
-		"Lookup":            func(s *Store) error { _, err := s.Lookup(ctx, broker.Ref{Task: task}); return err },
-		"Lookup of a grant": func(s *Store) error { _, err := s.Lookup(ctx, broker.Ref{Grant: grant}); return err },
-		"List":              func(s *Store) error { _, err := s.List(ctx, broker.Query{}); return err },
-		"List of grants":    func(s *Store) error { _, err := s.List(ctx, broker.Query{Grants: true}); return err },
+		"End":                 func(s *Store) error { return end(s, broker.Ending{Kind: broker.TargetTask, Task: task}) },
+		"End of a grant":      func(s *Store) error { return end(s, broker.Ending{Kind: broker.TargetGrant, Grant: grant}) },
+		"End of all":          func(s *Store) error { return end(s, broker.Ending{Kind: broker.TargetAll}) },
+		"Lookup":              func(s *Store) error { _, err := s.Lookup(ctx, broker.Ref{Task: task}); return err },
+		"Lookup of a grant":   func(s *Store) error { _, err := s.Lookup(ctx, broker.Ref{Grant: grant}); return err },
+		"List":                func(s *Store) error { _, err := s.List(ctx, broker.Query{}); return err },
+		"List of what is due": func(s *Store) error { _, err := s.List(ctx, broker.Query{Due: true}); return err },
+		"List of grants":      func(s *Store) error { _, err := s.List(ctx, broker.Query{Grants: true}); return err },
 		"Watch": func(s *Store) error {
 			_, err := (&reader{store: s, known: make([]*broker.Control, 1)}).read(ctx)
 			return err

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/binary"
 	"slices"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/errandhq/errand/broker"
@@ -129,7 +131,11 @@ func (l *listing) add(ctx context.Context, shard int, after string) error {
 			return nil
 		}
 		want := l.query.Limit + 1 - len(l.page.Tasks) - len(l.page.Grants)
-		r := l.store.send(ctx, []call{{script: l.store.scripts.list, shard: shard, echo: "list", args: append(l.args(), after, want)}})[0]
+		args := append(l.args(), after, want)
+		if l.query.Due {
+			args = append(args, l.store.rounds[shard].Load())
+		}
+		r := l.store.send(ctx, []call{{script: l.store.scripts.list, shard: shard, echo: "list", args: args}})[0]
 		if r.err == nil && r.status == "again" {
 			continue
 		}
@@ -143,6 +149,9 @@ func (l *listing) add(ctx context.Context, shard int, after string) error {
 		found := l.take(&r)
 		after = r.text()
 		l.last, more = r.placeIn(after), r.flag()
+		if l.query.Due {
+			r.round(&l.store.rounds[shard])
+		}
 		if r.err != nil {
 			return r.err
 		}
@@ -157,6 +166,16 @@ func (l *listing) add(ctx context.Context, shard int, after string) error {
 		}
 	}
 	return nil
+}
+
+// round keeps where the round through the tasks of a shard goes on.
+func (r *reply) round(at *atomic.Uint64) {
+	n, err := strconv.ParseUint(r.text(), 10, 64)
+	if err != nil {
+		r.fail("a place in a round that is none")
+		return
+	}
+	at.Store(n)
 }
 
 // take adds the tasks of an answer to the page, or returns the bare IDs of its grants.

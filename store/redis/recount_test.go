@@ -155,6 +155,9 @@ func (r *recount) step(advance func(time.Duration)) string {
 		}
 		return "revoke"
 	case n < 16:
+		if r.random.IntN(10) == 0 {
+			r.must(r.client.Del(ctx, "test1:{p00}:alarms").Err()) // sweeping puts them back
+		}
 		page, err := r.store.List(ctx, broker.Query{Due: true})
 		r.must(err)
 		for _, task := range page.Tasks {

@@ -24,6 +24,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -116,6 +117,7 @@ type Store struct {
 	shards        int
 	feeds         []string // by shard: the key of the feed, and what begins that of a grant
 	grantPrefixes []string
+	rounds        []atomic.Uint64 // by shard: where the round is that puts back what tasks lack in the sets
 
 	issues, ends, beats, lookups lanes
 	runners                      sync.WaitGroup // of the lanes
@@ -147,7 +149,7 @@ func New(ctx context.Context, c Config) (*Store, error) {
 	}
 	s := &Store{
 		client: client, cluster: cluster, limits: c.limits, clock: c.Now, logger: c.Logger, prefix: c.Prefix, deployment: c.Deployment,
-		scripts: newScripts(c.Prefix, c.Shards), shards: c.Shards,
+		scripts: newScripts(c.Prefix, c.Shards), shards: c.Shards, rounds: make([]atomic.Uint64, c.Shards),
 	}
 	for shard := range c.Shards {
 		s.feeds = append(s.feeds, keyOf(c.Prefix, shard, "feed"))

@@ -22,7 +22,7 @@ func TestWrongType(t *testing.T) {
 			"Grant", "Join", "Heartbeat", "End", "End of a grant", "End of all", "Lookup", "Lookup of a grant", "List", "List of what is due", "Watch",
 			"Read", "Post", "Notes",
 		},
-		"tasks":            {"Grant", "Join", "Heartbeat", "End", "End of a grant", "Lookup", "Lookup of a grant", "List"},
+		"tasks":            {"Grant", "Join", "Heartbeat", "End", "End of a grant", "Lookup", "Lookup of a grant", "List", "List of what is due"},
 		"g:":               {"End of a grant", "Lookup of a grant"},
 		"j:":               {"Join"}, // counts as used
 		"requests":         {"Grant"},

@@ -4,13 +4,35 @@
 --
 -- ARGV: epoch, 'list', 'tasks' or 'grants', which: 'all', 'due', 'of', 'below', 'ref' or 'ended', and of what, of
 -- 'ended' the first event that is meant and the first that is not any more; workload ('' for all), after ('' for
--- the beginning), how many. A place is a task's ID, or that and what follows it in the member of a grant.
+-- the beginning), how many; and, of 'due', where the round through all tasks is, which the answer says anew. A place is a task's ID, or that and what follows it in the member of a grant.
 local kind, which, what, workload, after, want = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
 local from = string.sub(after, 1, ID) -- the task of the place
 local looks = which == 'ended' and 400 or 100
 local out, reached, more = {}, after, false
 
 if which == 'due' and settle(200) then return {'again', 'list'} end
+
+-- put_back looks at some 25 tasks, and gives each back what it lacks in the sets, if one of these or a part of it was deleted:
+-- its members of the lists; an alarm, which rings at once; and if it has one and is due, since all that has rung is done, its
+-- place among the due ones. It returns where the round goes on.
+local function put_back(at)
+  local found = redis.call('HSCAN', TASKS, at, 'COUNT', 25)
+  for i = 1, #found[2], 2 do
+    local id, list = found[2][i], {}
+    local t = decode(read_task, found[2][i + 1], TASKS, id)
+    if t then listed_task(list, id, t.above, t.ref) end
+    local n = t and tonumber(redis.pcall('ZADD', LISTS, unpack(list))) or 0 -- what is due does not wait for lists that are none
+    if redis.call('ZADD', ALARMS, 'NX', now, id) == 1 then
+      n = 1
+    elseif t and not t.over and now >= t.due then
+      n = n + redis.call('ZADD', DUE, '0', id)
+    end
+    changed = changed or n > 0
+  end
+  return found[1]
+end
+local round = ARGV[9]
+if which == 'due' and after == '' then round = put_back(round) end
 
 -- is_before compares bytes: the language compares as the server's locale does.
 local function is_before(a, b)
@@ -138,4 +160,4 @@ elseif which == 'all' then
 else
   list_grants_of()
 end
-return {'ok', 'list', now, out, reached, more and 1 or 0}
+return {'ok', 'list', now, out, reached, more and 1 or 0, round}
