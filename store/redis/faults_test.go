@@ -232,6 +232,16 @@ func TestDataAreLost(t *testing.T) {
 	}
 }
 
+// TestNoControlList has a shard whose control list nobody is told of: that is an error, and not the end of the process.
+func TestNoControlList(t *testing.T) {
+	s := start(t)
+	store := s.open(t, redis.Config{}.Patient())
+	s.Must("HSET", "errand:{p00}:meta", "version", "-1")
+	if update, err := first(t.Context(), store, broker.Position{}); !errors.Is(err, broker.ErrUnavailable) {
+		t.Errorf("got %+v, error %v; want ErrUnavailable", update, err)
+	}
+}
+
 // bare is an ID as Redis has it.
 func bare[ID ~string](id ID) string { return string(id[6:]) }
 

@@ -27,6 +27,7 @@ func FuzzReply(f *testing.F) {
 		}
 	}
 	f.Add(packed(row{"ok", "probe", rows{"HSET"}}))
+	f.Add(packed(row{"ok", "watch", 1, 0, 0, 0, "", rows{}})) // the first answer, without a control list
 	f.Add(packed(row{"ended", "all", redis.AnyID, "completed", "caller", 1}))
 	for _, v := range []any{row{}, "ok", 1 << 60, nil} {
 		f.Add(packed(v))

@@ -169,7 +169,7 @@ func (r *reader) take(answer *reply, update *broker.Update, seen uint64) (more, 
 			entries = append(entries, e)
 		}
 	})
-	if answer.left > 0 {
+	if answer.left > 0 || r.known[answer.shard] == nil { // the first answer must have it
 		c := answer.control(version)
 		r.known[answer.shard] = &c
 		control = true
