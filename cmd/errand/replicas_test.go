@@ -145,14 +145,15 @@ func (e *example) verifier() *verify.Verifier {
 
 // workload is report, at one address.
 type workload struct {
-	base string
-	http *http.Client
+	base   string
+	http   *http.Client
+	endKey string // for the public listener, which knows nobody
 }
 
 func (e *example) workload(at string) workload {
 	transport := &http.Transport{TLSClientConfig: e.tls.Clone()}
 	e.t.Cleanup(transport.CloseIdleConnections)
-	return workload{"https://" + e.at[at], &http.Client{Transport: transport, Timeout: 5 * time.Second}}
+	return workload{base: "https://" + e.at[at], http: &http.Client{Transport: transport, Timeout: 5 * time.Second}}
 }
 
 func (w workload) call(method, path, body string, into any) (int, error) {
@@ -161,6 +162,9 @@ func (w workload) call(method, path, body string, into any) (int, error) {
 		return 0, err
 	}
 	req.Header.Set("Content-Type", wire.TypeJSON)
+	if w.endKey != "" {
+		req.Header.Set("Authorization", "EndKey "+w.endKey)
+	}
 	resp, err := w.http.Do(req)
 	if err != nil {
 		return 0, err
@@ -233,6 +237,49 @@ func TestTwoReplicas(t *testing.T) {
 	e.kill(verifiers)
 }
 
+// TestP10_TwoReplicasWithoutRedis: no replica is ready while Redis is away, and the balancer asks them all the same:
+// nothing is issued, ends are taken, and keys are served, to clients that connect now. All of it heals by itself.
+func TestP10_TwoReplicasWithoutRedis(t *testing.T) {
+	e := startExample(t)
+	var ending [2]wire.BeginResponse
+	for i := range ending {
+		ending[i] = e.workload("WORKLOAD").mustBegin(t, 600)
+	}
+	e.signal("redis", syscall.SIGSTOP)
+	soon(t, 30*time.Second, "the balancer takes both replicas for down, at both listeners", func() bool {
+		log, err := os.ReadFile(filepath.Join(e.state, "balancer.log"))
+		return err == nil && strings.Count(string(log), " is DOWN") == 4
+	})
+	asked := time.Now()
+	if status, err := e.workload("WORKLOAD").call("POST", wire.PathTasks, `{"name":"monthly-export","purpose":"try an outage"}`, nil); status != http.StatusServiceUnavailable {
+		t.Errorf("begin: %d, %v", status, err)
+	}
+	t.Logf("begin was refused after %s", time.Since(asked))
+	if status, err := e.workload("WORKLOAD").end(ending[0]); err != nil || status != http.StatusAccepted {
+		t.Errorf("end: %d, %v", status, err)
+	}
+	public := e.workload("PUBLIC")
+	public.endKey = ending[1].EndKey
+	if status, err := public.call("POST", wire.PathTasks+"/"+ending[1].Task.ID+"/end", `{"outcome":"failed","workload":"spiffe://dev.errand/report"}`, &wire.Receipt{}); err != nil || status != http.StatusAccepted {
+		t.Errorf("end at the public listener: %d, %v", status, err)
+	}
+	var jwks map[string]any
+	if status, err := public.call("GET", wire.PathJWKS, "", &jwks); err != nil || jwks["keys"] == nil {
+		t.Errorf("keys: %d, %v", status, err)
+	}
+	e.signal("redis", syscall.SIGCONT)
+	for _, at := range []string{"A_WORKLOAD", "B_WORKLOAD"} {
+		for _, begun := range ending {
+			soon(t, 30*time.Second, "the end is in Redis", func() bool {
+				live, err := e.workload(at).live(begun.Tokens[0].GrantID)
+				return err == nil && !live
+			})
+		}
+	}
+	soon(t, 30*time.Second, "a task begins again", func() bool { _, err := e.workload("WORKLOAD").begin(); return err == nil })
+	e.signal("redis", syscall.SIGSTOP) // Ctrl-C ends it all the same
+}
+
 // keys is what errand keys list prints, asking one replica.
 func (e *example) keys(at string) string {
 	e.t.Helper()
@@ -246,9 +293,9 @@ func (e *example) keys(at string) string {
 	return string(out)
 }
 
-func (e *example) pid(replica string) int {
+func (e *example) pid(name string) int {
 	e.t.Helper()
-	text, err := os.ReadFile(filepath.Join(e.state, replica, "pid"))
+	text, err := os.ReadFile(filepath.Join(e.state, name+".pid"))
 	if err != nil {
 		e.t.Fatal(err)
 	}
