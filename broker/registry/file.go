@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,6 +15,10 @@ import (
 
 	"github.com/errandhq/errand/broker"
 	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/lexer"
+	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -61,20 +67,80 @@ type Audience struct {
 	Binding string   `yaml:"binding"`  // Optional: certificate (default), identity or none.
 }
 
-// decode reads YAML that has nothing beyond File's fields. The errors of the decoder show the line.
+// byteOrderMark is what some editors begin a file with. It says nothing.
+const byteOrderMark = "\ufeff"
+
+// decode reads YAML that has nothing beyond File's fields. Its errors have the line and the column; those of keys that
+// are not known are joined.
 func decode(text []byte) (File, error) {
+	text = bytes.TrimPrefix(text, []byte(byteOrderMark))
+	tokens := lexer.Tokenize(string(text))
+	if i := slices.IndexFunc(tokens, func(t *token.Token) bool { return t.Type == token.TagType }); i >= 0 { // some make the decoder panic
+		return File{}, fmt.Errorf("registry: [%d:%d] there is a tag; write the value itself", tokens[i].Position.Line, tokens[i].Position.Column)
+	}
+	parsed, err := parser.Parse(tokens, 0)
+	if err != nil {
+		return File{}, notYAML(err)
+	}
+	var unknown []error
+	for _, doc := range parsed.Docs {
+		unknown = append(unknown, unknownKeys("", doc.Body, reflect.TypeFor[File]())...)
+	}
+	if unknown != nil {
+		return File{}, errors.Join(unknown...)
+	}
 	var file File
 	decoder := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict(), yaml.DisallowUnknownField())
 	switch err := decoder.Decode(&file); {
 	case errors.Is(err, io.EOF):
 		return File{}, errors.New("registry: the file is empty; register audiences and workloads")
 	case err != nil:
-		return File{}, fmt.Errorf("registry: %s", yaml.FormatError(err, false, true))
+		return File{}, notYAML(err)
 	}
 	if err := decoder.Decode(&File{}); !errors.Is(err, io.EOF) {
 		return File{}, errors.New("registry: there is a second document after ---; put everything into one")
 	}
 	return file, nil
+}
+
+// notYAML is an error of the decoder, on one line.
+func notYAML(err error) error {
+	text := yaml.FormatError(err, false, false)
+	if strings.Contains(text, "\t") || strings.Contains(text, "tab character") {
+		text = strings.ReplaceAll(text, "\t", `\t`) + "; indent with spaces, since YAML takes no tab there"
+	}
+	return fmt.Errorf("registry: %s", text)
+}
+
+// unknownKeys finds the keys in a node that t does not have, a struct or a list of them. What the node is beside that is
+// for the decoder to judge, and so are aliases.
+func unknownKeys(path string, node ast.Node, t reflect.Type) (unknown []error) {
+	switch node := node.(type) {
+	case *ast.SequenceNode:
+		for i, element := range node.Values {
+			if t.Kind() == reflect.Slice {
+				unknown = append(unknown, unknownKeys(fmt.Sprintf("%s[%d].", strings.TrimSuffix(path, "."), i), element, t.Elem())...)
+			}
+		}
+	case ast.MapNode:
+		if t.Kind() != reflect.Struct {
+			return nil
+		}
+		fields := map[string]reflect.Type{}
+		for field := range t.Fields() {
+			fields[field.Tag.Get("yaml")] = field.Type
+		}
+		for pair := node.MapRange(); pair.Next(); {
+			name, at := pair.Key().GetToken().Value, pair.Key().GetToken().Position
+			if field, ok := fields[name]; ok {
+				unknown = append(unknown, unknownKeys(path+name+".", pair.Value(), field)...)
+			} else if !pair.Key().IsMergeKey() {
+				unknown = append(unknown, fmt.Errorf("registry: [%d:%d] %s%s is not a key; there are %s",
+					at.Line, at.Column, path, name, strings.Join(slices.Sorted(maps.Keys(fields)), ", ")))
+			}
+		}
+	}
+	return unknown
 }
 
 func (r *Registry) addAudience(a Audience) error {

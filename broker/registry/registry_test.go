@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -103,6 +104,8 @@ func TestRefused(t *testing.T) {
 		"detail type twice":           {"details: [payment, customer]", "details: [payment, payment]", "duplicate"},
 		"detail type with a space":    {"details: [payment, customer]", "details: [\"pay ment\"]", "not allowed"},
 		"not YAML":                    {"audiences:", "audiences: [", "registry"},
+		"a tag for a list":            {"scopes: [legacy:read]", "scopes: !x 0", "registry: [12:13] there is a tag"},
+		"a tab":                       {"    owner: team-fin", "\towner: team-fin", `registry: [16:1] found character '\t' that cannot start any token; indent with spaces`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			text := strings.Replace(good, c.old, c.new, 1)
@@ -139,6 +142,39 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestEveryUnknownKey: all of them are reported at once, each on one line with its place.
+func TestEveryUnknownKey(t *testing.T) {
+	text := strings.NewReplacer("owner: team-shop\n    hosts", "ownr: team-shop\n    hosts", "risk: low", "risc: low", "workloads:", "workload: []\nworkloads:").Replace(good)
+	_, err := registry.Parse([]byte(text))
+	want := []string{
+		"registry: [4:5] audiences[0].ownr is not a key; there are binding, details, hosts, ",
+		"registry: [14:1] workload is not a key; there are audiences, sources, workloads",
+		"registry: [19:5] workloads[0].risc is not a key; there are boundary, ceiling, ",
+	}
+	got := strings.Split(fmt.Sprint(err), "\n")
+	if len(got) != len(want) {
+		t.Fatalf("got %v", err)
+	}
+	for i := range want {
+		if !strings.HasPrefix(got[i], want[i]) {
+			t.Errorf("%q; want %q", got[i], want[i])
+		}
+	}
+	const merged = "audiences:\n- name: a\n  <<: {owner: o, scopes: [s]}\n"
+	if _, err := registry.Parse([]byte(merged)); err != nil {
+		t.Errorf("a mapping that merges another one: %v", err)
+	}
+	if _, err := registry.Parse([]byte(strings.Replace(merged, "owner: o", "owner: o, ownr: o", 1))); err == nil || !strings.Contains(err.Error(), "ownr") {
+		t.Errorf("a key that is not known in what is merged: %v", err)
+	}
+}
+
+func TestByteOrderMark(t *testing.T) {
+	if _, err := registry.Parse([]byte("\ufeff" + good)); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestLoad(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "registry.yaml")
 	if _, err := registry.Load(path); err == nil || !strings.Contains(err.Error(), path) {
@@ -162,6 +198,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(good)
 	f.Add("workloads: [{}]")
 	f.Add("a: &a [*a]")
+	f.Add("workloads:\n !0\n0000000")
 	f.Fuzz(func(t *testing.T, text string) {
 		r, err := registry.Parse([]byte(text))
 		if (r == nil) == (err == nil) {
