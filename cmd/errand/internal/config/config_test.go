@@ -249,6 +249,8 @@ func TestMistakes(t *testing.T) {
 		"twice":             {good + "issuer: x\n", []string{`errand.yaml:7:1: not valid YAML: mapping key "issuer" already defined at [1:1]`}},
 		"twice, dotted":     {good + "store.type: redis\n", []string{"errand.yaml:7:1: store.type must stand under its section: type, below store"}},
 		"not YAML":          {"issuer: 'x\n", []string{"errand.yaml:1:9: not valid YAML"}},
+		"a tab":             {good + "log:\n\tlevel: info\n", []string{`errand.yaml:8:1: not valid YAML: found character '\t' that cannot start any token; indent with spaces`}},
+		"a tab in quotes":   {good + "log: {level: \"\n\tinfo\"}\n", []string{"errand.yaml:8:1: not valid YAML: tab character cannot be used for indentation in double-quoted text; indent with spaces"}},
 		"a list":            {"- a\n", []string{"errand.yaml:1:1: the file must have keys"}},
 		"two documents":     {good + "---\n" + good, []string{"errand.yaml:8:7: there is a second document"}},
 		"no unit":           {good + "keys:\n  period: 30\n", []string{`errand.yaml:8:11: keys.period is "30"; it must be a duration with its unit`}},
@@ -475,6 +477,14 @@ func TestCheckFiles(t *testing.T) {
 		if got := err.(Problems)[i].String(); !strings.HasPrefix(got, want) {
 			t.Errorf("%q; want %q", got, want)
 		}
+	}
+}
+
+// TestByteOrderMark: one at the start of the file is no part of the first key, and of no line.
+func TestByteOrderMark(t *testing.T) {
+	c, problems := parse(t, "\ufeff"+good, nil, nil)
+	if problems != nil || c.Origin("issuer").String() != "errand.yaml:1:9" {
+		t.Errorf("the issuer is at %s: %v", c.Origin("issuer"), problems)
 	}
 }
 

@@ -1,10 +1,12 @@
 package config
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"regexp"
@@ -33,7 +35,7 @@ type Sources struct {
 func Load(s Sources) (*Config, error) {
 	file, err := os.Open(s.File)
 	if err != nil {
-		return nil, fmt.Errorf("%w; write one with  errand config init --out %s", err, s.File)
+		return nil, unopened(err, s.File)
 	}
 	defer file.Close()
 	text, err := io.ReadAll(io.LimitReader(file, MaxFile+1))
@@ -44,6 +46,17 @@ func Load(s Sources) (*Config, error) {
 		return nil, fmt.Errorf("%s has more than %d bytes", s.File, MaxFile)
 	}
 	return Parse(text, s)
+}
+
+// unopened says what to do about a file that cannot be opened.
+func unopened(err error, path string) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w; write one with  errand config init --out %s", err, path)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w; the user that errand runs as (%d) must be able to read it, and to enter the folders that it is in", err, os.Getuid())
+	}
+	return err
 }
 
 // Parse is Load with the text of the file.
@@ -91,15 +104,21 @@ func (r *reader) at(node ast.Node) Origin {
 	return Origin{File: r.file, Line: position.Line, Column: position.Column}
 }
 
+// byteOrderMark is what some editors begin a file with. It says nothing.
+const byteOrderMark = "\ufeff"
+
 // document reads the file, and reports whether it is one mapping, as it should be.
 func (r *reader) document(text []byte) bool {
-	file, err := parser.ParseBytes(text, 0)
+	file, err := parser.ParseBytes(bytes.TrimPrefix(text, []byte(byteOrderMark)), 0)
 	if err != nil {
 		origin, message := Origin{}, err.Error()
 		var bad yaml.Error
 		if errors.As(err, &bad) && bad.GetToken() != nil {
 			position := bad.GetToken().Position
 			origin, message = Origin{File: r.file, Line: position.Line, Column: position.Column}, bad.GetMessage()
+		}
+		if strings.Contains(message, "\t") || strings.Contains(message, "tab character") {
+			message = strings.ReplaceAll(message, "\t", `\t`) + "; indent with spaces, since YAML takes no tab there"
 		}
 		r.refuse(origin, "", "not valid YAML: %s", message)
 		return false
