@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -30,7 +31,8 @@ type completion struct {
 	*lookout
 	unrecorded
 	claimed time.Time
-	done    int // events
+	done    int   // events
+	failed  error // of ends that the store cannot tell of
 }
 
 // complete records the ends that a process has left, unless another one does.
@@ -109,7 +111,7 @@ func (c *completion) all(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return c.failed
 }
 
 // record waits until the events are durable.
@@ -185,13 +187,17 @@ func (c *completion) ends(ctx context.Context, ends []Ending) error {
 		return err
 	}
 	replies, err := c.Store.End(ctx, ends)
+	if err != nil && len(ends) == 1 { // it may be at fault itself, and not the store
+		c.failed = cmp.Or(c.failed, err)
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	var found []EndReply
 	for _, r := range replies {
-		if isAway(r.Err) {
-			return r.Err
+		if isAway(r.Err) { // the others do not wait for it
+			c.failed = cmp.Or(c.failed, r.Err)
 		}
 		if r.Err == nil && c.events.Has(r.Receipt.Event) {
 			r.Receipt.First = true // as it was told to the process that has not recorded it

@@ -118,12 +118,9 @@ func (b *Broker) endOne(ctx context.Context, p *pendingEnd) (Receipt, error) {
 	p.Event = b.rounds.event()
 	ctx = context.WithoutCancel(ctx)
 	asked := b.lost.within(p.Ending, b.Now())
-	replies, unsure, err := b.endTwice(ctx, storeTry, asked)
-	if err == nil && isAway(replies[0].Err) {
-		err = replies[0].Err
-	}
+	replies, err := b.endTwice(ctx, storeTry, asked)
 	if err != nil {
-		return b.endHere(p, unsure || !errors.Is(err, ErrUnavailable), err)
+		return b.endHere(p, errors.Is(err, ErrUnconfirmed), err)
 	}
 	if replies[0].Err != nil {
 		return Receipt{}, replies[0].Err

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -45,7 +46,7 @@ func (b *Broker) EndRef(ctx context.Context, by SourceRegistration, address stri
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeBudget)
 	defer cancel()
-	others := false
+	others, failed := false, error(nil)
 	query := Query{Ref: TaskRef{Kind: e.Ref.Kind, ID: e.Ref.ID}}
 	for {
 		page, err := b.Store.List(ctx, query)
@@ -66,18 +67,19 @@ func (b *Broker) EndRef(ctx context.Context, by SourceRegistration, address stri
 			}
 		}
 		n, err := b.endAll(ctx, by.Actor(), address, ends)
-		if ended += n; err != nil {
+		if ended += n; err != nil && n == 0 && len(ends) > 1 {
 			return ended, err
 		}
+		failed = cmp.Or(failed, err) // of some, for which the others do not wait
 		if query.After = page.Next; query.After == "" {
 			break
 		}
 	}
-	if others && ended == 0 {
+	if others && ended == 0 && failed == nil {
 		return 0, b.refuseSource(by, address, e, RuleSourceWorkload, "the tasks that carry this reference are of workloads whose tasks it may not end",
 			"workload", "the workload among those of "+by.Name+" in the inventory, under sources")
 	}
-	return ended, nil
+	return ended, failed
 }
 
 func (e RefEnd) check() error {
@@ -117,19 +119,8 @@ func (b *Broker) endAll(ctx context.Context, actor, address string, ends []Endin
 	for i := range ends {
 		ends[i].Event = b.rounds.event()
 	}
-	replies, unsure, err := b.endTwice(ctx, storeTry, ends...)
-	if err != nil {
-		if unsure {
-			b.finish(pendingEnd{actor: actor, address: address}, ends...)
-		}
-		return 0, err
-	}
-	for i, r := range replies {
-		if isAway(r.Err) {
-			err = r.Err
-			b.finish(pendingEnd{actor: actor, address: address}, ends[i])
-		}
-	}
+	replies, _ := b.endTwice(ctx, storeTry, ends...) // each says for itself what it has come to
+	_, err = b.finishUnsure(pendingEnd{actor: actor, address: address}, ends, replies)
 	events := b.endEvents(replies, actor, address)
 	b.record(ctx, events)
 	return len(events), err

@@ -3,6 +3,7 @@ package broker
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -132,19 +133,24 @@ func (b *Broker) controlAll(ctx context.Context, req LockRequest, ends []Ending)
 		}
 	}
 	b.intend(ctx, events...)
-	replies, _, err := b.endTwice(ctx, withdrawCall, ends...)
+	replies, err := b.endTwice(ctx, withdrawCall, ends...)
 	if err != nil {
 		b.recordUnsure(ctx, err, events...)
 		return nil, err
 	}
 	receipts := make([]Receipt, len(replies))
 	var feed Position
+	var unsure []Event
 	for i, r := range replies {
+		if errors.Is(r.Err, ErrUnconfirmed) {
+			unsure = append(unsure, events[i])
+		}
 		receipts[i], events[i].Time = r.Receipt, r.Receipt.Ended
 		feed = feed.union(r.Receipt.Feed)
 		err = cmp.Or(err, r.Err)
 	}
 	b.record(ctx, slices.DeleteFunc(events, func(e Event) bool { return e.Time.IsZero() })) // those that were refused
+	b.recordUnsure(ctx, ErrUnconfirmed, unsure...)
 	b.seen(ctx, feed)
 	return receipts, err
 }

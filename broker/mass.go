@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -151,7 +152,8 @@ type running struct {
 	thumbprint string
 	selectors  []Selector
 	audiences  reached
-	met        bool // a task or a grant that it has named, whether or not that had ended before
+	failed     error // of some that it was to end, for which the others have not waited
+	met        bool  // a task or a grant that it has named, whether or not that had ended before
 }
 
 // reached are the audiences whose verifiers must know.
@@ -275,16 +277,21 @@ func (r *running) deny(ctx context.Context) error {
 		return nil
 	}
 	r.b.intend(ctx, r.sign(events)...)
-	replies, _, err := r.b.endTwice(ctx, withdrawCall, all...)
+	replies, err := r.b.endTwice(ctx, withdrawCall, all...)
 	if err != nil {
 		r.b.recordUnsure(ctx, err, r.sign(events)...)
 		return err
 	}
+	var done, unsure []Event
 	for i, reply := range replies {
 		if reply.Err != nil {
-			return reply.Err
+			if err = cmp.Or(err, reply.Err); errors.Is(reply.Err, ErrUnconfirmed) {
+				unsure = append(unsure, events[i])
+			}
+			continue
 		}
 		events[i].Time = reply.Receipt.Ended
+		done = append(done, events[i])
 		r.take(reply.Receipt)
 		r.Entries++
 		if audience := all[i].Selector.Audience; audience != "" {
@@ -293,8 +300,9 @@ func (r *running) deny(ctx context.Context) error {
 			r.audiences.add(nil)
 		}
 	}
-	r.hand(ctx, events)
-	return nil
+	r.hand(ctx, done)
+	r.b.recordUnsure(ctx, ErrUnconfirmed, r.sign(unsure)...)
+	return err
 }
 
 // take sums up the receipts.

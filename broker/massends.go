@@ -19,9 +19,15 @@ func (r *running) endAll(ctx context.Context) error {
 	if ends := r.named(); ends != nil {
 		return r.endNamed(ctx, r.topmost(ctx, ends))
 	}
+	end := r.endGrants
 	if r.What == WhatTasks {
-		return r.endTasks(ctx, until)
+		end = r.endTasks
 	}
+	err := end(ctx, until)
+	return cmp.Or(err, r.failed)
+}
+
+func (r *running) endGrants(ctx context.Context, until time.Time) error {
 	return r.b.scan(ctx, r.Filter, true, func(found []GrantStatus) error {
 		var ends []Ending
 		for _, s := range found {
@@ -75,9 +81,11 @@ func (r *running) endTasks(ctx context.Context, until time.Time) error {
 // endChunks is end for as many as there are, while there is time: for one chunk at least.
 func (r *running) endChunks(ctx context.Context, ends []Ending, until time.Time) error {
 	for chunk := range slices.Chunk(ends, massChunk) {
-		if _, err := r.end(ctx, chunk); err != nil {
+		away, err := r.end(ctx, chunk)
+		if len(chunk) > 1 && len(away) == len(chunk) { // one alone may be at fault itself, and not the store
 			return err
 		}
+		r.failed = cmp.Or(r.failed, err)
 		if r.b.Now().After(until) {
 			return errTime
 		}
@@ -184,12 +192,9 @@ func (r *running) end(ctx context.Context, ends []Ending) (away []Ending, err er
 	for i := range ends {
 		ends[i].State, ends[i].Cause, ends[i].Reason, ends[i].Event = Revoked, CauseOperator, r.Reason, r.b.rounds.event()
 	}
-	replies, _, err := r.b.endTwice(ctx, withdrawCall, ends...)
-	if err != nil {
-		if errors.Is(err, ErrUnconfirmed) && r.named() == nil {
-			r.b.finish(r.pending(), ends...)
-		}
-		return ends, err
+	replies, _ := r.b.endTwice(ctx, withdrawCall, ends...) // each says for itself what it has come to
+	if r.named() == nil {
+		r.b.finishUnsure(r.pending(), ends, replies)
 	}
 	for i, reply := range replies {
 		switch {

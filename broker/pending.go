@@ -144,6 +144,18 @@ func (q *pending) unwritten() []*pendingEnd {
 	return slices.DeleteFunc(slices.Clone(q.list), func(p *pendingEnd) bool { return p.written })
 }
 
+// waiting are the tasks whose ends the store does not have.
+func (q *pending) waiting() map[TaskID]bool {
+	if q.size.Load() == 0 {
+		return nil
+	}
+	tasks := map[TaskID]bool{}
+	for _, p := range q.unwritten() {
+		tasks[p.Task] = true
+	}
+	return tasks
+}
+
 // wrote notes that the store has an end, or has nothing to end.
 func (q *pending) wrote(p *pendingEnd, receipt Receipt) {
 	q.mu.Lock()
@@ -278,6 +290,20 @@ func (b *Broker) finish(as pendingEnd, ends ...Ending) {
 	}
 }
 
+// finishUnsure is finish for those of some ends that may have happened. It returns for how many the store was away, and why.
+func (b *Broker) finishUnsure(as pendingEnd, ends []Ending, replies []EndReply) (away int, err error) {
+	for i, r := range replies {
+		if !isAway(r.Err) {
+			continue
+		}
+		away, err = away+1, r.Err
+		if errors.Is(r.Err, ErrUnconfirmed) {
+			b.finish(as, ends[i])
+		}
+	}
+	return away, err
+}
+
 // flushPending is the last try before the broker stops.
 func (b *Broker) flushPending(ctx context.Context) {
 	if b.PendingEnds() == 0 {
@@ -314,7 +340,7 @@ func (b *Broker) settlePending(ctx context.Context) error {
 }
 
 // writeBatches asks for all ends that the store does not have. Shards do not wait for each other: one
-// of them may be away alone.
+// of them may be away alone. Nor does any end wait for one that fails by itself.
 func (b *Broker) writeBatches(ctx context.Context) error {
 	shards := map[int][]*pendingEnd{}
 	for _, p := range b.pending.unwritten() {
@@ -322,35 +348,33 @@ func (b *Broker) writeBatches(ctx context.Context) error {
 	}
 	var all errgroup.Group
 	for _, list := range shards {
-		all.Go(func() error {
+		all.Go(func() (failed error) {
 			for batch := range slices.Chunk(list, maxPendingBatch) {
-				if err := b.writeBatch(ctx, batch); err != nil {
-					return err
+				away, err := b.writeBatch(ctx, batch)
+				if failed = cmp.Or(failed, err); away == len(batch) {
+					break
 				}
 			}
-			return nil
+			return failed
 		})
 	}
 	return all.Wait()
 }
 
-func (b *Broker) writeBatch(ctx context.Context, batch []*pendingEnd) error {
+// writeBatch returns for how many the store was away, and why.
+func (b *Broker) writeBatch(ctx context.Context, batch []*pendingEnd) (away int, err error) {
 	ends := make([]Ending, len(batch))
 	for i, p := range batch {
 		ends[i] = p.Ending
 	}
-	replies, err := b.tryEnd(ctx, storeTry, ends...)
-	if err != nil {
-		return err
-	}
-	for i, p := range batch {
-		if isAway(replies[i].Err) {
-			err = replies[i].Err
+	for i, reply := range b.endEach(ctx, storeTry, ends...) {
+		if isAway(reply.Err) {
+			away, err = away+1, reply.Err
 			continue
 		}
-		b.settle(p, replies[i])
+		b.settle(batch[i], reply)
 	}
-	return err
+	return away, err
 }
 
 // settle takes in the store's answer to one pending end, and records it.
@@ -391,37 +415,72 @@ func (b *Broker) mootEvent(p *pendingEnd, truth Receipt) Event {
 	return e
 }
 
-// endTwice asks the store, and once more when it may have happened, for at most limit each time. The
-// event IDs show what this call has ended. unsure says that the first answer did not tell.
-func (b *Broker) endTwice(ctx context.Context, limit time.Duration, ends ...Ending) (replies []EndReply, unsure bool, err error) {
-	replies, err = b.tryEnd(ctx, limit, ends...)
-	if unsure = errors.Is(err, ErrUnconfirmed); unsure {
-		replies, err = b.tryEnd(ctx, limit, ends...)
+// endTwice asks the store, and once more for what may have happened, for at most limit each time. The
+// event IDs show what this call has ended. Each reply has its own error, which says of one that the store was away for whether
+// it may have happened; when it was for all, that is the error.
+func (b *Broker) endTwice(ctx context.Context, limit time.Duration, ends ...Ending) ([]EndReply, error) {
+	replies := b.endEach(ctx, limit, ends...)
+	var again []Ending
+	var whose []int
+	for i, r := range replies {
+		if errors.Is(r.Err, ErrUnconfirmed) {
+			again, whose = append(again, ends[i]), append(whose, i)
+		}
 	}
-	if err != nil {
-		return nil, unsure, err
+	if len(again) > 0 {
+		for n, r := range b.endEach(ctx, limit, again...) {
+			if !isAway(r.Err) {
+				replies[whose[n]] = r
+			}
+		}
 	}
 	for i := range replies {
 		r := &replies[i].Receipt
 		r.First = r.First || r.Event == ends[i].Event
 	}
-	return replies, unsure, nil
+	return replies, awayForAll(replies)
 }
 
-// tryEnd asks the store once, for at most limit.
+// tryEnd asks the store once, for at most limit, for ends of which each is as good as none without the others.
 func (b *Broker) tryEnd(ctx context.Context, limit time.Duration, ends ...Ending) ([]EndReply, error) {
+	replies := b.endEach(ctx, limit, ends...)
+	if i := slices.IndexFunc(replies, func(r EndReply) bool { return isAway(r.Err) }); i >= 0 {
+		return nil, replies[i].Err
+	}
+	return replies, nil
+}
+
+// endEach asks the store once, for at most limit. What it says of all together is in each reply.
+func (b *Broker) endEach(ctx context.Context, limit time.Duration, ends ...Ending) []EndReply {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	replies, err := b.Store.End(ctx, ends)
 	if err == nil && len(replies) != len(ends) {
 		err = fmt.Errorf("%w: %d answers to %d ends", ErrUnconfirmed, len(replies), len(ends))
 	}
-	if err == nil {
-		b.lost.count(ends, replies)
-		b.followers.ended(replies)
-		b.adoptions.ended(replies, b.Now())
+	if err != nil {
+		if !isAway(err) {
+			err = fmt.Errorf("%w: %w", ErrUnconfirmed, err)
+		}
+		return slices.Repeat([]EndReply{{Err: err}}, len(ends))
 	}
-	return replies, err
+	b.lost.count(ends, replies)
+	b.followers.ended(replies)
+	b.adoptions.ended(replies, b.Now())
+	return replies
+}
+
+// awayForAll is the error of ends that the store was away for, if it was for all of them: ErrUnconfirmed when any may have happened.
+func awayForAll(replies []EndReply) (err error) {
+	for _, r := range replies {
+		if !isAway(r.Err) {
+			return nil
+		}
+		if err == nil || errors.Is(r.Err, ErrUnconfirmed) {
+			err = r.Err
+		}
+	}
+	return err
 }
 
 // isAway reports whether an error says that the store could not answer.

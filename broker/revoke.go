@@ -135,7 +135,7 @@ func (b *Broker) control(ctx context.Context, end Ending, event Event) (Receipt,
 	end.Event = event.ID
 	b.intend(ctx, event)
 	// What may have happened is said twice rather than without an event: it does no harm.
-	replies, _, err := b.endTwice(ctx, withdrawCall, end)
+	replies, err := b.endTwice(ctx, withdrawCall, end)
 	if err != nil {
 		b.recordUnsure(ctx, err, event)
 		return Receipt{}, err

@@ -75,7 +75,10 @@ type Store interface {
 	Heartbeat(context.Context, []Beat) ([]Pulse, error)
 
 	// End puts each target into its final state and writes one feed entry for it, however large
-	// the tree below. Targets are independent of each other; the replies are in their order.
+	// the tree below. Targets are independent of each other; the replies are in their order. One that
+	// cannot be told of, as when its shard is away, holds up no other: it has ErrUnavailable or
+	// ErrUnconfirmed in its reply. Only when that is so of all of them End itself fails, with
+	// ErrUnconfirmed if any may have happened.
 	//
 	// The first end wins. A task that is already past its lease or deadline, or below a task that
 	// has ended, gets the state and the moment of that; whichever call writes it has First true.
@@ -306,7 +309,7 @@ type EndReply struct {
 	Receipt Receipt
 	Task    Task // of a task or grant target
 	Grant   Grant
-	Err     error // ErrNotFound, ErrAdopted, ErrInvalid for an ending that makes no sense, or nil
+	Err     error // ErrNotFound, ErrAdopted, ErrInvalid for an ending that makes no sense, ErrUnavailable, ErrUnconfirmed, or nil
 
 	// Audiences are those whose verifiers must know, sorted: of a task or grant target, those that had tokens in
 	// its tree or the grant's one; nil for every audience, which is right for all other kinds.

@@ -1,8 +1,9 @@
 package broker
 
 import (
+	"cmp"
 	"context"
-	"errors"
+	"slices"
 	"time"
 )
 
@@ -18,24 +19,27 @@ const sweepTimeout = 5 * time.Second
 func (b *Broker) Sweep(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
+	var failed error
 	for query := (Query{Due: true}); ; {
 		page, err := b.Store.List(ctx, query)
 		if err != nil {
 			return err
 		}
-		if err := b.sweepPage(ctx, page.Tasks); err != nil {
-			return err
-		}
-		if query.After = page.Next; query.After == "" {
-			return nil
+		away, err := b.sweepPage(ctx, page.Tasks)
+		failed = cmp.Or(failed, err)
+		if query.After = page.Next; query.After == "" || away > 1 && away == len(page.Tasks) {
+			return failed
 		}
 	}
 }
 
-// sweepPage ends the tasks of one page.
-func (b *Broker) sweepPage(ctx context.Context, tasks []Task) error {
+// sweepPage ends the tasks of one page, and returns for how many the store was away, and why. Those whose ends this
+// replica brings into the store anyway it leaves alone.
+func (b *Broker) sweepPage(ctx context.Context, tasks []Task) (away int, err error) {
+	waiting := b.pending.waiting()
+	tasks = slices.DeleteFunc(slices.Clone(tasks), func(t Task) bool { return waiting[t.ID] })
 	if len(tasks) == 0 {
-		return nil
+		return 0, nil
 	}
 	round := b.rounds.enter()
 	defer b.rounds.leave(round)
@@ -43,14 +47,8 @@ func (b *Broker) sweepPage(ctx context.Context, tasks []Task) error {
 	for i, task := range tasks {
 		ends[i] = Ending{Kind: TargetTask, Task: task.ID, IfDue: true, Event: b.rounds.event()}
 	}
-	replies, err := b.Store.End(ctx, ends)
-	if err != nil {
-		if errors.Is(err, ErrUnconfirmed) {
-			b.finish(pendingEnd{actor: sweeper}, ends...)
-		}
-		return err
-	}
-	b.followers.ended(replies)
+	replies := b.endEach(ctx, sweepTimeout, ends...)
+	away, err = b.finishUnsure(pendingEnd{actor: sweeper}, ends, replies)
 	b.handOver(b.endEvents(replies, sweeper, ""))
-	return nil
+	return away, err
 }

@@ -1,8 +1,8 @@
 package broker
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -29,6 +29,7 @@ func (b *Broker) Withdraw(ctx context.Context, td spiffeid.TrustDomain) (ended i
 	); err != nil {
 		return 0, err
 	}
+	var failed error
 	err = b.eachActive(ctx, func(tasks []Task) error {
 		var ends []Ending
 		for _, task := range tasks {
@@ -37,10 +38,13 @@ func (b *Broker) Withdraw(ctx context.Context, td spiffeid.TrustDomain) (ended i
 			}
 		}
 		n, err := b.endPage(ctx, ends)
-		ended += n
-		return err
+		if ended += n; err != nil && n == 0 && len(ends) > 1 {
+			return err
+		}
+		failed = cmp.Or(failed, err) // of some, for which the others do not wait
+		return nil
 	})
-	return ended, err
+	return ended, cmp.Or(err, failed)
 }
 
 // TrustDomains returns the trust domains that have active tasks, in the order of their names. Errors:
@@ -93,14 +97,9 @@ func (b *Broker) endPage(ctx context.Context, ends []Ending) (ended int, err err
 	for i := range ends {
 		ends[i].Event = b.rounds.event()
 	}
-	replies, _, err := b.endTwice(ctx, withdrawCall, ends...)
-	if err != nil {
-		if errors.Is(err, ErrUnconfirmed) {
-			b.finish(pendingEnd{actor: sweeper}, ends...)
-		}
-		return 0, err
-	}
+	replies, _ := b.endTwice(ctx, withdrawCall, ends...) // each says for itself what it has come to
+	_, err = b.finishUnsure(pendingEnd{actor: sweeper}, ends, replies)
 	events := b.endEvents(replies, sweeper, "")
 	b.record(ctx, events)
-	return len(events), nil
+	return len(events), err
 }

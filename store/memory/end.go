@@ -7,7 +7,7 @@ import (
 	"github.com/errandhq/errand/broker"
 )
 
-// End puts each target into its final state.
+// End puts each target into its final state. It can tell of each.
 func (s *Store) End(_ context.Context, ends []broker.Ending) ([]broker.EndReply, error) {
 	now := s.enter()
 	defer s.mu.Unlock()

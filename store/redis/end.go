@@ -12,7 +12,7 @@ import (
 )
 
 // End puts each target into its final state: one script for each task and grant, all in one round
-// trip, and one in each shard for what concerns every shard.
+// trip, and one in each shard for what concerns every shard. Each has its own error.
 func (s *Store) End(ctx context.Context, ends []broker.Ending) ([]broker.EndReply, error) {
 	if len(ends) > 1 { // in several round trips, perhaps
 		var cancel context.CancelFunc
@@ -22,27 +22,18 @@ func (s *Store) End(ctx context.Context, ends []broker.Ending) ([]broker.EndRepl
 	replies := make([]broker.EndReply, len(ends))
 	var calls []call
 	var whose []int
-	var failure error
-	done := 0
-	keep := func(i int, out broker.EndReply, err error) {
-		replies[i] = out
-		if err == nil {
-			done++
-		} else if failure == nil || errors.Is(err, broker.ErrUnconfirmed) {
-			failure = err
-		}
-	}
 	flush := func() {
 		for n, r := range s.run(ctx, s.ends, calls...) {
-			out, err := s.endReply(r)
-			keep(whose[n], out, err)
+			replies[whose[n]] = s.endReply(r)
 		}
 		calls, whose = nil, nil
 	}
 	everywhere := 0 // how many of the last ones concern every shard
 	flushEverywhere := func(until int) {
 		for n, c := range s.endEverywhere(ctx, ends[until-everywhere:until]) {
-			keep(until-everywhere+n, c.reply, c.err)
+			if replies[until-everywhere+n] = c.reply; c.err != nil {
+				replies[until-everywhere+n] = broker.EndReply{Err: c.err}
+			}
 		}
 		everywhere = 0
 	}
@@ -64,13 +55,24 @@ func (s *Store) End(ctx context.Context, ends []broker.Ending) ([]broker.EndRepl
 	}
 	flushEverywhere(len(ends))
 	flush()
-	if failure != nil && done > 0 {
-		failure = unconfirmed(failure) // some have ended
-	}
-	if failure != nil {
-		return nil, failure
+	if err := ofAll(replies); err != nil {
+		return nil, err
 	}
 	return replies, nil
+}
+
+// ofAll is the error of an End that can tell of none of its targets.
+func ofAll(replies []broker.EndReply) (failure error) {
+	for _, r := range replies {
+		unsure := errors.Is(r.Err, broker.ErrUnconfirmed)
+		if !unsure && !errors.Is(r.Err, broker.ErrUnavailable) {
+			return nil
+		}
+		if failure == nil || unsure {
+			failure = r.Err
+		}
+	}
+	return failure
 }
 
 // endCall is the call for a task or a grant; there is none for one that cannot be.
@@ -107,23 +109,21 @@ func (s *Store) endCall(e broker.Ending) (call, bool) {
 }
 
 // endReply reads what became of a task or a grant.
-func (s *Store) endReply(r reply) (broker.EndReply, error) {
+func (s *Store) endReply(r reply) broker.EndReply {
 	if r.err != nil {
-		return broker.EndReply{}, r.err
+		return broker.EndReply{Err: r.err}
 	}
 	if r.status != "ok" && r.status != "active" {
-		err := r.refusal()
-		if errors.Is(err, broker.ErrUnconfirmed) {
-			return broker.EndReply{}, err
-		}
-		return broker.EndReply{Err: err}, nil
+		return broker.EndReply{Err: r.refusal()}
 	}
 	now, first := r.moment(), r.flag()
 	out := broker.EndReply{Task: r.task(now)}
 	if r.status == "active" {
 		out.Receipt = broker.Receipt{Task: out.Task.ID, State: broker.Active}
-		out.Err = s.spoilt(&r)
-		return out, r.err
+		if out.Err = s.spoilt(&r); r.err != nil {
+			return broker.EndReply{Err: r.err}
+		}
+		return out
 	}
 	l := r.list()
 	out.Receipt = broker.Receipt{
@@ -141,14 +141,14 @@ func (s *Store) endReply(r reply) (broker.EndReply, error) {
 		r.fail(err.Error())
 	}
 	if r.err != nil {
-		return broker.EndReply{}, r.err
+		return broker.EndReply{Err: r.err}
 	}
 	s.reached(r.epoch, r.shard, position[r.shard])
 	if err := s.spoilt(&r); err != nil {
-		return broker.EndReply{Err: err}, nil
+		return broker.EndReply{Err: err}
 	}
 	out.Receipt.Feed = broker.Position{Epoch: r.epoch, Numbers: position}
-	return out, nil
+	return out
 }
 
 // audiences reads a list of them, sorted; nil stands for every audience.

@@ -194,7 +194,11 @@ func TestAnswersOfARun(t *testing.T) {
 	l := newLiar(t)
 	other := begin(t, l.store).Task.ID
 	ends := func(ctx context.Context) (any, error) {
-		return l.store.End(ctx, []broker.Ending{completing(l.task), completing(other)})
+		replies, err := l.store.End(ctx, []broker.Ending{completing(l.task), completing(other)})
+		for _, r := range replies { // each has its own error
+			err = errors.Join(err, r.Err)
+		}
+		return replies, err
 	}
 	of := func(id broker.TaskID) row {
 		for _, a := range answers(bare(id), "") {

@@ -253,6 +253,12 @@ func endBatch(b *bench) {
 	if replies := b.ends(); len(replies) != 0 {
 		b.Errorf("no targets: got %v", replies)
 	}
+	// What is said of each is no failure of the call, also when it is said of all.
+	for i, reply := range b.ends(due(broker.NewTaskID(b.shard)), broker.Ending{Kind: "what"}, due("")) {
+		if want := []error{broker.ErrNotFound, broker.ErrInvalid, broker.ErrNotFound}[i]; !errors.Is(reply.Err, want) {
+			b.Errorf("target %d: %+v; want error %v", i, reply, want)
+		}
+	}
 }
 
 func endAudiences(b *bench) {
