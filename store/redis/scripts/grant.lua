@@ -128,7 +128,7 @@ local function main(key, last_key)
   local b = 8 + 4 * asks -- where the begin stands
   local begin = b <= #args
   local raws = {}
-  if key <= last_key then raws = redis.call('MGET', unpack(KEYS, key, last_key)) end
+  if key <= last_key then raws = redis.call('MGET', unpack(KEYS, key, last_key)) end -- some 40: a begin's tokens, and a replay's
   local answer = earlier(id, workload, asks, begin, b, key, last_key, raws)
   if answer then return answer end
 
@@ -188,7 +188,7 @@ local function main(key, last_key)
   end
   if asks > 0 or begin then used[workload], changed = u, true end
   if not begin then
-    if asks > 0 then redis.call('ZADD', LISTS, unpack(listed)) end
+    in_parts('ZADD', LISTS, listed)
     return {'issued', id, now, version, number, expiries, task_reply(path)}
   end
 
@@ -207,7 +207,7 @@ local function main(key, last_key)
   redis.call('HSET', TASKS, id, cmsgpack.pack(fields))
   tasks[id] = nil -- a later call of this run finds it
   listed_task(listed, id, ancestors, ref)
-  redis.call('ZADD', LISTS, unpack(listed))
+  in_parts('ZADD', LISTS, listed)
   redis.call('ZADD', ALARMS, math.min(now + until_first, deadline), id)
   if request ~= '' then redis.call('HSET', REQUESTS, request, id) end
   return {'begun', id, now, version, number, expiries, deadline, ancestors}

@@ -6,9 +6,8 @@
 local notes, order = KEYS[NKEYS + 1], KEYS[NKEYS + 2]
 
 local function take_down(ids)
-  if #ids == 0 then return end
-  redis.call('HDEL', notes, unpack(ids))
-  redis.call('ZREM', order, unpack(ids))
+  in_parts('HDEL', notes, ids)
+  in_parts('ZREM', order, ids)
 end
 
 for i = 3, #ARGV, 3 do

@@ -34,6 +34,11 @@ local function decode(read, raw, key, id)
   return nil
 end
 
+-- in_parts gives a command many values, so many at once as the language can unpack.
+local function in_parts(command, key, values)
+  for i = 1, #values, 1000 do redis.call(command, key, unpack(values, i, math.min(i + 999, #values))) end
+end
+
 local writers = {} -- what writes the records that have changed
 
 -- finish writes all that has changed and how far the shard is, and returns the answer.

@@ -39,7 +39,7 @@ local function unlist_grants(task, all, limit)
   local till = all and LAST or struct.pack('>I4', second)
   local members = redis.call('ZRANGEBYLEX', LISTS, '(g' .. task, '(g' .. task .. till, 'LIMIT', 0, limit)
   if #members > 0 then
-    redis.call('ZREM', LISTS, unpack(members))
+    in_parts('ZREM', LISTS, members)
     changed = true
   end
   return #members

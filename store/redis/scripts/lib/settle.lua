@@ -17,13 +17,19 @@ local function drop(id)
   redis.call('ZREM', ALARMS, id)
 end
 
+-- What one run may still do of it, for which all others must wait: so many tasks, and grants that go off the lists.
+local rings, grants = 400, 1000
+
 -- settle does what has come due, at most limit of it, and reports whether there may be more. A task that is
 -- alive comes due whenever its lease would have passed without a heartbeat, and so, some time after they have
 -- gone, its grants go off the lists.
 local function settle(limit)
-  local ids = redis.call('ZRANGEBYSCORE', ALARMS, '-inf', now, 'LIMIT', 0, limit)
+  if grants == 0 then rings = 0 end
+  limit = math.min(limit, rings)
+  local ids = redis.call('ZRANGEBYSCORE', ALARMS, '-inf', now, 'LIMIT', 0, math.max(1, limit))
   if #ids == 0 then return false end
-  local grants = 5 * limit -- that may go off the lists
+  if limit == 0 then return true end
+  rings = rings - #ids
 
   local function ring(id)
     local t = load_task(id)

@@ -54,7 +54,7 @@ local function save_tasks()
   end
   if #fields > 0 then
     changed = true
-    redis.call('HSET', TASKS, unpack(fields))
+    in_parts('HSET', TASKS, fields)
   end
 end
 writers[#writers + 1] = save_tasks
