@@ -66,6 +66,7 @@ type Broker struct {
 	pending  pending
 	rounds   rounds
 	known    known
+	removals removals
 	lost     lostEnds
 	endKeys  endKeys
 
@@ -109,7 +110,7 @@ func New(c Config) (*Broker, error) {
 	}
 	c.EndKeySecret = nil // it is in keys, which does not print it
 	return &Broker{
-		Config: c, view: newView(), pending: newPending(), rounds: newRounds(), known: newKnown(), lost: newLostEnds(), followers: newFollowers(), endKeys: keys,
+		Config: c, view: newView(), pending: newPending(), rounds: newRounds(), known: newKnown(), removals: newRemovals(), lost: newLostEnds(), followers: newFollowers(), endKeys: keys,
 		verifiers: newVerifiers(), watchers: newWatchers(), adoptions: newAdoptions(),
 		backlog: backlog{max: maxBacklog, wake: make(chan struct{})},
 	}, nil
@@ -123,12 +124,14 @@ func (b *Broker) Run(ctx context.Context) error {
 	tasks.Go(func() error { return b.sweepEvery(ctx, b.SweepInterval) })
 	tasks.Go(func() error { return b.writeBacklog(ctx) })
 	tasks.Go(func() error { return b.writePending(ctx) })
+	tasks.Go(func() error { return b.writeRemovals(ctx) })
 	tasks.Go(func() error { return b.recordRefusals(ctx) })
 	tasks.Go(func() error { return b.shareVerifiers(ctx) })
 	tasks.Go(func() error { return b.tellProgress(ctx) })
 	tasks.Go(func() error { return b.reconcile(ctx) })
 	err := tasks.Wait()
 	b.flushPending(ctx)
+	b.flushRemovals(ctx)
 	if events := b.refusals.due(b.Now(), true); len(events) > 0 {
 		b.handOver(events)
 	}

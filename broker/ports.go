@@ -37,8 +37,9 @@ type Minter interface {
 	// token would be too large for verifiers.
 	Draft(context.Context, Task, Grant) (Draft, error)
 	// Retire takes a key out of use at once and stops publishing it; doing it again is no error.
-	// ErrNotFound when there is no such key, ErrUnconfirmed when other replicas may not know it yet,
-	// ErrSigning when nothing can take its place yet: in both cases this replica has done it.
+	// ErrNotFound when there is no such key, ErrUnavailable when nobody can tell whether there is. ErrUnconfirmed
+	// when other replicas may not know it yet, and ErrSigning when nothing can take its place yet: in both cases this
+	// replica has done it.
 	Retire(kid string) error
 	// Deny is told of every key that the store's feed denies, since another replica may have retired
 	// it: it signs nothing and is not published from then on. It must not block.

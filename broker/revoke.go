@@ -24,7 +24,8 @@ type Revocation struct {
 // Revoke makes tokens dead: a task's with everything below it, one grant's, or those that a selector
 // matches and that were issued before this moment. When it returns nil they are dead for every
 // look-up; those of a key are dead at every verifier, and the key signs nothing any more. While the
-// store is away a task or grant is revoked as End does it with an end key; the rest is refused.
+// store is away a task or grant is revoked as End does it with an end key, and so is a key: it is out of use here, which
+// this replica's feed says, and the others are told when the store is back. The rest is refused.
 // Errors: ErrInvalid, ErrNotFound and those of the store. ErrUnconfirmed or ErrSigning beside the
 // receipt of a key: it is denied, and is out of use here and wherever the feed is heard, but that is
 // not in the replicas' common record yet, or there is no other key yet.
@@ -69,10 +70,13 @@ func (b *Broker) Revoke(ctx context.Context, r Revocation) (Receipt, error) {
 // with it after the denial. Replicas that the one does not reach hear of the other.
 func (b *Broker) revokeKey(ctx context.Context, end Ending, event Event) (Receipt, error) {
 	retired := b.Minter.Retire(end.Key)
-	if errors.Is(retired, ErrNotFound) {
+	if errors.Is(retired, ErrNotFound) || errors.Is(retired, ErrUnavailable) {
 		return Receipt{}, retired
 	}
 	receipt, err := b.control(ctx, end, event)
+	if err == nil && !receipt.Durable && errors.Is(retired, ErrUnconfirmed) {
+		retired = nil // the receipt says it
+	}
 	return receipt, errors.Join(err, retired)
 }
 
@@ -134,14 +138,23 @@ func (b *Broker) control(ctx context.Context, end Ending, event Event) (Receipt,
 	event.ID = b.rounds.event()
 	end.Event = event.ID
 	b.intend(ctx, event)
+	limit := withdrawCall
+	if end.Kind == TargetKey {
+		limit = storeTry // there is an answer without the store
+	}
 	// What may have happened is said twice rather than without an event: it does no harm.
-	replies, err := b.endTwice(ctx, withdrawCall, end)
+	replies, err := b.endTwice(ctx, limit, end)
+	if isAway(err) && end.Kind == TargetKey {
+		return b.removeHere(ctx, end, event)
+	}
 	if err != nil {
 		b.recordUnsure(ctx, err, event)
 		return Receipt{}, err
 	}
-	if replies[0].Err != nil {
-		return Receipt{}, replies[0].Err
+	if err := replies[0].Err; isAway(err) && end.Kind == TargetKey {
+		return b.removeHere(ctx, end, event)
+	} else if err != nil {
+		return Receipt{}, err
 	}
 	receipt := replies[0].Receipt
 	if receipt.First {

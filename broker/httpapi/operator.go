@@ -69,17 +69,30 @@ func (a *API) rotateKey(ctx context.Context, r request[wire.OperatorRequest]) (w
 	return wire.KeyRotation{Active: kid}, err
 }
 
-func (a *API) revokeKey(ctx context.Context, r request[wire.OperatorRequest]) (wire.KeyRevocation, error) {
+// keyRevoked is 202 while the store does not have it.
+type keyRevoked struct{ wire.KeyRevocation }
+
+func (k keyRevoked) status() int {
+	if k.Durable {
+		return http.StatusOK
+	}
+	return http.StatusAccepted
+}
+
+func (a *API) revokeKey(ctx context.Context, r request[wire.OperatorRequest]) (keyRevoked, error) {
 	receipt, err := a.Broker.Revoke(ctx, broker.Revocation{
 		Key: r.ID, Actor: r.Operator.Name, Address: r.Operator.Address, Thumbprint: r.Operator.Thumbprint, Reason: r.Body.Reason,
 	})
 	if err != nil {
-		return wire.KeyRevocation{}, err
+		return keyRevoked{}, err
 	}
-	return wire.KeyRevocation{
-		Event: string(receipt.Event), Key: r.ID, Reason: r.Body.Reason, RevokedAt: receipt.Ended.UTC(),
-		Feed: wire.Position(receipt.Feed).String(), Durable: receipt.Durable,
-	}, nil
+	out := wire.KeyRevocation{
+		Event: string(receipt.Event), Key: r.ID, Reason: r.Body.Reason, RevokedAt: receipt.Ended.UTC(), Durable: receipt.Durable,
+	}
+	if !receipt.Feed.IsZero() {
+		out.Feed = wire.Position(receipt.Feed).String()
+	}
+	return keyRevoked{out}, nil
 }
 
 func (a *API) listVerifiers(ctx context.Context, _ request[none]) (wire.VerifierList, error) {

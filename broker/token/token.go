@@ -94,15 +94,19 @@ func tooLarge(task broker.Task, grant broker.Grant, size int) error {
 // could not finish can repeat all of it. Errors are those of broker.Minter.
 func (m *Minter) Retire(kid string) error {
 	err := m.ring.Remove(kid)
-	switch {
-	case err == nil:
-		return nil
-	case !errors.Is(err, keys.ErrUnknownKey):
-		return unsigned(err)
-	case slices.ContainsFunc(m.ring.Keys(), func(k keys.Key) bool { return k.ID == kid && k.Removed }):
+	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%w: there is no key %s", broker.ErrNotFound, kid)
+	removed := slices.ContainsFunc(m.ring.Keys(), func(k keys.Key) bool { return k.ID == kid && k.Removed })
+	switch unknown := errors.Is(err, keys.ErrUnknownKey); {
+	case unknown && removed:
+		return nil
+	case unknown:
+		return fmt.Errorf("%w: there is no key %s", broker.ErrNotFound, kid)
+	case removed:
+		return unsigned(err)
+	}
+	return fmt.Errorf("%w: %w", broker.ErrUnavailable, err)
 }
 
 // unsigned turns an error of a ring that was to be changed into the domain's.

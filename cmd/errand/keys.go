@@ -102,7 +102,8 @@ func newKeysRevoke() *cobra.Command {
 		Short: "Kill every token that a key has signed, and the key",
 		Long: `revoke is for a key that is no longer secret. It is never used again, and every token that it has
 signed is dead at every verifier that listens, within milliseconds. If it was the active key, the next
-one signs at once; some verifiers have to fetch the keys again first.`,
+one signs at once; some verifiers have to fetch the keys again first. While the store is away it does so at
+the broker that is asked and its verifiers, says so, and the rest is done when the store is back.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 || args[0] == "" {
 				return usage(cmd, "name one key by its kid, as errand keys list shows it")
@@ -118,6 +119,10 @@ one signs at once; some verifiers have to fetch the keys again first.`,
 			var done wire.KeyRevocation
 			text, err := a.send(cmd, api.Request{Method: http.MethodPost, Path: pathOf(wire.PathKeyRevoke, args[0]), Body: wire.OperatorRequest{Reason: reason}}, &done)
 			return a.say(cmd, text, err, func() string {
+				if !done.Durable {
+					return fmt.Sprintf("%s is revoked at this broker and at the verifiers that listen to it; its store is away, and the others are told as soon as that is back\n"+
+						"%s in the audit log; repeat it then to be sure, or now at each of the other brokers", done.Key, done.Event)
+				}
 				return fmt.Sprintf("%s is revoked, and every token that it has signed is dead\n%s in the audit log, position %s of the feed", done.Key, done.Event, done.Feed)
 			})
 		},

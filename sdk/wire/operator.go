@@ -38,14 +38,15 @@ type KeyRotation struct {
 	Active string `json:"active"` // the kid that signs from now on
 }
 
-// KeyRevocation is the answer to the revocation of a key.
+// KeyRevocation is the answer to the revocation of a key: 200, or 202 when the store is away. Then the key is out of use
+// at this replica, whose verifiers hear of it at once; the others do when the store is back, unless this replica ends before.
 type KeyRevocation struct {
 	Event     string    `json:"event"`
 	Key       string    `json:"kid"`
 	Reason    string    `json:"reason"`
 	RevokedAt time.Time `json:"revoked_at"`
-	Feed      string    `json:"feed"` // the position at which verifiers know
-	Durable   bool      `json:"durable"`
+	Feed      string    `json:"feed,omitempty"` // the position at which verifiers know; none yet with 202
+	Durable   bool      `json:"durable"`        // the store has it
 }
 
 // More paths of the operator listener, beside GETs of PathTasks, PathTask and PathGrant, for which a viewer does:
