@@ -3,9 +3,11 @@ package server_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"reflect"
 	"slices"
@@ -19,20 +21,28 @@ import (
 	"github.com/errandhq/errand/broker/server"
 	"github.com/errandhq/errand/keys"
 	"github.com/errandhq/errand/sdk/verify"
+	"github.com/errandhq/errand/sdk/wire"
 	"github.com/errandhq/errand/store/redis"
 	"github.com/errandhq/errand/store/redistest"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// sharedRecord is a record in memory; full makes every write fail.
+// sharedRecord is a record in memory; full makes every write fail, and away everything.
 type sharedRecord struct {
 	mu      sync.Mutex
 	value   []byte
 	version uint64
 	full    bool
+	away    bool
 }
 
-var errFull = errors.New("disk full")
+var errFull, errAway = errors.New("disk full"), errors.New("nobody answers")
+
+func (r *sharedRecord) leave(away bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.away = away
+}
 
 func (r *sharedRecord) fill(full bool) {
 	r.mu.Lock()
@@ -43,12 +53,18 @@ func (r *sharedRecord) fill(full bool) {
 func (r *sharedRecord) Read(context.Context) ([]byte, uint64, time.Time, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.away {
+		return nil, 0, time.Time{}, errAway
+	}
 	return bytes.Clone(r.value), r.version, time.Now(), nil
 }
 
 func (r *sharedRecord) Write(_ context.Context, value []byte, version uint64) (bool, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.away {
+		return false, errAway
+	}
 	if r.full {
 		return false, errFull
 	}
@@ -153,6 +169,47 @@ func TestP11_ARemovedKeyIsDeadAtEveryReplica(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestP11_AKeyIsRevokedInAnOutage: it is answered with 202, and the verifiers of that replica are told; the other replica
+// is when the store is back, whether or not the record can be read by then.
+func TestP11_AKeyIsRevokedInAnOutage(t *testing.T) {
+	outage, record := failing(away), &sharedRecord{}
+	first, second := pair(t, record, withOperators, func(c *server.Config) { c.Store = outage.store(c.Store) })
+	v := first.verifier()
+	kid := second.activeKey()
+	c, peer := second.bearer(reportID)
+	old := c.begin().Tokens[0].AccessToken
+	if _, err := v.Verify(t.Context(), old, peer, verify.Scope("orders:read")); err != nil {
+		t.Fatal(err)
+	}
+	outage.fail()
+	record.leave(true)
+	admin := first.client(adminID)
+	revoke := func(kid string) answer {
+		return admin.send("POST", strings.Replace(wire.PathKeyRevoke, "{id}", kid, 1), `{"reason":"INC-7"}`, admin.at("operator"))
+	}
+	if a := revoke("typo"); a.status != http.StatusServiceUnavailable {
+		t.Errorf("what may be no key: %d %s", a.status, a.body)
+	}
+	var done wire.KeyRevocation
+	if a := revoke(kid); a.status != http.StatusAccepted || json.Unmarshal(a.body, &done) != nil || done.Durable || done.Feed != "" || done.Key != kid || done.Event == "" {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	if first.publishes(kid) || !second.publishes(kid) {
+		t.Error("it is published where it is revoked, or is not where nobody can know")
+	}
+	outage.mend()
+	first.eventually("the other replica lets go of it", func() bool { return !second.publishes(kid) && second.activeKey() != kid })
+	first.eventually("its token is refused", func() bool {
+		_, err := v.Verify(t.Context(), old, peer, verify.Scope("orders:read"))
+		return errors.Is(err, verify.ErrRevoked) || errors.Is(err, verify.ErrSignature) // when its key is not in the set any more
+	})
+	record.leave(false)
+	first.eventually("both replicas have the same keys", func() bool { return reflect.DeepEqual(first.Keys().Keys(), second.Keys().Keys()) })
+	if a := revoke(kid); a.status != http.StatusOK {
+		t.Errorf("again, when all is well: %d %s", a.status, a.body)
 	}
 }
 
