@@ -151,10 +151,8 @@ func (b *Broker) control(ctx context.Context, end Ending, event Event) (Receipt,
 		b.recordUnsure(ctx, err, event)
 		return Receipt{}, err
 	}
-	if err := replies[0].Err; isAway(err) && end.Kind == TargetKey {
-		return b.removeHere(ctx, end, event)
-	} else if err != nil {
-		return Receipt{}, err
+	if replies[0].Err != nil {
+		return Receipt{}, replies[0].Err
 	}
 	receipt := replies[0].Receipt
 	if receipt.First {
