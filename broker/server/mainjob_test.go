@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -81,8 +82,7 @@ func TestP1_EndIsHeardByConnectedVerifiers(t *testing.T) {
 	r := start(t)
 	v := r.verifier()
 	c, peer := r.bearer(reportID)
-	const bound = 250 * time.Millisecond
-	var slowest time.Duration
+	var took []time.Duration
 	for range 50 {
 		begun := c.begin()
 		token := begun.Tokens[0].AccessToken
@@ -101,7 +101,7 @@ func TestP1_EndIsHeardByConnectedVerifiers(t *testing.T) {
 			_, err = v.Verify(t.Context(), token, peer, verify.Scope("orders:read"))
 			after := time.Since(answered)
 			if errors.Is(err, verify.ErrRevoked) {
-				slowest = max(slowest, after)
+				took = append(took, after)
 				break
 			}
 			if err != nil || after > 2*time.Second {
@@ -109,11 +109,23 @@ func TestP1_EndIsHeardByConnectedVerifiers(t *testing.T) {
 			}
 		}
 	}
-	// One of fifty may be the one in a hundred.
-	if slowest > 4*bound {
-		t.Errorf("the slowest refusal came %s after the answer", slowest)
+	refusedInTime(t, took)
+}
+
+// refusedInTime wants of refusals that they came as soon after the answers to the ends as P1 promises.
+func refusedInTime(t *testing.T, took []time.Duration) {
+	t.Helper()
+	const half, nearlyAll = 50 * time.Millisecond, 250 * time.Millisecond
+	slices.Sort(took)
+	median, slowest := took[len(took)/2], took[len(took)-1]
+	if median > busy(half) {
+		t.Errorf("half of %d refusals came %s after the answer or later", len(took), median)
 	}
-	t.Logf("the slowest of 50 refusals came %s after the answer", slowest)
+	// One of these few may be the one in a hundred.
+	if slowest > 4*nearlyAll {
+		t.Errorf("the slowest of %d refusals came %s after the answer", len(took), slowest)
+	}
+	t.Logf("of %d refusals half came within %s of the answer, and all within %s", len(took), median, slowest)
 }
 
 func TestAStolenTokenIsUseless(t *testing.T) {

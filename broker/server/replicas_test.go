@@ -195,8 +195,7 @@ func TestP1_EndAtAnotherReplica(t *testing.T) {
 	s := newSite(t, 1)
 	a, b := s.start("a"), s.start("b")
 	verifiers := map[string]*verify.Verifier{"a": a.verifierOf(0), "b": b.verifierOf(0)}
-	const bound = 250 * time.Millisecond
-	var slowest time.Duration
+	var took []time.Duration
 	for i := range 20 {
 		from, to := a, b
 		if i%2 == 1 {
@@ -221,7 +220,7 @@ func TestP1_EndAtAnotherReplica(t *testing.T) {
 				return errors.Is(err, verify.ErrRevoked)
 			})
 		}
-		slowest = max(slowest, time.Since(answered))
+		took = append(took, time.Since(answered))
 		for _, m := range []*member{a, b} {
 			var grant wire.Grant
 			c.base = m.url()
@@ -230,11 +229,7 @@ func TestP1_EndAtAnotherReplica(t *testing.T) {
 			}
 		}
 	}
-	// One of twenty may be the one in a hundred.
-	if slowest > 4*bound {
-		t.Errorf("the slowest refusal came %s after the answer", slowest)
-	}
-	t.Logf("the slowest of 20 refusals on both replicas came %s after the answer", slowest)
+	refusedInTime(t, took)
 }
 
 // TestVerifierChangesReplicas moves a verifier from one replica to the other again and again while
