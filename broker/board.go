@@ -61,7 +61,7 @@ func (n boardVerifier) text() BoardNote {
 func (b *Broker) shareVerifiers(ctx context.Context) error {
 	tick := time.NewTicker(boardInterval)
 	defer tick.Stop()
-	away := fault{logger: b.Logger, what: "replicas cannot tell each other about verifiers; ends go on, and are not confirmed by those that other replicas hear", over: "replicas tell each other about verifiers again"}
+	away := Fault{Logger: b.Logger, What: "replicas cannot tell each other about verifiers; ends go on, and are not confirmed by those that other replicas hear", Over: "replicas tell each other about verifiers again"}
 	for {
 		var err error
 		select {
@@ -78,9 +78,9 @@ func (b *Broker) shareVerifiers(ctx context.Context) error {
 		}
 		switch {
 		case err == nil:
-			away.ended(b.Now())
+			away.Ended(b.Now())
 		case ctx.Err() == nil:
-			away.met(b.Now(), err)
+			away.Met(b.Now(), err)
 			b.verifiers.readingFailed(err)
 			pause(ctx, boardInterval)
 		}

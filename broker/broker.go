@@ -61,6 +61,7 @@ const staleView = 2 * time.Second
 type Broker struct {
 	Config
 	view     view
+	unlogged Fault // the audit log takes nothing
 	backlog  backlog
 	refusals refusals
 	pending  pending
@@ -111,6 +112,7 @@ func New(c Config) (*Broker, error) {
 	c.EndKeySecret = nil // it is in keys, which does not print it
 	return &Broker{
 		Config: c, view: newView(), pending: newPending(), rounds: newRounds(), known: newKnown(), removals: newRemovals(), lost: newLostEnds(), followers: newFollowers(), endKeys: keys,
+		unlogged:  Fault{Logger: c.Logger, What: "the audit log failed; nothing is issued, and records wait", Over: "the audit log is written again"},
 		verifiers: newVerifiers(), watchers: newWatchers(), adoptions: newAdoptions(),
 		backlog: backlog{max: maxBacklog, wake: make(chan struct{})},
 	}, nil
@@ -176,7 +178,7 @@ func (w *wrapped) Unwrap() error { return w.err }
 func (b *Broker) sweepEvery(ctx context.Context, interval time.Duration) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	stuck := fault{logger: b.Logger, what: "what is due could not be ended; it is tried again", over: "what is due is ended again"}
+	stuck := Fault{Logger: b.Logger, What: "what is due could not be ended; it is tried again", Over: "what is due is ended again"}
 	for {
 		select {
 		case <-ctx.Done():
@@ -185,9 +187,9 @@ func (b *Broker) sweepEvery(ctx context.Context, interval time.Duration) error {
 		}
 		switch err := b.Sweep(ctx); {
 		case err == nil:
-			stuck.ended(b.Now())
+			stuck.Ended(b.Now())
 		case ctx.Err() == nil:
-			stuck.met(b.Now(), err)
+			stuck.Met(b.Now(), err)
 		}
 	}
 }

@@ -111,8 +111,7 @@ func (b *Broker) recordDelegation(ctx context.Context, w Workload, registration 
 	e.Delegation, e.To, e.Audiences, e.Scopes, e.Details, e.Expires = d.ID, d.To.String(), d.Ceiling.Audiences, d.Ceiling.Scopes, d.Ceiling.Details, d.Expires
 	e.Decision, e.Rule, e.Revision, e.Allowed = decision.ID, decision.Rule, decision.Revision, true
 	e.Time, e.Actor, e.Address, e.Thumbprint = now, w.ID.String(), w.Address, w.Thumbprint
-	if err := b.recordFirst(ctx, []Event{e}); err != nil {
-		b.Logger.Error("the audit log failed; nothing is delegated", "error", err)
+	if err := b.recordNow(ctx, e); err != nil {
 		return &wrapped{ErrAudit, "nothing is delegated that cannot be recorded"}
 	}
 	return nil

@@ -3,6 +3,7 @@ package broker_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"strings"
 	"sync"
@@ -88,6 +89,33 @@ func TestAFaultThatLastsDoesNotFillTheLog(t *testing.T) {
 		}
 		if t.Failed() {
 			t.Log(log.String())
+		}
+	})
+}
+
+// TestAnAuditLogThatFailsIsSaidOnce, however many ask for tokens, and when it is over.
+func TestAnAuditLogThatFailsIsSaidOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log sharedLog
+		store, err := memory.New(memory.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := newHarness(t, store, func(c *broker.Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+		h.audit.break_(errors.New("no space left"))
+		for range 35 { // seconds
+			if _, err := h.tryBegin(report, withToken); !errors.Is(err, broker.ErrAudit) {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		if n := strings.Count(log.String(), "level=ERROR"); n != 2 || strings.Count(log.String(), "no space left") != 2 {
+			t.Errorf("35 s are in the log %d times:\n%s", n, log.String())
+		}
+		h.audit.break_(nil)
+		time.Sleep(2 * time.Second)
+		if n := strings.Count(log.String(), "the audit log is written again"); n != 1 {
+			t.Errorf("the log says %d times that it is over:\n%s", n, log.String())
 		}
 	})
 }

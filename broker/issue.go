@@ -230,8 +230,7 @@ func tokenLife(ask Ask, allowed time.Duration) time.Duration {
 func (b *Broker) release(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, asks []approved, begun *beginning) ([]Issued, error) {
 	drafts, events, err := b.drafts(ctx, w, registration, reply, asks, begun)
 	if err == nil {
-		if err = b.recordFirst(ctx, events); err != nil {
-			b.Logger.Error("the audit log failed; nothing is issued", "error", err)
+		if err = b.recordNow(ctx, events...); err != nil {
 			err = &wrapped{ErrAudit, "no token is issued that cannot be recorded"}
 		}
 	}
@@ -274,13 +273,6 @@ func (b *Broker) stillGood(ctx context.Context, w Workload, reply *GrantReply) e
 	return nil
 }
 
-// recordFirst records what must be durable before a token leaves.
-func (b *Broker) recordFirst(ctx context.Context, events []Event) error {
-	ctx, cancel := context.WithTimeout(ctx, recordWait)
-	defer cancel()
-	return b.Auditor.Record(ctx, events...)
-}
-
 func (b *Broker) drafts(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, asks []approved, begun *beginning) ([]Draft, []Event, error) {
 	var drafts []Draft
 	var events []Event
@@ -300,7 +292,6 @@ func (b *Broker) drafts(ctx context.Context, w Workload, registration WorkloadRe
 			err = &Invalid{Field: indexed("tokens", i) + "." + bad.Field, Detail: bad.Detail}
 		}
 		if err != nil {
-			b.Logger.Error("a grant could not be drafted; it is taken back", "error", err)
 			return nil, nil, err
 		}
 		e := grantEvent(EventGrantIssued, registration, reply.Task, grant)

@@ -258,7 +258,7 @@ func (b *Broker) PendingEnds() int { return int(b.pending.size.Load() - b.pendin
 
 // writePending brings what is pending into the store, until ctx ends.
 func (b *Broker) writePending(ctx context.Context) error {
-	away := fault{logger: b.Logger, what: "ends are in force on this replica alone; they are written when the store is back", over: "ends that waited for the store are written again"}
+	away := Fault{Logger: b.Logger, What: "ends are in force on this replica alone; they are written when the store is back", Over: "ends that waited for the store are written again"}
 	for {
 		if err := b.pending.wait(ctx); err != nil {
 			return err
@@ -270,9 +270,9 @@ func (b *Broker) writePending(ctx context.Context) error {
 		}
 		switch err := b.settlePending(ctx); {
 		case err == nil:
-			away.ended(b.Now())
+			away.Ended(b.Now())
 		case ctx.Err() == nil:
-			away.met(b.Now(), err, "ends", b.PendingEnds())
+			away.Met(b.Now(), err, "ends", b.PendingEnds())
 		}
 	}
 }

@@ -53,7 +53,7 @@ func (b *Broker) progress() (p progress, news bool) {
 
 // tellProgress tells the other replicas what this one has recorded, until ctx ends.
 func (b *Broker) tellProgress(ctx context.Context) error {
-	away := fault{logger: b.Logger, what: "the other replicas cannot be told what is recorded here; ends that they complete may be recorded twice", over: "the other replicas are told again what is recorded here"}
+	away := Fault{Logger: b.Logger, What: "the other replicas cannot be told what is recorded here; ends that they complete may be recorded twice", Over: "the other replicas are told again what is recorded here"}
 	var told time.Time
 	for {
 		p, news := b.progress()
@@ -61,9 +61,9 @@ func (b *Broker) tellProgress(ctx context.Context) error {
 			switch err := b.post(ctx, p.note(b.rounds.maker, progressLife)); {
 			case err == nil:
 				told = b.Now()
-				away.ended(told)
+				away.Ended(told)
 			case ctx.Err() == nil:
-				away.met(b.Now(), err)
+				away.Met(b.Now(), err)
 			}
 		}
 		if pause(ctx, tellInterval); ctx.Err() != nil {

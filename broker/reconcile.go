@@ -83,13 +83,13 @@ type unrecorded struct {
 // record, or whose audit log takes nothing.
 func (b *Broker) reconcile(ctx context.Context) error {
 	l := lookout{Broker: b, runs: map[string]*rounder{}}
-	away := fault{logger: b.Logger, what: "ends that another process has left unrecorded cannot be recorded here; it is tried again", over: "what other processes leave unrecorded is recorded again"}
+	away := Fault{Logger: b.Logger, What: "ends that another process has left unrecorded cannot be recorded here; it is tried again", Over: "what other processes leave unrecorded is recorded again"}
 	for {
 		switch err := l.look(ctx); {
 		case err == nil:
-			away.ended(b.Now())
+			away.Ended(b.Now())
 		case ctx.Err() == nil:
-			away.met(b.Now(), err)
+			away.Met(b.Now(), err)
 		}
 		if pause(ctx, lookInterval); ctx.Err() != nil {
 			return ctx.Err()

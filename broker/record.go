@@ -72,6 +72,20 @@ func names(ids []spiffeid.ID) (out []string) {
 // recordWait is how long an answer waits for the audit log.
 const recordWait = time.Second
 
+// recordNow returns when the events are durable. The log has it when none can be recorded.
+func (b *Broker) recordNow(ctx context.Context, events ...Event) error {
+	wait, cancel := context.WithTimeout(ctx, recordWait)
+	defer cancel()
+	err := b.Auditor.Record(wait, events...)
+	switch {
+	case err == nil:
+		b.unlogged.Ended(b.Now())
+	case !errors.Is(ctx.Err(), context.Canceled): // then whoever waits has gone
+		b.unlogged.Met(b.Now(), err, "waiting", b.backlog.len())
+	}
+	return err
+}
+
 // record hands over events about what has happened already, and waits a moment for them to be
 // durable. What is not by then stays in the backlog: the facts stand.
 func (b *Broker) record(ctx context.Context, events []Event) {
@@ -123,8 +137,7 @@ func (b *Broker) writeBacklog(ctx context.Context) error {
 	for {
 		pause := time.Duration(0)
 		runtime.Gosched() // those who have events ready share this record
-		if err := b.recordNext(ctx); err != nil && ctx.Err() == nil {
-			b.Logger.Error("the audit log failed; records wait", "error", err, "events", b.backlog.len())
+		if err := b.recordNext(ctx); err != nil {
 			pause = retryRecord
 		}
 		if err := b.backlog.wait(ctx, pause); err != nil {
@@ -151,9 +164,7 @@ func (b *Broker) recordNext(ctx context.Context) error {
 	if len(events) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, recordWait)
-	defer cancel()
-	if err := b.Auditor.Record(ctx, events...); err != nil {
+	if err := b.recordNow(ctx, events...); err != nil {
 		return err
 	}
 	b.backlog.remove(next)

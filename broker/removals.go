@@ -95,7 +95,7 @@ func (b *Broker) removeHere(ctx context.Context, end Ending, event Event) (Recei
 
 // writeRemovals brings the denials of keys into the store, until ctx ends.
 func (b *Broker) writeRemovals(ctx context.Context) error {
-	away := fault{logger: b.Logger, what: "a key is revoked on this replica alone; the others are told when the store is back", over: "the store knows the revoked keys again"}
+	away := Fault{Logger: b.Logger, What: "a key is revoked on this replica alone; the others are told when the store is back", Over: "the store knows the revoked keys again"}
 	for {
 		waiting := b.removals.list()
 		if len(waiting) == 0 {
@@ -109,10 +109,10 @@ func (b *Broker) writeRemovals(ctx context.Context) error {
 		pause := pendingPause
 		switch err := b.settleRemovals(ctx, waiting); {
 		case err == nil:
-			away.ended(b.Now())
+			away.Ended(b.Now())
 		case ctx.Err() == nil:
 			pause = removalPause
-			away.met(b.Now(), err, "keys", len(waiting))
+			away.Met(b.Now(), err, "keys", len(waiting))
 		}
 		select {
 		case <-time.After(pause + rand.N(pause)):

@@ -63,8 +63,7 @@ func (b *Broker) RecordUsage(ctx context.Context, w Workload, r UsageReport) err
 	ctx, cancel := context.WithTimeout(ctx, recordWait)
 	defer cancel()
 	for some := range slices.Chunk(events, maxRecord) {
-		if err := b.Auditor.Record(ctx, some...); err != nil {
-			b.Logger.Error("the audit log failed; a report of usage is refused", "audience", r.Audience, "error", err)
+		if err := b.recordNow(ctx, some...); err != nil {
 			return &wrapped{ErrAudit, "the report was not recorded; send it again"}
 		}
 	}

@@ -27,7 +27,7 @@ const retryWatch = 100 * time.Millisecond
 // beginning when the data set is another one.
 func (b *Broker) watch(ctx context.Context) error {
 	from := Position{}
-	away := fault{logger: b.Logger, what: "the store's feed broke off; it is tried again", over: "the store's feed is followed again"}
+	away := Fault{Logger: b.Logger, What: "the store's feed broke off; it is tried again", Over: "the store's feed is followed again"}
 	for {
 		err := b.Store.Watch(ctx, from, func(u Update) error {
 			from = u.Position
@@ -36,7 +36,7 @@ func (b *Broker) watch(ctx context.Context) error {
 			b.Announcer.Announce(u)
 			b.view.apply(u, at)
 			b.followers.entries(u.Entries...)
-			away.ended(b.Now())
+			away.Ended(b.Now())
 			return nil
 		})
 		if ctx.Err() != nil {
@@ -48,7 +48,7 @@ func (b *Broker) watch(ctx context.Context) error {
 			b.view.forget()
 			b.followers.reset(false) // their tasks are unknown now
 		} else {
-			away.met(b.Now(), err)
+			away.Met(b.Now(), err)
 		}
 		select {
 		case <-ctx.Done():

@@ -41,7 +41,7 @@ type Config struct {
 	Ready func() error
 
 	Limits  Limits           // of all that is asked for
-	Now     func() time.Time // for rates alone
+	Now     func() time.Time // for rates, and how often the log has what lasts
 	Logger  *slog.Logger
 	Metrics http.Handler // of /metrics
 	Observe func(listener, route, method string, status int, took time.Duration)
@@ -55,6 +55,7 @@ var ErrStopping = errors.New("stopping")
 type API struct {
 	Config
 	admission *admission
+	lasting   map[string]*broker.Fault // by the name of the problem
 }
 
 // New checks the configuration.
@@ -86,7 +87,7 @@ func New(c Config) (*API, error) {
 	if err := c.Limits.Complete(); err != nil {
 		return nil, fmt.Errorf("httpapi: %w", err)
 	}
-	return &API{Config: c, admission: newAdmission(c.Limits, knownTo(c.Registry))}, nil
+	return &API{Config: c, admission: newAdmission(c.Limits, knownTo(c.Registry)), lasting: newLasting(c.Logger)}, nil
 }
 
 // request is what a handler works on.

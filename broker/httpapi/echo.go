@@ -5,9 +5,11 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"mime"
 	"net/http"
+	"path"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -335,7 +337,7 @@ func (r *router) fail(err error, c echo.Context) {
 	problem, header := r.api.problem(fromEcho(err))
 	problem.RequestID = c.Response().Header().Get(wire.HeaderRequestID)
 	if problem.Status >= http.StatusInternalServerError {
-		r.api.Logger.Error("request failed", "route", c.Path(), "status", problem.Status, "request_id", problem.RequestID, "error", err)
+		r.api.logFailure(err, problem, c.Path())
 	}
 	for name, value := range header {
 		c.Response().Header().Set(name, value)
@@ -349,6 +351,27 @@ func (r *router) fail(err error, c echo.Context) {
 	if c.Request().Method != http.MethodHead {
 		writeJSON(c.Response(), problem)
 	}
+}
+
+// newLasting has what every request meets while it lasts. The log has it now and then; when it is over is for
+// the loops of the broker to say, since they ask all the time.
+func newLasting(logger *slog.Logger) map[string]*broker.Fault {
+	faults := map[string]*broker.Fault{}
+	for _, name := range []string{wire.ProblemStoreUnavailable, wire.ProblemAuditUnavailable, wire.ProblemOverloaded} {
+		faults[name] = &broker.Fault{Logger: logger, What: "requests fail"}
+	}
+	return faults
+}
+
+// logFailure logs an error that is not the caller's.
+func (a *API) logFailure(err error, p wire.Problem, route string) {
+	level := slog.LevelError
+	about := []any{"route", route, "status", p.Status, "request_id", p.RequestID}
+	if fault := a.lasting[path.Base(p.Type)]; fault != nil {
+		level = slog.LevelDebug
+		fault.Met(a.Now(), err, about...)
+	}
+	a.Logger.Log(context.Background(), level, "request failed", append(about, "error", err)...)
 }
 
 // fromEcho translates the framework's own errors.

@@ -76,6 +76,18 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
+// lines is how many lines of a level there are of each message.
+func (o *output) lines(level string) map[string]int {
+	found := map[string]int{}
+	for text := range strings.Lines(o.String()) {
+		var line struct{ Level, Msg string }
+		if json.Unmarshal([]byte(text), &line) == nil && line.Level == level {
+			found[line.Msg]++
+		}
+	}
+	return found
+}
+
 // replica is a running server on loopback, with a dev CA in place of SPIRE.
 type replica struct {
 	*server.Server

@@ -2,10 +2,13 @@ package server
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
 
+	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/broker/httpapi"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -34,11 +37,16 @@ type trustWatch struct {
 	last  time.Time                          // of the last look
 	next  time.Time                          // when to look at the tasks; zero for never
 	until time.Time                          // of a loss: until when to look again even if there was nothing
+
+	stuck broker.Fault
 }
 
 // watchTrust runs until ctx ends.
 func (s *Server) watchTrust(ctx context.Context) error {
-	w := &trustWatch{Server: s, held: map[spiffeid.TrustDomain]time.Time{}}
+	w := &trustWatch{Server: s, held: map[spiffeid.TrustDomain]time.Time{}, stuck: broker.Fault{
+		Logger: s.config.Logger, What: "tasks of trust domains that are not trusted any more could not all be found and ended; it is tried again",
+		Over: "tasks of trust domains that are not trusted any more are found and ended again",
+	}}
 	tick := time.NewTicker(min(trustTick, s.config.Withdrawal))
 	defer tick.Stop()
 	for {
@@ -56,7 +64,13 @@ func (w *trustWatch) look(ctx context.Context, now time.Time) {
 	if !w.notice(now) || now.Before(w.next) {
 		return
 	}
-	clean := w.withdraw(ctx, now)
+	clean, err := w.withdraw(ctx, now)
+	switch {
+	case err == nil:
+		w.stuck.Ended(w.config.Now())
+	case ctx.Err() == nil:
+		w.stuck.Met(w.config.Now(), err)
+	}
 	w.next = w.config.Now().Add(w.config.Withdrawal) // a scan that takes long does not run without a pause
 	if clean && now.After(w.until) {
 		w.next = time.Time{}
@@ -92,12 +106,12 @@ func (w *trustWatch) notice(now time.Time) bool {
 
 // withdraw ends the tasks of each trust domain that has been without trust for long enough, and
 // reports whether there was nothing to do, now or later.
-func (w *trustWatch) withdraw(ctx context.Context, now time.Time) (clean bool) {
+func (w *trustWatch) withdraw(ctx context.Context, now time.Time) (clean bool, err error) {
 	domains, err := w.broker.TrustDomains(ctx)
 	if err != nil {
-		w.failed(ctx, "could not look for tasks of trust domains that are not trusted any more; it is tried again", err)
-		return false
+		return false, err
 	}
+	var failed []error
 	clean = true
 	for _, td := range domains {
 		if slices.Contains(w.config.Identity.Held(), td) {
@@ -113,16 +127,10 @@ func (w *trustWatch) withdraw(ctx context.Context, now time.Time) (clean bool) {
 		}
 		ended, err := w.broker.Withdraw(ctx, td)
 		if err != nil {
-			w.failed(ctx, "the tasks of a trust domain that is not trusted any more could not all be ended; it is tried again", err)
+			failed = append(failed, fmt.Errorf("%s: %w", td, err))
 			continue
 		}
 		w.config.Logger.Warn("a trust domain is not trusted any more, and its tasks have been ended", "trust_domain", td.Name(), "tasks", ended)
 	}
-	return clean
-}
-
-func (w *trustWatch) failed(ctx context.Context, what string, err error) {
-	if ctx.Err() == nil {
-		w.config.Logger.Error(what, "error", err)
-	}
+	return clean, errors.Join(failed...)
 }

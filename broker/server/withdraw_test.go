@@ -21,6 +21,7 @@ import (
 	"github.com/errandhq/errand/broker/server"
 	"github.com/errandhq/errand/sdk/verify"
 	"github.com/errandhq/errand/sdk/wire"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -202,6 +203,45 @@ func TestTasksOfADomainThatIsNotThereAnyMore(t *testing.T) {
 	if store.failed.Load() != 3 {
 		t.Errorf("the store failed %d times", store.failed.Load())
 	}
+}
+
+// TestAnOutageIsSaidOnce, and when it is over, however often the store is asked: by requests, and by looks at the
+// tasks of a trust domain that is not there any more.
+func TestAnOutageIsSaidOnce(t *testing.T) {
+	b := failing(away)
+	var store *flaky
+	r := startFederated(t, []*x509bundle.Bundle{newPartner(t).Bundle()}, func(c *server.Config) {
+		store = &flaky{Store: b.store(c.Store)}
+		c.Store = store
+	})
+	c := r.client(reportID)
+	c.begin()
+	b.fail()
+	failed := time.Now()
+	r.agent.Federate()
+	looks := store.looks.Load()
+	r.eventually("the tasks are looked at five times", func() bool { return store.looks.Load() >= looks+5 })
+	var last answer
+	for range 5 {
+		if last = c.post(wire.PathTasks, beginBody); last.name() != wire.ProblemStoreUnavailable {
+			t.Fatalf("begin: %d %s", last.status, last.body)
+		}
+	}
+	const looking = "tasks of trust domains that are not trusted any more "
+	said := r.logs.lines("ERROR")
+	for what, n := range said {
+		if n > 1 && time.Since(failed) < 30*time.Second {
+			t.Errorf("the log has %d times: %s", n, what)
+		}
+	}
+	if said["requests fail"] == 0 || said[looking+"could not all be found and ended; it is tried again"] == 0 {
+		t.Errorf("the log has only %v", said)
+	}
+	if n := r.logs.lines("DEBUG")["request failed"]; n != 5 || !strings.Contains(r.logs.String(), last.problem.RequestID) {
+		t.Errorf("of the requests that failed %d are in it", n)
+	}
+	b.mend()
+	r.eventually("the log says that it is over", func() bool { return r.logs.lines("INFO")[looking+"are found and ended again"] == 1 })
 }
 
 // A domain that is configured, and whose bundle has not come yet, is refused, and keeps its tasks.
