@@ -24,6 +24,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -238,15 +239,23 @@ func as(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // startRedis starts a redis-server with a password, which ends with the test, and sets a variable to its
-// address.
+// address; or pauses and resumes one.
 func startRedis(t *testing.T, ts *testscript.TestScript, args []string) {
 	if len(args) != 2 {
-		ts.Fatalf("usage: redis VARIABLE PASSWORD")
+		ts.Fatalf("usage: redis VARIABLE PASSWORD, redis -pause ADDRESS, redis -resume ADDRESS")
+	}
+	if s, ok := redisServers.Load(args[1]); ok {
+		map[string]func(){"-pause": s.(*redistest.Server).Pause, "-resume": s.(*redistest.Server).Resume}[args[0]]()
+		return
 	}
 	s := redistest.Start(t)
 	s.Must("config", "set", "requirepass", args[1])
 	ts.Setenv(args[0], s.Addr())
+	redisServers.Store(s.Addr(), s)
 }
+
+// redisServers are those that stories have started, by their addresses.
+var redisServers sync.Map
 
 // random writes 32 random bytes into a file for its owner alone.
 func random(ts *testscript.TestScript, neg bool, args []string) {
