@@ -151,13 +151,18 @@ func problem(resp *http.Response, text []byte) *Error {
 
 // again calls f until it answers something else than ErrUnavailable or ErrRateLimited, or ctx has
 // ended. So many answers of ErrUnavailable as tries are the last word; zero is no bound. A broker that
-// wants less of us has said when it takes more, and that is waited for as long as ctx lasts.
+// wants less of us has said when it takes more, and that is waited for as long as ctx lasts. When that
+// is over, the error is the last answer there was, or else what came instead of one, and ctx's.
 func again(ctx context.Context, tries int, f func() error) error {
+	var last error
 	for try, failed := 1, 0; ; try++ {
 		err := f()
 		switch {
-		case ctx.Err() != nil:
-			return err
+		case ctx.Err() != nil && errors.Is(err, context.Cause(ctx)): // it was cut short
+			if last == nil || answered(err) {
+				return err
+			}
+			return line{last, err}
 		case errors.Is(err, ErrRateLimited):
 		case errors.Is(err, ErrUnavailable):
 			if failed++; failed == tries {
@@ -166,11 +171,17 @@ func again(ctx context.Context, tries int, f func() error) error {
 		default:
 			return err
 		}
-		if sleep(ctx, pause(try, err)) != nil {
-			return err
+		if answered(err) || !answered(last) {
+			last = err
+		}
+		if over := sleep(ctx, pause(try, err)); over != nil {
+			return line{last, over}
 		}
 	}
 }
+
+// answered reports whether the broker has said so.
+func answered(err error) bool { return errors.As(err, new(*Error)) }
 
 // pause doubles from try to try. It is between half and all of that at random, and not less than
 // the broker has asked for.

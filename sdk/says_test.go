@@ -1,6 +1,7 @@
 package sdk_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -65,5 +66,40 @@ func TestEndedErrorSaysWhy(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// When the time is over, or the caller leaves, the error has what the broker said before: in a pause, and in a try that
+// is not answered any more.
+func TestTheLastAnswerIsSaid(t *testing.T) {
+	for name, answered := range map[string]time.Duration{"in a pause": time.Hour, "in a try": time.Second, "in the first try": 0} {
+		for _, want := range []error{context.DeadlineExceeded, context.Canceled} {
+			t.Run(fmt.Sprintf("%s, %v", name, want), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					f := newFake(t)
+					client, _ := inBubble(t, f)
+					start := time.Now()
+					f.on(tasks, func(w http.ResponseWriter, r *http.Request) {
+						if time.Since(start) >= answered {
+							hang(w, r)
+						}
+						away(w, r)
+					})
+					ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+					if want == context.Canceled {
+						time.AfterFunc(3*time.Second, cancel)
+					}
+					defer cancel()
+					_, err := client.Begin(ctx, spec)
+					if took := time.Since(start); took < 3*time.Second || took > 4*time.Second || !errors.Is(err, want) {
+						t.Fatalf("after %s: %v", took, err)
+					}
+					var said *sdk.Error
+					if errors.As(err, &said) != (answered > 0) || said != nil && (said.Title != "Not ready" || !strings.Contains(err.Error(), said.Title)) {
+						t.Errorf("it says %v", err)
+					}
+				})
+			})
+		}
 	}
 }
