@@ -93,8 +93,14 @@ type breakage struct {
 var breakages = map[string]func(*testing.T) breakage{
 	"away":         func(*testing.T) breakage { return failing(away) },
 	"hangs":        func(*testing.T) breakage { return failing(hangs) },
-	"Redis killed": func(t *testing.T) breakage { s := newRedis(t); return breakage{onRedis(t, s), s.Kill, s.Run} },
-	"Redis paused": func(t *testing.T) breakage { s := newRedis(t); return breakage{onRedis(t, s), s.Pause, s.Resume} },
+	"Redis killed": func(t *testing.T) breakage { s := newRedis(t); return breakage{onRedis(t, s.URL()), s.Kill, s.Run} },
+	"Redis paused": func(t *testing.T) breakage { s := newRedis(t); return breakage{onRedis(t, s.URL()), s.Pause, s.Resume} },
+
+	"the network silent":  func(t *testing.T) breakage { return between(t, redistest.Fault{Silent: true}) },
+	"the network deaf":    func(t *testing.T) breakage { return between(t, redistest.Fault{Deaf: true}) },
+	"the network late":    func(t *testing.T) breakage { return between(t, redistest.Fault{Latency: 2 * time.Second}) },
+	"the network slow":    func(t *testing.T) breakage { return between(t, redistest.Fault{Rate: 100, Slice: 10}) }, // bytes
+	"the network refuses": func(t *testing.T) breakage { return between(t, redistest.Fault{Refuse: true}) },
 }
 
 func failing(with int32) breakage {
@@ -111,9 +117,24 @@ func newRedis(t *testing.T) *redistest.Server {
 	return redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 }
 
-func onRedis(t *testing.T, s *redistest.Server) func(broker.Store) broker.Store {
+// between is a server that is well, behind a network that has a fault.
+func between(t *testing.T, fault redistest.Fault) breakage {
+	p := redistest.Between(t, newRedis(t).Addr())
+	return breakage{
+		store: onRedis(t, p.URL()),
+		fail: func() {
+			p.Set(fault)
+			if fault.Refuse {
+				p.Reset() // the connections that there are, too
+			}
+		},
+		mend: func() { p.Set(redistest.Fault{}) },
+	}
+}
+
+func onRedis(t *testing.T, url string) func(broker.Store) broker.Store {
 	return func(broker.Store) broker.Store {
-		store, err := redis.New(t.Context(), redis.Config{URL: s.URL(), Shards: 1, Logger: slog.New(slog.DiscardHandler)})
+		store, err := redis.New(t.Context(), redis.Config{URL: url, Shards: 1, Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}
