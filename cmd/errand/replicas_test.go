@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,6 +36,7 @@ type example struct {
 	t     *testing.T
 	state string
 	at    map[string]string
+	env   []string
 	cmd   *exec.Cmd
 	leaf  *x509.Certificate // of report
 	tls   *tls.Config       // report's
@@ -41,7 +44,8 @@ type example struct {
 
 const exampleDir = root + "/deploy/two-replicas"
 
-func startExample(t *testing.T) *example {
+// newExample starts nothing yet.
+func newExample(t *testing.T) *example {
 	t.Helper()
 	errand, err := exec.LookPath("errand") // this test's own program
 	if err != nil {
@@ -52,18 +56,24 @@ func startExample(t *testing.T) *example {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(e.state) })
-	environment := append(os.Environ(), "ERRAND="+errand, "STATE="+e.state)
+	e.env = append(os.Environ(), "ERRAND="+errand, "STATE="+e.state)
 	for _, name := range []string{"WORKLOAD", "PUBLIC", "A_WORKLOAD", "A_PUBLIC", "A_OPERATOR", "B_WORKLOAD", "B_PUBLIC", "B_OPERATOR", "A_OPS_PORT", "B_OPS_PORT", "REDIS_PORT"} {
 		port := strconv.Itoa(redistest.FreePort(t))
 		e.at[name] = "127.0.0.1:" + port
 		if strings.HasSuffix(name, "_PORT") {
-			environment = append(environment, name+"="+port)
+			e.env = append(e.env, name+"="+port)
 		} else {
-			environment = append(environment, name+"=127.0.0.1:"+port)
+			e.env = append(e.env, name+"=127.0.0.1:"+port)
 		}
 	}
+	return e
+}
+
+func startExample(t *testing.T) *example {
+	t.Helper()
+	e := newExample(t)
 	e.cmd = exec.Command("sh", "run")
-	e.cmd.Dir, e.cmd.Env, e.cmd.Stderr = exampleDir, environment, os.Stderr
+	e.cmd.Dir, e.cmd.Env, e.cmd.Stderr = exampleDir, e.env, os.Stderr
 	out, err := e.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -86,6 +96,76 @@ func (e *example) awaitReady(out io.Reader) {
 		}
 	}
 	e.t.Fatal("the example does not come up")
+}
+
+// fails wants that the example does not come up now, says why and what to do, and leaves nothing.
+func (e *example) fails(says ...string) {
+	e.t.Helper()
+	ctx, cancel := context.WithTimeout(e.t.Context(), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "sh", "run")
+	cmd.Dir, cmd.Env = exampleDir, e.env
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	out, err := cmd.CombinedOutput()
+	for _, want := range append(says, "run: ") {
+		if !strings.Contains(string(out), want) {
+			e.t.Errorf("it does not say %q", want)
+		}
+	}
+	if err == nil || ctx.Err() != nil {
+		e.t.Errorf("it came up, or did not end by itself: %v", err)
+	}
+	if e.t.Failed() {
+		e.t.Fatalf("run says:\n%s", out)
+	}
+}
+
+// TestTwoReplicasOnATakenPort: what somebody else answers, who has the port, does not count.
+func TestTwoReplicasOnATakenPort(t *testing.T) {
+	e := newExample(t)
+	taken, err := net.Listen("tcp", e.at["A_OPS_PORT"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	others := &httptest.Server{Listener: taken, Config: &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}}
+	others.Start()
+	defer others.Close()
+	e.fails("replica a has ended", "in use", "the head of run")
+}
+
+// TestTwoReplicasOnce: a second run with the same state is refused before it touches anything.
+func TestTwoReplicasOnce(t *testing.T) {
+	e := startExample(t)
+	before := e.files()
+	e.fails(e.state+" is in use", "Ctrl-C", "STATE=")
+	for name, text := range e.files() {
+		if !strings.HasPrefix(text, before[name]) { // logs grow
+			t.Errorf("%s was changed", name)
+		}
+	}
+	if !isReady(e.at["A_OPS_PORT"]) || !isReady(e.at["B_OPS_PORT"]) {
+		t.Error("a replica is not ready any more")
+	}
+}
+
+// files are the logs and the processes' IDs.
+func (e *example) files() map[string]string {
+	e.t.Helper()
+	out := map[string]string{}
+	for _, pattern := range []string{"*.log", "*.pid"} {
+		names, err := filepath.Glob(filepath.Join(e.state, pattern))
+		if err != nil || len(names) < 5 {
+			e.t.Fatal(names, err)
+		}
+		for _, name := range names {
+			text, err := os.ReadFile(name)
+			if err != nil {
+				e.t.Fatal(err)
+			}
+			out[name] = string(text)
+		}
+	}
+	return out
 }
 
 // stop presses Ctrl-C, and nothing must be left.
