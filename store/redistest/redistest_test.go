@@ -28,6 +28,15 @@ func TestServerLosesWhatItDoesNotKeep(t *testing.T) {
 	}
 }
 
+// TestFreePort: it is none that a connection of anybody's could have by the time it is used.
+func TestFreePort(t *testing.T) {
+	for range 20 {
+		if port := redistest.FreePort(t); port < 1024 || port >= 32768 {
+			t.Fatalf("%d is among the ports that connections are given", port)
+		}
+	}
+}
+
 // line is a connection that sends a command a line.
 type line struct {
 	net.Conn
