@@ -15,7 +15,7 @@ const (
 	// maxBatch bounds the calls in one round trip, for which all others must wait.
 	maxBatch = 64
 
-	// maxWaiting bounds the calls that wait in a lane. One more is refused at once.
+	// maxWaiting bounds the calls that wait in a lane. Whoever comes with more is refused at once.
 	maxWaiting = 2048
 )
 
@@ -32,6 +32,7 @@ type lane struct {
 	mu      sync.Mutex // guards all below; held for memory work only
 	flying  bool
 	waiting []*job
+	queued  int // calls of those who wait
 	closed  bool
 }
 
@@ -80,11 +81,12 @@ func (l *lane) join(calls []call) (*job, error) {
 		l.runners.Add(1) // until the flying is over
 		return nil, nil
 	}
-	if len(l.waiting) >= maxWaiting {
-		return nil, fmt.Errorf("%w: %d calls wait for redis already", broker.ErrUnavailable, maxWaiting)
+	if l.queued+len(calls) > maxWaiting {
+		return nil, fmt.Errorf("%w: %d calls wait for redis already", broker.ErrUnavailable, l.queued)
 	}
 	j := &job{calls: calls, done: make(chan struct{})}
 	l.waiting = append(l.waiting, j)
+	l.queued += len(calls)
 	return j, nil
 }
 
@@ -98,6 +100,7 @@ func (l *lane) company(calls []call) *job {
 	}
 	j := &job{calls: calls, done: make(chan struct{})}
 	l.waiting = slices.Insert(l.waiting, 0, j)
+	l.queued += len(calls)
 	go l.fly()
 	return j
 }
@@ -108,6 +111,7 @@ func (l *lane) leave(ctx context.Context, j *job) []reply {
 	defer l.mu.Unlock()
 	if i := slices.Index(l.waiting, j); i >= 0 {
 		l.waiting = slices.Delete(l.waiting, i, i+1)
+		l.queued -= len(j.calls)
 		return failures(j.calls, fmt.Errorf("%w: redis is busy: %w", broker.ErrUnavailable, ctx.Err()))
 	}
 	select {
@@ -185,6 +189,7 @@ func (l *lane) board() []*job {
 	}
 	batch := slices.Clone(l.waiting[:n])
 	l.waiting = slices.Delete(l.waiting, 0, n)
+	l.queued -= calls
 	return batch
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -91,8 +92,13 @@ func newParty(t *testing.T) *party {
 
 // call makes a call in the background, and waits until it is under way or waits.
 func (p *party) call(ctx context.Context, echo string) {
+	p.calls(ctx, echo, 1)
+}
+
+// calls makes so many in one.
+func (p *party) calls(ctx context.Context, echo string, n int) {
 	p.callers.Go(func() {
-		r := p.lane.run(ctx, []call{{script: &script{name: "grant", writes: true}, echo: echo}})[0]
+		r := p.lane.run(ctx, slices.Repeat([]call{{script: &script{name: "grant", writes: true}, echo: echo}}, n))[n-1]
 		if r.err == nil && r.status != echo {
 			r.err = fmt.Errorf("got the answer to %s", r.status)
 		}
@@ -108,8 +114,8 @@ func (p *party) end() {
 	p.flights.landAll()
 	p.callers.Wait()
 	p.runners.Wait()
-	if p.lane.flying || len(p.lane.waiting) != 0 {
-		p.t.Errorf("flying: %t, and %d jobs are left", p.lane.flying, len(p.lane.waiting))
+	if p.lane.flying || len(p.lane.waiting) != 0 || p.lane.queued != 0 {
+		p.t.Errorf("flying: %t, and %d jobs of %d calls are left", p.lane.flying, len(p.lane.waiting), p.lane.queued)
 	}
 }
 
@@ -218,6 +224,16 @@ func TestLane(t *testing.T) {
 			p.wants("one more", broker.ErrUnavailable)
 			p.end()
 			p.wants(fmt.Sprint(maxWaiting), nil)
+		}},
+		{"a lane is full of calls, however many make them", func(p *party) {
+			const each = maxBatch / 2
+			for i := range 1 + maxWaiting/each {
+				p.calls(p.t.Context(), fmt.Sprint(i), each)
+			}
+			p.call(p.t.Context(), "one more")
+			p.wants("one more", broker.ErrUnavailable)
+			p.end()
+			p.wants(fmt.Sprint(maxWaiting/each), nil)
 		}},
 		{"a closed lane lets nobody in", func(p *party) {
 			p.call(p.t.Context(), "a")
