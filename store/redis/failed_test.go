@@ -29,8 +29,11 @@ func TestFailed(t *testing.T) {
 		"ASK 1 127.0.0.1:1":           broker.ErrUnconfirmed,
 		"ERR Error running script":    broker.ErrUnconfirmed,
 		"WRONGTYPE Operation against": broker.ErrUnconfirmed,
+
+		"NOPERM The user executing the script can't run this command script: 5eed, on @user_script:9.": broker.ErrUnconfirmed,
+		"OOM command not allowed script: 5eed, on @user_script:9.":                                     broker.ErrUnconfirmed,
 	} {
-		err := (&script{name: "end", writes: true}).failed(said(text))
+		err := (&script{name: "end", sum: "5eed", writes: true}).failed(said(text))
 		if !errors.Is(err, want) || !errors.Is(err, said(text)) {
 			t.Errorf("%s: %v; want %v", text, err, want)
 		}

@@ -120,7 +120,7 @@ func (sc *script) doubt() error {
 // have followed it, and leaves it in the command when the answer to that is lost.
 var refusals = [...]string{
 	"NOSCRIPT", "OOM", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "CROSSSLOT", "BUSY",
-	"NOAUTH", "WRONGPASS", "NOPERM", "MISCONF", "NOREPLICAS", "ERR max number of clients",
+	"NOAUTH", "WRONGPASS", "NOPERM", "MISCONF", "NOREPLICAS",
 }
 
 // failed says what an error leaves open: ErrUnavailable when nothing was sent or the server said no,
@@ -133,7 +133,7 @@ func (sc *script) failed(err error) error {
 		why = broker.ErrUnavailable
 	}
 	for _, prefix := range refusals {
-		if redis.HasErrorPrefix(err, prefix) {
+		if redis.HasErrorPrefix(err, prefix) && !strings.Contains(err.Error(), "script: "+sc.sum) { // it was refused something half way
 			why = broker.ErrUnavailable
 		}
 	}
