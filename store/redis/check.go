@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -33,12 +34,8 @@ func (s *Store) check(ctx context.Context) error {
 		if err := node.Ping(ctx).Err(); err != nil {
 			return err
 		}
-		text, err := node.Info(ctx).Result()
+		facts, err := s.look(ctx, node)
 		if err != nil {
-			return err
-		}
-		facts := factsOf(text)
-		if err := checkFacts(facts, s.cluster); err != nil {
 			return err
 		}
 		if facts["aof_enabled"] == "0" {
@@ -51,6 +48,67 @@ func (s *Store) check(ctx context.Context) error {
 		}
 		return checkDrift("redis", at.Sub(before), s.clock().Sub(before))
 	}))
+}
+
+// checkAgain looks whether every primary can still be trusted: its configuration may have changed, or another server has
+// taken over.
+func (s *Store) checkAgain(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, s.limits.send)
+	defer cancel()
+	err := explain(s.eachPrimary(ctx, func(ctx context.Context, node *redis.Client) error {
+		_, err := s.look(ctx, node)
+		return err
+	}))
+	if err != nil && !errors.Is(err, broker.ErrUnavailable) {
+		return fmt.Errorf("%w: %w", broker.ErrUnavailable, err)
+	}
+	return err
+}
+
+// look returns what a server says of itself, unless it cannot be trusted.
+func (s *Store) look(ctx context.Context, node *redis.Client) (map[string]string, error) {
+	text, err := node.Info(ctx).Result()
+	if err != nil {
+		return nil, err
+	}
+	facts := factsOf(text)
+	if err := checkFacts(facts, s.cluster); err != nil {
+		return nil, err
+	}
+	if n := s.evictions.more(node.Options().Addr, facts); n > 0 {
+		err := refusal("the server had another maxmemory-policy and has thrown %d keys away; look which locks are missing, and add them again", n)
+		s.logger.Error(err.Error(), "server", node.Options().Addr)
+		return nil, err
+	}
+	return facts, nil
+}
+
+// evictions are how many keys each server has thrown away, by its address.
+type evictions struct {
+	mu    sync.Mutex // guards known
+	known map[string]evicted
+}
+
+type evicted struct {
+	run  string // of the server's process, which counts from nothing
+	keys int
+}
+
+// more takes in what a server says, and returns how many keys it has thrown away since the last time.
+func (e *evictions) more(address string, facts map[string]string) int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	was := e.known[address]
+	is := evicted{run: facts["run_id"]}
+	is.keys, _ = strconv.Atoi(facts["evicted_keys"])
+	if e.known == nil {
+		e.known = map[string]evicted{}
+	}
+	e.known[address] = is
+	if was.run != is.run {
+		return 0
+	}
+	return is.keys - was.keys
 }
 
 // factsOf takes the answer to INFO apart.

@@ -170,3 +170,63 @@ func TestNewSaysThatARestartLosesData(t *testing.T) {
 		})
 	}
 }
+
+// TestEvictionLater has a server that begins to evict after the start: the feed says so and ends, whoever follows it anew
+// hears the same, and all is well when it has been mended.
+func TestEvictionLater(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	var log lines
+	store := s.open(t, redis.Config{Logger: slog.New(slog.NewTextHandler(&log, nil))}.Patient())
+	followed := make(chan error, 1)
+	following := make(chan bool, 1)
+	go func() {
+		followed <- store.Watch(t.Context(), broker.Position{}, func(broker.Update) error {
+			select {
+			case following <- true:
+			default:
+			}
+			return nil
+		})
+	}()
+	<-following
+	refuses := func(when string, err error, why string) {
+		t.Helper()
+		if !errors.Is(err, broker.ErrUnavailable) || !strings.Contains(err.Error(), why) {
+			t.Errorf("%s: %v; want ErrUnavailable with %q", when, err, why)
+		}
+	}
+	works := func() {
+		t.Helper()
+		if _, err := first(t.Context(), store, broker.Position{}); err != nil {
+			t.Errorf("after it has been mended: %v", err)
+		}
+	}
+	s.Must("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+	select {
+	case err := <-followed:
+		refuses("who follows the feed", err, "set it to noeviction")
+	case <-time.After(time.Minute):
+		t.Fatal("the feed goes on")
+	}
+	_, err := first(t.Context(), store, broker.Position{})
+	refuses("who follows it anew", err, "set it to noeviction")
+	s.Must("CONFIG", "SET", "maxmemory-policy", "noeviction")
+	works()
+
+	s.Must("CONFIG", "SET", "maxmemory-policy", "allkeys-random")
+	s.Must("SET", "somebody's", "text")
+	s.Must("CONFIG", "SET", "maxmemory", "1")
+	eventually(t, "a key is thrown away", func() bool { return !strings.Contains(s.Must("INFO", "stats"), "evicted_keys:0\r") })
+	s.Must("CONFIG", "SET", "maxmemory", "0")
+	s.Must("CONFIG", "SET", "maxmemory-policy", "noeviction")
+	_, err = first(t.Context(), store, broker.Position{})
+	refuses("after keys were thrown away", err, "look which locks are missing")
+	if n := log.with("look which locks are missing"); n != 1 {
+		t.Errorf("the log says so %d times; want once", n)
+	}
+	eventually(t, "the feed of what is left, or of a new data set", func() bool {
+		_, err := first(t.Context(), store, broker.Position{})
+		return err == nil
+	})
+}

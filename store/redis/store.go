@@ -113,6 +113,7 @@ type Store struct {
 	deployment string
 	scripts    scripts
 	unreadable unreadable
+	evictions  evictions
 
 	shards        int
 	feeds         []string // by shard: the key of the feed, and what begins that of a grant

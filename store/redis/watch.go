@@ -25,6 +25,9 @@ const (
 
 	// maxEntries bounds the entries in one answer; a reader that is far behind makes more calls.
 	maxEntries = 1000
+
+	// checkInterval is how often a watcher looks whether the servers can still be trusted.
+	checkInterval = 2 * time.Second
 )
 
 // Watch delivers what comes after a position. A read that waits in Redis for the next entry wakes it
@@ -40,7 +43,7 @@ func (s *Store) Watch(ctx context.Context, from broker.Position, emit func(broke
 	defer tick.Stop()
 	for started := false; ; {
 		began := time.Now()
-		update, err := r.read(ctx)
+		update, err := r.next(ctx)
 		if deadline, ok := ctx.Deadline(); ok && err != nil && !time.Now().Before(deadline) {
 			<-ctx.Done() // the connection noticed first
 		}
@@ -84,6 +87,18 @@ type reader struct {
 	numbers atomic.Pointer[[]uint64] // of at, for the wakers
 	known   []*broker.Control        // by shard; nil before the first delivery
 	lastNow time.Time
+	checked time.Time // when the servers were looked at
+}
+
+// next is read, after a look at the servers when it is time for one: the first time before anything is delivered.
+func (r *reader) next(ctx context.Context) (broker.Update, error) {
+	if time.Since(r.checked) >= checkInterval {
+		if err := r.store.checkAgain(ctx); err != nil {
+			return broker.Update{}, err
+		}
+		r.checked = time.Now()
+	}
+	return r.read(ctx)
 }
 
 // read returns what the reader has not seen yet.
