@@ -44,7 +44,13 @@ func connect(c Config) (client redis.UniversalClient, cluster bool, err error) {
 	scheme, rest, _ := strings.Cut(c.URL, "://")
 	scheme, kind, _ := strings.Cut(scheme, "+")
 	plain := scheme + "://" + rest
+	host, after := rest, ""
+	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+		host, after = rest[:i], rest[i:]
+	}
 	switch {
+	case host != "" && strings.Contains(after, "@"): // what is left of a password would be a path, a query or a fragment
+		err = errors.New("Config.URL has an @ after a /, ? or #; " + inPasswords)
 	case strings.Contains(rest, "skip_verify"):
 		err = errors.New("skip_verify is not possible; name the authority in Config.CAFile")
 	case scheme != "redis" && scheme != "rediss" && scheme != "unix":
@@ -64,11 +70,12 @@ func connect(c Config) (client redis.UniversalClient, cluster bool, err error) {
 	return nil, false, fmt.Errorf("redis: %w", err)
 }
 
+const inPasswords = "in a password these are written as %2F, %3F and %23, @ as %40 and % as %25; better put it into a file, and that into Config.PasswordFile"
+
 // unread is an error of a parser of URLs.
 func unread(err error) error {
-	var bad *url.Error
-	if errors.As(err, &bad) { // it has the whole URL, and so the password
-		err = bad.Err
+	if errors.As(err, new(*url.Error)) { // it has the whole URL, and so a part of the password
+		return errors.New("Config.URL cannot be read; write it as redis://user@host:6379/0; " + inPasswords)
 	}
 	return fmt.Errorf("Config.URL cannot be read: %s; write it as redis://user@host:6379/0", strings.TrimPrefix(err.Error(), "redis: "))
 }

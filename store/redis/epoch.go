@@ -83,7 +83,8 @@ func (s *Store) checkDataSet(d dataSet) error {
 	case d.shards != s.shards:
 		return refusal("the data set has %d shards, and Config.Shards is %d; set it to that, or use another Config.Prefix", d.shards, s.shards)
 	case d.last.Sub(d.now) > broker.MaxSkew && s.knownEpoch() == 0:
-		return refusal("the data set was used at %s, and the server's clock says %s; set the clock, since the store's time stands still until then",
+		return refusal("the data set was used at %s, and the server's clock says %s; set the clock if it is behind; if it was ahead before and is right now, "+
+			"wait until then, since the store's time stands still, or begin with another Config.Prefix",
 			d.last.Format(time.RFC3339), d.now.Format(time.RFC3339))
 	}
 	return nil
