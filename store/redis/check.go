@@ -205,6 +205,15 @@ var mending = []struct{ in, advice string }{
 	{"DB index is out of range", "there is no such database; write /0"},
 }
 
+// passing says what to do about those that may pass by themselves.
+var passing = []struct{ in, advice string }{
+	{"LOADING", "the server still reads its data from the disk; wait until it has"},
+	{"BUSY ", "somebody's script takes too long on the server; end it with SCRIPT KILL"},
+	{"NOREPLICAS", "fewer replicas follow the server than its min-replicas-to-write; bring them back, or lower it"},
+	{"CLUSTERDOWN", "the cluster is down, or has slots that no node serves; see what CLUSTER INFO says"},
+	{"MASTERDOWN", "the server is a replica that has lost its primary; give the primary's address, or a Sentinel's with redis+sentinel://"},
+}
+
 // explain says what is wrong and how to mend it, when New meets an error.
 func explain(err error) error {
 	if err == nil || errors.As(err, new(refused)) {
@@ -222,6 +231,11 @@ func explain(err error) error {
 	for _, m := range mending {
 		if strings.Contains(err.Error(), m.in) {
 			return refusal("%s: %w", m.advice, err)
+		}
+	}
+	for _, m := range passing {
+		if strings.Contains(err.Error(), m.in) {
+			return fmt.Errorf("%w: redis: %s: %w", broker.ErrUnavailable, m.advice, err)
 		}
 	}
 	return fmt.Errorf("%w: redis does not answer; is it running, is the address right, does it speak TLS there if it says rediss:// and only then, and does it want a certificate of Config.CertFile? %w",
