@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/tinylib/msgp/msgp"
@@ -131,8 +132,8 @@ func (s *Store) send(ctx context.Context, calls []call) []reply {
 		calls[i].epoch = cmp.Or(calls[i].epoch, epoch)
 	}
 	sent := s.pipeline(ctx, calls, todo)
-	if missing := unknown(sent); len(missing) > 0 && s.load(ctx, calls, missing) == nil {
-		sent = append(sent, s.pipeline(ctx, calls, missing)...)
+	if missing := unknown(sent); len(missing) > 0 && s.load(ctx, calls, missing) {
+		sent = append(sent, s.pipeline(ctx, calls, missing)...) // one that still has no script does nothing
 	}
 	for _, cmd := range sent {
 		s.answer(calls, cmd, replies)
@@ -168,20 +169,24 @@ func unknown(sent []command) []int {
 	return missing
 }
 
-// load gives all servers the scripts of the calls.
-func (s *Store) load(ctx context.Context, calls []call, indexes []int) error {
+// load gives all servers the scripts of the calls, and reports whether one has taken them. Another one may hang, and it may not
+// be asked for any of them.
+func (s *Store) load(ctx context.Context, calls []call, missing []int) bool {
+	var taken atomic.Bool
 	loaded := map[*script]bool{}
-	for _, i := range indexes {
+	for _, i := range missing {
 		sc := calls[i].script
 		if loaded[sc] {
 			continue
 		}
 		loaded[sc] = true
-		if err := s.eachPrimary(ctx, func(ctx context.Context, node *redis.Client) error {
-			return node.ScriptLoad(ctx, sc.source).Err()
-		}); err != nil {
+		_ = s.eachPrimary(ctx, func(ctx context.Context, node *redis.Client) error {
+			err := node.ScriptLoad(ctx, sc.source).Err()
+			if err == nil {
+				taken.Store(true)
+			}
 			return err
-		}
+		})
 	}
-	return nil
+	return taken.Load()
 }
