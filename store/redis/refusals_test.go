@@ -18,7 +18,8 @@ import (
 // clusterOfOne is a node that has all slots.
 func clusterOfOne(t *testing.T, args ...string) *server {
 	t.Helper()
-	s := start(t, append([]string{"--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", fmt.Sprint(redistest.FreePort(t))}, args...)...)
+	s := start(t, append([]string{"--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-announce-ip", "127.0.0.1",
+		"--cluster-port", fmt.Sprint(redistest.FreePort(t))}, args...)...)
 	s.Must("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
 	eventually(t, "the cluster is whole", func() bool { return strings.Contains(s.Must("CLUSTER", "INFO"), "cluster_state:ok") })
 	return s
@@ -46,7 +47,7 @@ func TestServerRefuses(t *testing.T) {
 		}, func(s *server) { s.Must("CONFIG", "SET", "save", "") }},
 		{"NOREPLICAS", "min-replicas-to-write", nil, func(s *server) { s.Must("CONFIG", "SET", "min-replicas-to-write", "1") },
 			func(s *server) { s.Must("CONFIG", "SET", "min-replicas-to-write", "0") }},
-		{"BUSY", "SCRIPT KILL", []string{"--busy-reply-threshold", "1"}, func(s *server) {
+		{"BUSY", "end it with SCRIPT KILL", []string{"--busy-reply-threshold", "1"}, func(s *server) {
 			go func() { _, _ = s.Do("EVAL", "while true do end", "0") }()
 			eventually(t, "it is busy", func() bool { _, err := s.Do("PING"); return err != nil })
 		}, func(s *server) { s.Must("SCRIPT", "KILL") }},
