@@ -2,10 +2,12 @@ package redis_test
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -13,6 +15,7 @@ import (
 
 	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/store/redis"
+	"github.com/errandhq/errand/store/redistest"
 	"github.com/errandhq/errand/store/storetest"
 )
 
@@ -31,6 +34,21 @@ func users(t *testing.T, password string) string {
 	}
 	filled := strings.Replace(string(text), zeros, fmt.Sprintf("%x", sha256.Sum256([]byte(password))), 1)
 	return file(t, strings.Replace(filled, off, "\n", 1))
+}
+
+// sentinelUser is the line that the same file has for sentinel.conf.
+func sentinelUser(t *testing.T, password string) string {
+	t.Helper()
+	text, err := os.ReadFile(usersFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, line, ok := strings.Cut(string(text), "#   user errand on #…")
+	if !ok {
+		t.Fatalf("%s has no user for Sentinels", usersFile)
+	}
+	line, _, _ = strings.Cut(line, "\n")
+	return fmt.Sprintf("user errand on #%x%s", sha256.Sum256([]byte(password)), line)
 }
 
 // TestLeastPrivileges runs the suite as the user that the deployment has, and tries what that user may
@@ -89,6 +107,65 @@ func TestLeastPrivileges(t *testing.T) {
 	}
 	if _, err := store.Lookup(t.Context(), broker.Ref{Task: begin(t, store).Task.ID}); err != nil {
 		t.Errorf("Lookup after all that: %v", err)
+	}
+}
+
+// TestLeastPrivilegesOnACluster does the same with a cluster, also while it moves a shard to another node.
+func TestLeastPrivilegesOnACluster(t *testing.T) {
+	t.Parallel()
+	const password = "correct horse"
+	nodes := redistest.StartCluster(t, "--include", users(t, password))
+	url := strings.Replace(redistest.ClusterURL(nodes), "://", "://errand@", 1)
+	store := open(t, redis.Config{URL: url, PasswordFile: file(t, password)}.Patient())
+	var tasks []broker.Task
+	for shard := range redis.ClusterShards {
+		reply, err := store.Grant(t.Context(), in(shard))
+		if err != nil {
+			t.Fatal(err)
+		}
+		tasks = append(tasks, reply.Task)
+	}
+	end(t, store, broker.Ending{Kind: broker.TargetSelector, Selector: broker.Selector{Audience: "b"}})
+	if _, err := first(t.Context(), store, broker.Position{}); err != nil {
+		t.Fatal(err)
+	}
+	slot := nodes[0].Must("CLUSTER", "KEYSLOT", "{p00}")
+	n, err := strconv.Atoi(slot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, to := nodes[n*len(nodes)/16384], nodes[(n*len(nodes)/16384+1)%len(nodes)]
+	look := func(when string) {
+		t.Helper()
+		for i, task := range tasks {
+			_, err := store.Lookup(t.Context(), broker.Ref{Task: task.ID})
+			if err != nil && i > 0 || err != nil && (!errors.Is(err, broker.ErrUnavailable) || strings.Contains(err.Error(), "NOPERM")) {
+				t.Errorf("a look-up in shard %d %s: %v", i, when, err)
+			}
+		}
+	}
+	toID := to.Must("CLUSTER", "MYID")
+	to.Must("CLUSTER", "SETSLOT", slot, "IMPORTING", from.Must("CLUSTER", "MYID"))
+	from.Must("CLUSTER", "SETSLOT", slot, "MIGRATING", toID)
+	look("before a key has moved")
+	for _, key := range strings.Fields(from.Must("CLUSTER", "GETKEYSINSLOT", slot, "1000")) {
+		from.Must("MIGRATE", "127.0.0.1", strconv.Itoa(to.Port()), key, "0", "5000")
+		look("while keys move")
+	}
+	for _, node := range nodes {
+		node.Must("CLUSTER", "SETSLOT", slot, "NODE", toID)
+	}
+	eventually(t, "calls in the shard that has moved", func() bool {
+		_, err := store.Lookup(t.Context(), broker.Ref{Task: tasks[0].ID})
+		return err == nil
+	})
+	for _, task := range tasks {
+		end(t, store, completing(task.ID))
+	}
+	for _, node := range nodes {
+		if denied := node.Must("ACL", "LOG"); denied != "" {
+			t.Errorf("the user was refused something:\n%s", denied)
+		}
 	}
 }
 

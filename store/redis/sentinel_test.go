@@ -72,10 +72,12 @@ func TestSentinelPassword(t *testing.T) {
 // replica that takes over, which has never seen a script.
 func TestFailover(t *testing.T) {
 	t.Parallel()
-	primary := start(t)
-	replica := start(t, "--replicaof", "127.0.0.1", fmt.Sprint(primary.Port()), "--repl-diskless-sync-delay", "0")
+	const password, atSentinel = "hunter2", "hunter3"
+	acl := users(t, password)
+	primary := start(t, "--include", acl)
+	replica := start(t, "--include", acl, "--replicaof", "127.0.0.1", fmt.Sprint(primary.Port()), "--repl-diskless-sync-delay", "0")
 	eventually(t, "the replica follows", func() bool { return strings.Contains(replica.Must("INFO", "replication"), "master_link_status:up") })
-	address := sentinel(t, primary)
+	address := sentinel(t, primary, sentinelUser(t, atSentinel))
 	asked := goredis.NewSentinelClient(&goredis.Options{Addr: address})
 	t.Cleanup(func() { _ = asked.Close() })
 	eventually(t, "the Sentinel knows the replica", func() bool {
@@ -83,7 +85,10 @@ func TestFailover(t *testing.T) {
 		return err == nil && len(replicas) == 1 && replicas[0]["master-link-status"] == "ok"
 	})
 
-	store := open(t, redis.Config{URL: "redis+sentinel://" + address + "?master_name=errand"})
+	store := open(t, redis.Config{
+		URL:          "redis+sentinel://errand@" + address + "?master_name=errand&username=errand",
+		PasswordFile: file(t, password), SentinelPasswordFile: file(t, atSentinel),
+	})
 	kept := begin(t, store).Task
 	ended := begin(t, store)
 	end(t, store, completing(ended.Task.ID))
@@ -116,5 +121,17 @@ func TestFailover(t *testing.T) {
 	after, err := first(t.Context(), store, before.Position)
 	if err != nil || after.Position.Epoch != before.Position.Epoch || len(after.Entries) != 1 || after.Now.Before(before.Now) {
 		t.Errorf("the feed goes on with %+v, error %v; want one entry more", after, err)
+	}
+	if n := strings.Count(replica.Must("CLIENT", "LIST"), "user=errand"); n == 0 {
+		t.Error("nobody has logged in at the new primary as errand")
+	}
+	cmd := goredis.NewCmd(t.Context(), "acl", "log")
+	if err := asked.Process(t.Context(), cmd); err != nil {
+		t.Error(err)
+	} else if denied, _ := cmd.Slice(); len(denied) != 0 {
+		t.Errorf("the Sentinel has refused the user something: %v", denied)
+	}
+	if log := replica.Must("ACL", "LOG"); log != "" {
+		t.Errorf("the new primary has refused the user something: %s", log)
 	}
 }
