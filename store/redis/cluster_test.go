@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -38,6 +40,46 @@ func TestCluster(t *testing.T) {
 		if err != nil || len(update.Position.Numbers) != redis.ClusterShards {
 			t.Errorf("got %+v, error %v; want %d shards", update.Position, err, redis.ClusterShards)
 		}
+	})
+	t.Run("every primary is looked at", func(t *testing.T) {
+		for _, node := range nodes {
+			node.Must("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+			_, err := redis.New(t.Context(), redis.Config{URL: url}.Patient())
+			node.Must("CONFIG", "SET", "maxmemory-policy", "noeviction")
+			if err == nil || !strings.Contains(err.Error(), "noeviction") {
+				t.Errorf("with a node that evicts: %v; want a refusal", err)
+			}
+		}
+	})
+	t.Run("permissions are tried in every shard", func(t *testing.T) {
+		for _, node := range nodes {
+			node.Must("ACL", "SETUSER", "errand", "on", ">hunter2", "~*", "&*", "+@all")
+		}
+		as := strings.Replace(url, "://", "://errand:hunter2@", 1)
+		for _, node := range nodes {
+			node.Must("ACL", "SETUSER", "errand", "-zrem")
+			_, err := redis.New(t.Context(), redis.Config{URL: as}.Patient())
+			node.Must("ACL", "SETUSER", "errand", "+zrem")
+			if err == nil || !strings.Contains(err.Error(), "may not use zrem") {
+				t.Errorf("with a node that refuses a command: %v; want a refusal", err)
+			}
+		}
+	})
+	t.Run("a node forgets the scripts while another one hangs", func(t *testing.T) {
+		store := open(t, redis.Config{URL: url, Prefix: "hangs:"})
+		slot, err := strconv.Atoi(nodes[0].Must("CLUSTER", "KEYSLOT", "{p00}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		here := slot * len(nodes) / 16384
+		eventually(t, "a look-up at the node that has forgotten", func() bool {
+			nodes[here].Must("SCRIPT", "FLUSH")
+			hangs := nodes[(here+1)%len(nodes)]
+			hangs.Pause()
+			defer hangs.Resume()
+			_, err := store.Lookup(t.Context(), broker.Ref{Task: broker.NewTaskID(0)})
+			return errors.Is(err, broker.ErrNotFound)
+		})
 	})
 	t.Run("a node forgets the scripts", func(t *testing.T) {
 		store := open(t, redis.Config{URL: url, Prefix: "forgets:"}.Patient())

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/store/redis"
@@ -43,5 +44,28 @@ func TestP14ManySelectors(t *testing.T) {
 	}
 	if n := sent.Load(); n > broker.MaxSelectors/2 {
 		t.Errorf("%d selectors were sent in %d pieces", len(ends), n)
+	}
+}
+
+// TestLiftedLockStaysLifted: a lock that has been lifted is not made anew in a shard that lacks it, however often the lock is
+// repeated.
+func TestLiftedLockStaysLifted(t *testing.T) {
+	s := start(t)
+	store := s.open(t, redis.Config{Shards: 2}.Patient())
+	lock := broker.Lock{ID: broker.NewLockID(), Reason: "why", Expires: time.Now().Add(time.Hour)}
+	end(t, store, broker.Ending{Kind: broker.TargetLock, Lock: lock})
+	end(t, store, broker.Ending{Kind: broker.TargetLift, Lock: broker.Lock{ID: lock.ID}})
+	s.Must("DEL", "errand:{p01}:locks")
+	if end(t, store, broker.Ending{Kind: broker.TargetLock, Lock: lock}).Receipt.First {
+		t.Error("a lock that was there is made for the first time")
+	}
+	update, err := first(t.Context(), store, broker.Position{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for shard, c := range update.Controls {
+		if len(c.Locks) != 0 {
+			t.Errorf("shard %d has the lock again", shard)
+		}
 	}
 }

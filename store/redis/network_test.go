@@ -1,6 +1,7 @@
 package redis_test
 
 import (
+	"cmp"
 	"errors"
 	"sync"
 	"testing"
@@ -58,6 +59,33 @@ func TestBadNetworks(t *testing.T) {
 			proxy.Set(redistest.Fault{})
 			w.check(s.open(t, redis.Config{}))
 		})
+	}
+}
+
+// TestSeveralRoundTripsInTime has a network on which each round trip is in time and all that a call needs are not.
+func TestSeveralRoundTripsInTime(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	proxy := redistest.Between(t, s.Addr())
+	store := s.open(t, redis.Config{URL: proxy.URL()})
+	task, other := begin(t, store).Task, begin(t, store).Task
+	end(t, store, broker.Ending{Kind: broker.TargetKey, Key: "first"})
+	s.Must("SCRIPT", "FLUSH")
+	proxy.Set(redistest.Fault{Latency: 200 * time.Millisecond})
+	if _, err := store.Lookup(t.Context(), broker.Ref{Task: task.ID}); !errors.Is(err, broker.ErrUnavailable) {
+		t.Errorf("a look-up, loading its script, and a look-up: %v; want ErrUnavailable after 0.9 s", err)
+	}
+	proxy.Set(redistest.Fault{})
+	end(t, store, completing(begin(t, store).Task.ID)) // so that the server knows the scripts
+	end(t, store, broker.Ending{Kind: broker.TargetKey, Key: "second"})
+	proxy.Set(redistest.Fault{Latency: 200 * time.Millisecond})
+	key := broker.Ending{Kind: broker.TargetKey, Key: "third"}
+	replies, err := store.End(t.Context(), []broker.Ending{completing(task.ID), key, completing(other.ID), key})
+	for _, r := range replies {
+		err = cmp.Or(err, r.Err)
+	}
+	if !errors.Is(err, broker.ErrUnavailable) && !errors.Is(err, broker.ErrUnconfirmed) {
+		t.Errorf("ends that go one after the other: %v; want an error after 0.9 s", err)
 	}
 }
 

@@ -2,6 +2,7 @@ package redis_test
 
 import (
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -241,5 +242,33 @@ func TestWhatWaitsIsForItsOwnDataSet(t *testing.T) {
 	s.client.Del(t.Context(), "errand:{p00}:meta")
 	if _, err := first(t.Context(), store, broker.Position{}); !errors.Is(err, broker.ErrEpoch) {
 		t.Errorf("Watch: %v; want ErrEpoch", err)
+	}
+}
+
+// TestLastIsKept: while the feed is followed, the time that is written down goes on, though nothing happens.
+func TestLastIsKept(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	store := s.open(t, redis.Config{}.Patient())
+	begin(t, store)
+	last := func() int64 {
+		n, err := s.client.HGet(t.Context(), "errand:{p00}:meta", "last").Int64()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := last()
+	err := store.Watch(t.Context(), broker.Position{}, func(u broker.Update) error {
+		if behind := u.Now.UnixMilli() - last(); behind > 1000 {
+			return fmt.Errorf("it is %d ms behind", behind)
+		}
+		if last() >= before+1000 {
+			return errEnough
+		}
+		return nil
+	})
+	if !errors.Is(err, errEnough) {
+		t.Errorf("the time that is written down: %v", err)
 	}
 }
