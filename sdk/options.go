@@ -104,13 +104,16 @@ func newConfig(opts []Option) (*config, error) {
 }
 
 func (c *config) checkBrokers() error {
-	if len(c.urls) == 0 || len(c.urls) > MaxBrokers {
-		return fmt.Errorf("sdk: %d broker URLs; set %s or use WithBroker with 1 to %d, as https://broker.example.com:8443", len(c.urls), EnvBrokerURL, MaxBrokers)
+	switch {
+	case len(c.urls) == 0:
+		return fmt.Errorf("sdk: the broker's URL is not known; set %s or use WithBroker, as https://broker.example.com:8443", EnvBrokerURL)
+	case len(c.urls) > MaxBrokers:
+		return fmt.Errorf("sdk: %d broker URLs; give %d at most", len(c.urls), MaxBrokers)
 	}
 	for _, text := range c.urls {
 		u, err := url.Parse(text)
 		if err != nil {
-			return fmt.Errorf("sdk: the broker URL is not a URL: %w", err)
+			return fmt.Errorf("sdk: the broker URL must be https:// with a host, as https://broker.example.com:8443: %w", err)
 		}
 		if u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 			return fmt.Errorf("sdk: the broker URL %q must be https:// with a host, and have no user, query or fragment", u.Redacted())

@@ -98,7 +98,10 @@ func advice(text string) string {
 	if strings.Contains(text, "PermissionDenied") {
 		return "the agent does not know this workload: register it there"
 	}
-	return "is the agent running, and may this process open its socket?"
+	if strings.Contains(text, "socket URI") {
+		return "write it as unix:///run/spire/agent/api.sock"
+	}
+	return "see that the agent runs, and that this process may open its socket"
 }
 
 // offer chooses among the SVIDs of a Workload API, and remembers what there was.

@@ -116,10 +116,12 @@ func TestStartupErrors(t *testing.T) {
 		says []string
 	}{
 		"nothing set":      {[]sdk.Option{sdk.WithIdentity(nil)}, sdk.ErrNoIdentity, []string{"SPIFFE_ENDPOINT_SOCKET: not set", "ERRAND_IDENTITY_DIR: not set", "WithIdentity"}},
-		"no agent":         {[]sdk.Option{sdk.WithIdentity(nil), sdk.WithEnv(map[string]string{"SPIFFE_ENDPOINT_SOCKET": socket})}, sdk.ErrNoIdentity, []string{socket, "no such file", "is the agent running", "ERRAND_IDENTITY_DIR: not set"}},
+		"no agent":         {[]sdk.Option{sdk.WithIdentity(nil), sdk.WithEnv(map[string]string{"SPIFFE_ENDPOINT_SOCKET": socket})}, sdk.ErrNoIdentity, []string{socket, "no such file", "that the agent runs", "ERRAND_IDENTITY_DIR: not set"}},
+		"a bare path":      {[]sdk.Option{sdk.WithIdentity(nil), sdk.WithEnv(map[string]string{"SPIFFE_ENDPOINT_SOCKET": "/agent.sock"})}, sdk.ErrNoIdentity, []string{"as unix:///run/spire/agent/api.sock"}},
 		"no agent, no dir": {[]sdk.Option{sdk.WithIdentity(nil), sdk.WithEnv(map[string]string{"SPIFFE_ENDPOINT_SOCKET": socket, "ERRAND_IDENTITY_DIR": "/nowhere"})}, sdk.ErrNoIdentity, []string{socket, "/nowhere", "svid_bundle.pem", "errand doctor"}},
 		"nil sources":      {[]sdk.Option{sdk.WithIdentity(sdk.FromSource(nil, nil))}, sdk.ErrNoIdentity, []string{"the program's own source"}},
-		"no broker":        {[]sdk.Option{sdk.WithBroker()}, nil, []string{"ERRAND_BROKER_URL"}},
+		"no broker":        {[]sdk.Option{sdk.WithBroker()}, nil, []string{"broker's URL is not known", "ERRAND_BROKER_URL"}},
+		"no scheme":        {[]sdk.Option{sdk.WithBroker("127.0.0.1:8443")}, nil, []string{"must be https://"}},
 		"a plain broker":   {[]sdk.Option{sdk.WithBroker("http://broker:8443")}, nil, []string{"https://"}},
 		"a password":       {[]sdk.Option{sdk.WithBroker("https://u:hunter2@broker:8443")}, nil, []string{"u:xxxxx@"}},
 		"too many":         {[]sdk.Option{sdk.WithBroker(make([]string, sdk.MaxBrokers+1)...)}, nil, []string{"17 broker URLs"}},
