@@ -10,6 +10,11 @@
 //	defer v.Close()
 //	mux.Handle("GET /orders", v.Require("orders:read")(listOrders))
 //
+// A token is bound to its workload's certificate. So the server must serve TLS that asks for one
+// (tls.Config.ClientAuth with RequestClientCert or more), or every token is refused; one that cannot see
+// the caller's certificate says Config.Binding: Unbound, and registers its audience without binding. The
+// inventory of the broker must have the server's SPIFFE ID among those of the audience.
+//
 // What it promises, with the defaults: a token is accepted only if it is whole, signed by a current
 // key of the issuer, for this audience, not expired, presented by the workload that it was issued
 // to, and not of a task, grant, key or selection that was ended or revoked. A verifier that hears

@@ -232,10 +232,12 @@ func (l *logs) Write(p []byte) (int, error) {
 	return l.text.Write(p)
 }
 
-func (l *logs) has(text string) bool {
+func (l *logs) has(text string) bool { return l.count(text) > 0 }
+
+func (l *logs) count(text string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return strings.Contains(l.text.String(), text)
+	return strings.Count(l.text.String(), text)
 }
 
 // TestAttackPublishedPrivateKey is 249 for a verifier that runs: a key whose secret the issuer itself

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -322,6 +323,33 @@ func TestRequirePanicsOnWhatIsNoScope(t *testing.T) {
 			}()
 			v.Require(scope)
 		}()
+	}
+}
+
+// TestAServerThatAsksForNoCertificateIsTold: every token is refused there, and the token is not why.
+func TestAServerThatAsksForNoCertificateIsTold(t *testing.T) {
+	b := newBroker(t, 1)
+	var said logs
+	v := b.verifier(func(c *verify.Config) { c.Logger = slog.New(slog.NewTextHandler(&said, nil)) })
+	settled(t, v, b)
+	handler := v.Require("orders:read")(http.NotFoundHandler())
+	request := httptest.NewRequest(http.MethodGet, "/", nil) // over plain HTTP
+	for range 3 {
+		request.Header.Set("Authorization", "Bearer no.good.token")
+		handler.ServeHTTP(httptest.NewRecorder(), request)
+	}
+	if said.has("ClientAuth") {
+		t.Error("the log speaks of the server, but it is the token that is bad")
+	}
+	for range 3 {
+		request.Header.Set("Authorization", "Bearer "+b.token(nil))
+		answer := httptest.NewRecorder()
+		if handler.ServeHTTP(answer, request); answer.Code != http.StatusUnauthorized {
+			t.Errorf("got %d", answer.Code)
+		}
+	}
+	if n := said.count("ClientAuth"); n != 1 {
+		t.Errorf("the log says it %d times", n)
 	}
 }
 

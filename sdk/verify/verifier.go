@@ -45,6 +45,7 @@ type Verifier struct {
 	connected     atomic.Bool
 	lost          atomic.Bool // the feed was not found where the metadata says
 	ignored       atomic.Uint64
+	bare          sync.Once // a caller showed no certificate
 	acceptedStale atomic.Uint64
 
 	mu        sync.Mutex // guards lastError

@@ -44,6 +44,7 @@ func (v *Verifier) Verify(ctx context.Context, token string, peer *Peer, reqs ..
 		v.checked(ctx, grant, reqs, err)
 	}
 	if err != nil {
+		v.hintAtBare(err, peer)
 		v.refused(ctx, err, grant)
 		return nil, err
 	}
@@ -54,6 +55,17 @@ func (v *Verifier) Verify(ctx context.Context, token string, peer *Peer, reqs ..
 		}
 	}
 	return grant, nil
+}
+
+// hintAtBare says once in the log what a server that asks for no certificates would look for in the tokens: nobody has
+// one there, and all of them are refused.
+func (v *Verifier) hintAtBare(err error, peer *Peer) {
+	if peer == nil && errors.Is(err, ErrUnbound) {
+		v.bare.Do(func() {
+			v.config.Logger.Warn("verify: a good token was refused, since its caller showed no certificate; if that goes for all callers, serve TLS that asks for one, as tls.Config.ClientAuth with RequestClientCert does (said once)",
+				"audience", v.config.Audience)
+		})
+	}
 }
 
 // check returns the grant with an error, too, once the signature is known to be good.

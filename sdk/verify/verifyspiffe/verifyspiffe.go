@@ -46,7 +46,7 @@ type Source interface {
 func TLS(source Source, broker string) (*tls.Config, error) {
 	id, err := spiffeid.FromString(broker)
 	if err != nil {
-		return nil, fmt.Errorf("verifyspiffe: the broker's SPIFFE ID: %w", err)
+		return nil, wrongID(broker, err)
 	}
 	if source == nil || id.Path() == "" {
 		return nil, errors.New("verifyspiffe: a source, and a broker's SPIFFE ID with a path, are required")
@@ -67,12 +67,17 @@ func TLS(source Source, broker string) (*tls.Config, error) {
 	}, nil
 }
 
+// wrongID names the variable that this is read from as a rule: an empty one is how the mistake looks.
+func wrongID(broker string, err error) error {
+	return fmt.Errorf("verifyspiffe: the broker's SPIFFE ID is %q: %w; it is in ERRAND_BROKER_ID as a rule, as spiffe://example.com/errand", broker, err)
+}
+
 // TLSByBundle is TLS for a client that has no SVID, at a listener that asks for none: pem has the authorities
 // of the broker's trust domain, and is read once.
 func TLSByBundle(pem []byte, broker string) (*tls.Config, error) {
 	id, err := spiffeid.FromString(broker)
 	if err != nil {
-		return nil, fmt.Errorf("verifyspiffe: the broker's SPIFFE ID: %w", err)
+		return nil, wrongID(broker, err)
 	}
 	bundle, err := x509bundle.Parse(id.TrustDomain(), pem)
 	if err != nil || bundle.Empty() {

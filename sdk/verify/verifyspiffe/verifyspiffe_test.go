@@ -227,6 +227,9 @@ func TestTLSErrors(t *testing.T) {
 			t.Errorf("%q was accepted", id)
 		}
 	}
+	if _, err := verifyspiffe.TLS(s, ""); !strings.Contains(err.Error(), "ERRAND_BROKER_ID") {
+		t.Errorf("a variable that is not set: %v", err)
+	}
 	if _, err := verifyspiffe.TLS(nil, brokerID); err == nil {
 		t.Error("no source was accepted")
 	}
