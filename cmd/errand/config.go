@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/errandhq/errand/cmd/errand/internal/config"
@@ -101,6 +102,10 @@ connects to nothing. Each mistake is one line: the place, the key, what is wrong
 			return showProblems(cmd, err)
 		}
 		fmt.Fprintf(cmd.OutOrStdout(), "%s is good\n", from.File)
+		if set := c.FromEnvironment(); len(set) > 0 {
+			// A shell that was a client's has ERRAND_ISSUER and the like, which nobody looks for here.
+			fmt.Fprintf(cmd.ErrOrStderr(), "errand: taken from the environment, and not from the file: %s\n", strings.Join(set, " "))
+		}
 		return nil
 	}
 	return cmd

@@ -68,6 +68,9 @@ is told when the replica is ready. A change of the file or the inventory counts 
 // serve runs the replica until ctx ends or it fails.
 func serve(ctx context.Context, c *config.Config, s *server.Server, log *slog.Logger) error {
 	log.Info("errand "+Version, "issuer", s.Issuer(), "broker_url", s.BrokerURL(), "store", c.Store.Type, "inventory", c.Inventory, "audit_log", c.Audit.Log)
+	if set := c.FromEnvironment(); len(set) > 0 {
+		log.Info("taken from the environment, and not from the file", "variables", set)
+	}
 	at := s.Listening()
 	operator := at["operator"]
 	if operator == "" {

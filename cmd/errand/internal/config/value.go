@@ -219,6 +219,17 @@ type Shown struct {
 	Source string `json:"source"`
 }
 
+// FromEnvironment has the variables that have set a key, in its order.
+func (c *Config) FromEnvironment() []string {
+	var out []string
+	for _, s := range c.settings() {
+		if name := c.origins[s.name].Variable; name != "" {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
 // Show has all keys with their values, and where each came from. Passwords in URLs are masked.
 func (c *Config) Show() []Shown {
 	var out []Shown
