@@ -74,7 +74,7 @@ func checkSubject(field, value string) error {
 	id, err := spiffeid.FromString(above)
 	switch {
 	case err != nil:
-		return invalid(field, "is not a SPIFFE ID, nor one that ends in /*: %v", err)
+		return invalid(field, "is not a SPIFFE ID, nor one that ends in /*: %v; write it whole, as spiffe://example.org/report", err)
 	case id.Path() == "" && !isPrefix:
 		return invalid(field, "is a trust domain, and no workload's; %s/* means all of them", value)
 	}

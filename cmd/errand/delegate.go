@@ -26,11 +26,12 @@ credential, and travels as you like: it is of use to nobody but that workload, b
 
 The other one finds it in ERRAND_TASK_HANDLE, as errand task begin does, or is told it with --join:
 
-  ERRAND_TASK_HANDLE=$handle errand exec --task index --purpose "v1.4" --audience files --scope files:read -- ./index
+  export ERRAND_TASK_HANDLE=$handle
+  errand exec --task index --purpose "v1.4" --audience files --scope files:read -- ./index
 
-It may have no more than TASK has, nor than what is named here, nor than it may have by itself. Its tokens name
-both workloads, and die with TASK. A task of its own needs no handle; a task below TASK for this same workload is
-errand task begin --parent. To try it:  errand dev --identity report --identity indexer`,
+It may have no more than TASK has, nor than what is named here, nor than it may have by itself. Its tokens
+name both workloads, and die with TASK. A task of its own needs no handle; a task below TASK for this same
+workload is  errand task begin --parent.  To try it:  errand dev --identity report --identity indexer`,
 		Args: oneTask,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if body.To == "" || strings.TrimSpace(body.Purpose) == "" {

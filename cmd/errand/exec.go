@@ -14,8 +14,8 @@ import (
 
 const execLong = `exec begins a task, runs CMD with a token for each audience, and ends the task when CMD exits: as
 completed when it exits with 0, as failed otherwise, as canceled when errand was told to stop. The tokens
-are dead then at every verifier. It must run where the workload runs; who that is, and which broker to ask,
-is in SPIFFE_ENDPOINT_SOCKET or ERRAND_IDENTITY_DIR, ERRAND_BROKER_URL and ERRAND_BROKER_ID.
+are dead then at every verifier. Which workload it is, and which broker to ask, is in the environment:
+SPIFFE_ENDPOINT_SOCKET or ERRAND_IDENTITY_DIR, ERRAND_BROKER_URL and ERRAND_BROKER_ID.
 
   errand exec --task nightly-export --purpose "FIN-212" --audience orders --scope orders:read -- ./export.sh
 
@@ -35,29 +35,16 @@ Only this user can read them; they are in memory if the system has a place for t
 /dev/shm). They are replaced ahead of their end, all at once: the folder is a link to a new one. What is
 read through one  dir=$(readlink -f "$ERRAND_TOKEN_DIR")  belongs together. No token is in the environment.
 
-Inside another errand exec, whose ERRAND_TASK_ID is in the environment, the task is a part of that one: it may
-have no more, and ends with it. --no-parent begins one that has nothing to do with it, as it must be for
-another workload, another broker, or for what the task outside may not have.
-
-With a handle in ERRAND_TASK_HANDLE, or with --join, the task is a part of another workload's, as errand task delegate
-has given it that. CMD does not get the handle, which is good for one task; in a command line others can see it. With --adopt there is no new task: errand keeps one alive that another
-command of this workload has begun, as errand task begin, and ends it when CMD exits. Whoever kept it alive before
-learns that, and keeps off it.
-
---ref says what the task is in another system. Whoever watches that, as errand-k8s the Pods and Jobs of a cluster, can
-tell the broker that it has ended, and the task ends. A Pod names itself by its UID, which the downward API gives it:
-
-  errand exec --ref "k8s/pod:$POD_UID" --label env=prod --task nightly-export ...
-
-By --label, up to 16 of them, and by --ref, operators find the task. --ticket is in the audit log.
-
-Other ways to give it, besides or with --no-files instead:
+Other ways to give it, besides the files, or with --no-files instead of them:
 
   --curl-config   ERRAND_CURL_CONFIG, for  curl --config "$ERRAND_CURL_CONFIG" URL
   --serve         curl -H "Authorization: Bearer $ERRAND_TOKEN_AUTH" "$ERRAND_TOKEN_URL?audience=A&scope=S"
                   answers with JSON, for any of the audiences and scopes above; 64 connections at most
   --fd, --stdin   once
   --env           once, and only if the token lives to see the --deadline
+
+The exit code is CMD's own, 128 and the number of the signal that has killed it, 124 when the task ended
+first, 125 when errand could not do its part, 126 when CMD cannot be executed, and 127 when there is none.
 
 When the task ends first (it was revoked, its deadline passed, the broker was out of reach for two thirds
 of the lease), the files go at once, and CMD and what it has started get SIGTERM and, after --grace,
@@ -71,8 +58,24 @@ What CMD leaves running behind it goes on without a task.
 SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on. Under a terminal CMD is in errand's own
 process group, so what is typed there reaches it directly; while Ctrl-Z has stopped both, the lease runs.
 
-The exit code is CMD's own, 128 and the number of the signal that has killed it, 124 when the task ended
-first, 125 when errand could not do its part, 126 when CMD cannot be executed, and 127 when there is none.`
+Inside another errand exec, whose ERRAND_TASK_ID is in the environment, the task is a part of that one: it
+may have no more, and ends with it. --no-parent begins one that has nothing to do with it, as it must be for
+another workload, another broker, or for what the task outside may not have.
+
+With --join, or a handle in ERRAND_TASK_HANDLE, the task is a part of another workload's, which has made the
+handle with errand task delegate. CMD does not get the handle, which is good for one task. Prefer the
+variable: other users of the machine can see a command line.
+
+With --adopt there is no new task: errand keeps one alive that another command of this workload has begun,
+as errand task begin, and ends it when CMD exits. Whoever kept it alive before learns that, and keeps off it.
+
+--ref says what the task is in another system. Whoever watches that, as errand-k8s the Pods and Jobs of a
+cluster, can tell the broker that it has ended, and the task ends. A Pod names itself by its UID, which the
+downward API gives it:
+
+  errand exec --ref "k8s/pod:$POD_UID" --label env=prod --task nightly-export ...
+
+By --label, up to 16 of them, and by --ref, operators find the task. --ticket is in the audit log.`
 
 // asks collects --audience and --scope in the order that they come in.
 type asks struct {

@@ -34,7 +34,14 @@ func outputFlag(cmd *cobra.Command, output *string, has []string) {
 	if forPeople {
 		first, what = "", what+" (default "+EnvOutput+", or table on a terminal and json elsewhere)"
 	}
+	watches := slices.Equal(has, watchFormats)
+	if watches {
+		what += " (default table on a terminal and ndjson elsewhere)"
+	}
 	cmd.Flags().StringVarP(output, "output", "o", first, what)
+	if watches {
+		cmd.Flag("output").DefValue = "" // the help says it already
+	}
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(has, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 	before := cmd.PreRunE
 	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {

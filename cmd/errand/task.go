@@ -42,20 +42,19 @@ used up, 8 for no answer from the broker, and 1 for all else.`,
 	return cmd
 }
 
-const taskBeginLong = `begin begins a task and prints it. Its end key can end the task, for this workload, and do nothing else,
-also while the broker cannot reach its store; --end-key-file writes it into a new file for its owner
-alone, and with --print -o json it is in the answer. --env-file writes it, too, with the task and the way to
-the broker, for a step that may have no identity any more, as the last one of a CI job: errand task end
---env-file needs nothing else. It needs ERRAND_ISSUER now.
+const taskBeginLong = `begin begins a task and prints it. What ends it later may have lost the identity by then, as the last step of
+a CI job: --env-file writes a new file with all that  errand task end --env-file  needs; for that
+ERRAND_ISSUER must be set now. --end-key-file writes the task's end key alone, and with --print -o json it is in
+the answer. That key can end this task, also while the broker cannot reach its store, and do nothing else.
 
 With --parent it is a part of another task of this workload: it may have no more than that one, has what that
 one has if no audience and scope is named, and ends with it at the latest. With --join, or a handle in
-ERRAND_TASK_HANDLE, it is a part of another workload's task, as that one has delegated it with errand task delegate.
-A command line is seen by every user of the machine, and a variable by this one alone; but a handle is of use to no
-other workload. It is good for one task: --no-parent begins one that does without what the variable has.
+ERRAND_TASK_HANDLE, it is a part of another workload's task, which has made the handle with errand task
+delegate. A handle is good for one task, and for this workload alone; --no-parent begins a task without it.
 
---ref says what the task is in another system: when a source of the broker's inventory says that this has ended, as
-errand-k8s or a CI system, the task ends. By --label, and by --ref, operators find it. --ticket is in the audit log.`
+--ref says what the task is in another system: when a source of the broker's inventory, as errand-k8s or a CI
+system, says that this has ended, the task ends. By --label, and by --ref, operators find it. --ticket is in
+the audit log.`
 
 func newTaskBegin() *cobra.Command {
 	var body wire.BeginRequest
@@ -190,9 +189,9 @@ trust bundle, in PEM), or one file with all of it, which errand task begin --env
   errand task begin --task build --purpose "run 7" --env-file task.env
   errand task end --env-file task.env --outcome failed
 
-With --wait it waits until every verifier of the task's audiences has confirmed that it refuses the tokens, and stderr
-says how many have, and for each that has not from when on it refuses them by itself; -o json has that under
-propagation. The code is 0 either way, since the task is over. At the public listener nobody waits.`,
+With --wait it waits until every verifier of the task's audiences has confirmed that it refuses the tokens.
+stderr says how many have, and from when on each of the others refuses them by itself; -o json has that under
+propagation. The code is 0 either way, since the task is over. The public listener does not wait.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if e.envFile != "" && len(args) > 0 {
 				return usage(cmd, "--env-file names the task already: leave out %q", args[0])

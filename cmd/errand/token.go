@@ -143,7 +143,7 @@ func (t *tokenCommand) further(cmd *cobra.Command) error {
 func (t *tokenCommand) hand(cmd *cobra.Command, text []byte, token wire.TokenResponse) error {
 	bound := "good from anybody who has it"
 	if token.Binding != "none" {
-		bound = "good together with this workload's " + token.Binding + " alone"
+		bound = "good only together with this workload's " + token.Binding
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "errand: %s for %s, %s, for %ds, %s\n", token.GrantID, token.Audience, orDash(token.Scope), token.ExpiresIn, bound)
 	out := string(audit.Printable(text))

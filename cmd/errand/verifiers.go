@@ -29,10 +29,11 @@ func newVerifiersList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the verifiers, and how far each has heard",
-		Long: `list shows the verifiers that any replica has heard within a minute: BEHIND are the changes of the
-feed that one has not confirmed, which for those that were for other audiences takes it some seconds; SEEN is when
-it was heard last, at least every 15 s; and REFUSES AFTER is for how long it accepts tokens without news of the
-feed: "never" is one that accepts them until they expire.`,
+		Long: `list shows the verifiers that any replica has heard from within a minute:
+
+  BEHIND          changes of the feed that it has not confirmed; those of other audiences take some seconds
+  SEEN            when it was heard last; it speaks every 15 s at least
+  REFUSES AFTER   for how long it accepts tokens without news of the feed; "never" means until they expire`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var list wire.VerifierList

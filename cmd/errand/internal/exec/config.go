@@ -95,8 +95,10 @@ func (c *Config) Check() error {
 		return err
 	}
 	switch {
-	case len(c.Asks) == 0 || len(c.Asks) > MaxAudiences:
-		return fmt.Errorf("%d audiences; name 1 to %d with --audience", len(c.Asks), MaxAudiences)
+	case len(c.Asks) == 0:
+		return errors.New("--audience is missing: name the server that the token is for, as --audience orders --scope orders:read")
+	case len(c.Asks) > MaxAudiences:
+		return fmt.Errorf("%d audiences; name %d at most", len(c.Asks), MaxAudiences)
 	case c.OnEnd != Terminate && c.OnEnd != Kill && c.OnEnd != Ignore:
 		return fmt.Errorf("--on-revoke is %q; use term, kill or ignore", c.OnEnd)
 	case c.Grace < 0:

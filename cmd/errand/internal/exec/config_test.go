@@ -43,7 +43,7 @@ func TestCheck(t *testing.T) {
 		"that, with a ticket":    {func(c *Config) { c.Task, c.Adopt = sdk.TaskSpec{Ticket: "CHG-1"}, "tsk_x" }, "--adopt takes"},
 		"by a handle":            {func(c *Config) { c.Join = "hdl_x.y" }, ""},
 		"a handle and no name":   {func(c *Config) { c.Join, c.Task.Name = "hdl_x.y", "" }, "--task is missing"},
-		"no audience":            {func(c *Config) { c.Asks = nil }, "0 audiences"},
+		"no audience":            {func(c *Config) { c.Asks = nil }, "--audience is missing"},
 		"empty audience":         {func(c *Config) { c.Asks[0].Audience = "" }, "--audience is empty"},
 		"audience twice":         {func(c *Config) { c.Asks = append(c.Asks, c.Asks[0]) }, "twice"},
 		"no scope":               {func(c *Config) { c.Asks[0].Scopes = nil }, "--scope is missing for orders"},
