@@ -44,18 +44,16 @@ type PendingVerifier struct {
 //
 // It is about the verifiers that are known at that moment: those that any replica was told of within VerifierSilence.
 // One that begins in between counts like all others, since what it starts from may be older than the position; it
-// confirms as soon as it is not. One that another replica was told of first may take boardInterval to be known. What is not known confirms nothing, and refuses as every verifier does (P2): a verifier
-// that does not have the position cannot prove that it is fresh as of later than the position's entry, so
-// that its MaxStale counts from this call at the latest, whenever it was heard last.
+// confirms as soon as it is not. One that another replica was told of first may take boardInterval to be known. What
+// is not known confirms nothing, and refuses as every verifier does (P2): a verifier that does not have the position
+// cannot prove that it is fresh as of later than the position's entry, so that its MaxStale counts from this call at
+// the latest, whenever it was heard last.
+//
+// The caller is who waits, and has MaxWaitersPerCaller places at most; "" is nobody, who has all that are left.
 //
 // Errors: ErrInvalid; ctx's; ErrCrowded when too many wait already; those of the Board when nobody can say which
 // verifiers the other replicas know.
-func (b *Broker) Await(ctx context.Context, p Position, audiences []string, wait time.Duration) (Propagation, error) {
-	return b.await(ctx, "", p, audiences, wait)
-}
-
-// await is Await for a caller who has MaxWaitersPerCaller places at most.
-func (b *Broker) await(ctx context.Context, caller string, p Position, audiences []string, wait time.Duration) (Propagation, error) {
+func (b *Broker) Await(ctx context.Context, caller string, p Position, audiences []string, wait time.Duration) (Propagation, error) {
 	if err := checkWait(wait); err != nil {
 		return Propagation{}, err
 	}

@@ -584,17 +584,17 @@ func TestWaitersAreBounded(t *testing.T) {
 		}
 		var others sync.WaitGroup
 		for range broker.MaxWaiters - broker.MaxWaitersPerCaller {
-			others.Go(func() { _, _ = h.Await(context.Background(), after, nil, 5*time.Second) })
+			others.Go(func() { _, _ = h.Await(context.Background(), "", after, nil, 5*time.Second) })
 		}
 		synctest.Wait()
-		_, err := h.Await(context.Background(), after, nil, 5*time.Second)
+		_, err := h.Await(context.Background(), "", after, nil, 5*time.Second)
 		want(t, err, broker.ErrCrowded)
 		h.ack("orders", "orders", "a", after)
 		for _, d := range done {
 			(<-d).check(t, 1)
 		}
 		others.Wait()
-		if p, err := h.Await(context.Background(), after, nil, 5*time.Second); err != nil || p.Confirmed != 1 {
+		if p, err := h.Await(context.Background(), "", after, nil, 5*time.Second); err != nil || p.Confirmed != 1 {
 			t.Errorf("with room again: %+v, %v", p, err)
 		}
 	})
@@ -608,15 +608,15 @@ func TestAwaitEnds(t *testing.T) {
 		id := h.begin(report, withToken).Task.ID
 		_, err := h.End(context.Background(), workload(report), id, broker.EndRequest{State: broker.Completed, Wait: broker.MaxWait + time.Second})
 		want(t, err, broker.ErrInvalid)
-		_, err = h.Await(context.Background(), before, nil, -time.Second)
+		_, err = h.Await(context.Background(), "", before, nil, -time.Second)
 		want(t, err, broker.ErrInvalid)
 		h.end(report, id)
 		after := h.position()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		_, err = h.Await(ctx, after, nil, broker.MaxWait)
+		_, err = h.Await(ctx, "", after, nil, broker.MaxWait)
 		want(t, err, context.DeadlineExceeded)
-		if p, err := h.Await(context.Background(), after, []string{"files"}, broker.MaxWait); err != nil || p.Confirmed != 0 || len(p.Pending) != 0 {
+		if p, err := h.Await(context.Background(), "", after, []string{"files"}, broker.MaxWait); err != nil || p.Confirmed != 0 || len(p.Pending) != 0 {
 			t.Errorf("of another audience: %+v, %v", p, err)
 		}
 		done := h.endWaiting(id, broker.MaxWait)

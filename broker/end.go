@@ -91,7 +91,7 @@ func (b *Broker) propagated(ctx context.Context, caller string, p Position, audi
 	if p.Epoch == 0 {
 		return nil
 	}
-	out, err := b.await(ctx, caller, p, audiences, wait)
+	out, err := b.Await(ctx, caller, p, audiences, wait)
 	if err != nil {
 		return nil
 	}
