@@ -252,7 +252,7 @@ func (b *Broker) release(ctx context.Context, w Workload, registration WorkloadR
 		return issued, nil
 	}
 	if !reply.Replayed {
-		b.takeBack(ctx, w, registration, reply, begun != nil, err)
+		b.takeBack(ctx, w, reply, begun != nil, err)
 	}
 	return nil, err
 }
@@ -307,7 +307,7 @@ func (b *Broker) drafts(ctx context.Context, w Workload, registration WorkloadRe
 
 // takeBack ends what a failed release has left behind, with a context of its own: the caller's may
 // be the reason for the failure.
-func (b *Broker) takeBack(ctx context.Context, w Workload, registration WorkloadRegistration, reply GrantReply, begun bool, why error) {
+func (b *Broker) takeBack(ctx context.Context, w Workload, reply GrantReply, begun bool, why error) {
 	cause := CauseSigning
 	if errors.Is(why, ErrAudit) {
 		cause = CauseAudit
