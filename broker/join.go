@@ -60,15 +60,14 @@ func (b *Broker) joiningPoint(ctx context.Context, w Workload, registration Work
 	if parent.State.Final() {
 		return start{}, ended(parent)
 	}
+	most := d.Ceiling.bound(parent.Ceiling)
 	from := start{
-		shard: d.Task.Shard(), parent: d.Task, delegators: append(parent.Delegators, parent.Workload), delegation: d.ID,
+		shard: d.Task.Shard(), parent: d.Task, most: &most, delegators: append(parent.Delegators, parent.Workload), delegation: d.ID,
 		// Whoever has looked the task up in time may come to the store a little later.
 		join: &Join{Delegation: d.ID, Delegator: d.Delegator, Until: d.Expires.Add(Margin)},
 	}
-	if from.ceiling, err = req.Ceiling.within(d.Ceiling.bound(parent.Ceiling), registration, "delegation"); err != nil {
+	if from.ceiling, err = req.Ceiling.within(most, registration, "delegation"); err != nil {
 		return start{}, b.refuse(w, registration, from.task(w, req), Decision{Rule: "task/ceiling"}, err)
 	}
-	most := d.Ceiling.bound(parent.Ceiling)
-	from.most = &most
 	return from, nil
 }
