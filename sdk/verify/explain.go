@@ -150,7 +150,7 @@ func (x *examination) examine(ctx context.Context) {
 		return
 	}
 	x.claims(c)
-	x.alive(h)
+	x.alive()
 	switch g := x.Grant; {
 	case g.thumbprint == "" && x.v.config.Binding == ByCertificate, x.v.config.Binding == Unbound, x.q.Peer != nil:
 		x.step("binding", x.v.presented(g, x.q.Peer, x.now), "%s", x.bound())
@@ -251,7 +251,7 @@ func (x *examination) claims(c claims) {
 }
 
 // alive checks what the feed says.
-func (x *examination) alive(h header) {
+func (x *examination) alive() {
 	if x.feed != nil {
 		x.open("feed", "not consulted: %v", x.feed)
 		x.open("denials", "only the feed knows whether it was revoked, or its task has ended")
