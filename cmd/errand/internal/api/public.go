@@ -35,9 +35,6 @@ func (e Environment) Workload() (string, error) {
 	return text, nil
 }
 
-// EndKey is the end key, and "" for none.
-func (e Environment) EndKey() string { return e.get(EnvEndKey) }
-
 // OpenPublic makes a client of the public listener, which asks nobody for a certificate. It believes the one
 // broker whose SPIFFE ID it was told, if the authorities in ERRAND_BUNDLE_FILE vouch for it. Error: ErrConfig.
 func OpenPublic(e Environment) (*Client, error) {
