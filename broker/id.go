@@ -34,6 +34,8 @@ const (
 	timeChars   = 9 // milliseconds since 1970, until the year 3084
 	shardDigits = 2
 
+	eventPrefix = "evt_"
+
 	// alphabet is that of RFC 4648, section 6, in small letters, and in the order of ASCII.
 	alphabet = "234567abcdefghijklmnopqrstuvwxyz"
 
@@ -70,11 +72,11 @@ func NewDelegationID() DelegationID { return DelegationID("dlg_" + randomText())
 func NewRevocationID() RevocationID { return RevocationID("rev_" + randomText()) }
 
 // NewEventID makes the ID of a new audit event.
-func NewEventID() EventID { return EventID("evt_" + randomText()) }
+func NewEventID() EventID { return EventID(eventPrefix + randomText()) }
 
 // begunEvent is the ID of the event that a task has begun, which is the same whoever records it.
 func begunEvent(id TaskID) EventID {
-	return EventID("evt_" + string(id[len(id)-randomChars:]))
+	return EventID(eventPrefix + string(id[len(id)-randomChars:]))
 }
 
 // NewDecisionID makes the ID of a new decision.

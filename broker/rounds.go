@@ -13,10 +13,7 @@ const (
 	makerChars = 8
 	roundChars = 6
 
-	// eventDigits are in the order of their bytes, so that IDs are in that of their rounds.
-	eventDigits = "234567abcdefghijklmnopqrstuvwxyz"
-	eventPrefix = "evt_"
-	afterDigits = "~"
+	afterDigits = "~" // after all IDs that have the same beginning
 )
 
 // rounds knows which ends this process writes whose events are not in its audit log yet. It keeps no list of them:
@@ -121,7 +118,7 @@ func (r *rounds) turn() (current, lowest uint32, used bool) {
 func roundPrefix(maker string, round uint32) string {
 	var digits [roundChars]byte
 	for i := range digits {
-		digits[len(digits)-1-i] = eventDigits[round%32]
+		digits[len(digits)-1-i] = alphabet[round%32] // in its order, so that IDs are in that of their rounds
 		round /= 32
 	}
 	return eventPrefix + maker + string(digits[:])
@@ -134,7 +131,7 @@ func roundOf(maker string, id EventID) (round uint32, ok bool) {
 		return 0, false
 	}
 	for i := range roundChars {
-		digit := strings.IndexByte(eventDigits, rest[i])
+		digit := strings.IndexByte(alphabet, rest[i])
 		if digit < 0 {
 			return 0, false
 		}

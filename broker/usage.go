@@ -75,7 +75,7 @@ func (r UsageReport) event(kind EventKind, w Workload, of string, now time.Time)
 	sum := sha256.Sum256([]byte(strings.Join([]string{string(kind), w.ID.String(), r.Audience, r.Batch, of}, "\n")))
 	id := strings.ToLower(base32.StdEncoding.EncodeToString(sum[:]))[:randomChars]
 	return Event{
-		ID: EventID("evt_" + id), Kind: kind, Time: now, Audience: r.Audience,
+		ID: EventID(eventPrefix + id), Kind: kind, Time: now, Audience: r.Audience,
 		Actor: w.ID.String(), Address: w.Address, Thumbprint: w.Thumbprint,
 	}
 }
