@@ -3,7 +3,6 @@ package broker
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"maps"
 	"slices"
 	"strings"
@@ -161,14 +160,10 @@ func (req *BeginRequest) digest(by DelegationID) [32]byte {
 	if req.Key == "" {
 		return [32]byte{}
 	}
-	text, err := json.Marshal(struct {
+	return sha256.Sum256(plainJSON(struct {
 		*BeginRequest
 		By DelegationID `json:",omitempty"`
-	}{req, by})
-	if err != nil {
-		panic("broker: a begin request of plain values must marshal: " + err.Error())
-	}
-	return sha256.Sum256(text)
+	}{req, by}))
 }
 
 // normalize fills in the defaults and checks the bounds. A value outside is refused, never clipped.

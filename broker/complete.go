@@ -88,10 +88,7 @@ func (l *lookout) completed(maker string, upto uint32) {
 }
 
 func (l *lookout) tellCompleting(ctx context.Context, maker string, upto uint32, life time.Duration) error {
-	text, err := json.Marshal(completing{By: l.rounds.maker, Upto: upto})
-	if err != nil {
-		panic("broker: a note of plain values must marshal: " + err.Error())
-	}
+	text := plainJSON(completing{By: l.rounds.maker, Upto: upto})
 	return l.post(ctx, BoardNote{Kind: completingKind, ID: maker, Text: text, Life: life})
 }
 

@@ -1,7 +1,6 @@
 package broker
 
 import (
-	"encoding/json"
 	"maps"
 	"net/url"
 	"slices"
@@ -136,11 +135,7 @@ func checkGrantID(field string, id GrantID) error {
 
 // text is the canonical form: the same for filters that mean the same, once they are normalized.
 func (f Filter) text() string {
-	text, err := json.Marshal(f)
-	if err != nil {
-		panic("broker: a filter of plain values must marshal: " + err.Error())
-	}
-	return string(text)
+	return string(plainJSON(f))
 }
 
 func (f Filter) same(g Filter) bool { return f.text() == g.text() }

@@ -54,11 +54,7 @@ func (b *Broker) intend(ctx context.Context, events ...Event) {
 	var notes []BoardNote
 	now := b.Now()
 	for _, e := range events {
-		text, err := json.Marshal(newIntent(e, now))
-		if err != nil {
-			panic("broker: a note of plain values must marshal: " + err.Error())
-		}
-		notes = append(notes, BoardNote{Kind: intentKind, ID: string(e.ID), Text: text, Life: intentLife})
+		notes = append(notes, BoardNote{Kind: intentKind, ID: string(e.ID), Text: plainJSON(newIntent(e, now)), Life: intentLife})
 	}
 	if err := b.post(ctx, notes...); err != nil {
 		b.Logger.Warn("the other replicas could not be told of a change of the control list; if this one is killed right now, no audit log has it", "error", err)

@@ -298,24 +298,16 @@ const cursorText = "errand cursor"
 // digest is of all that a cursor must not be taken from one list to another with. The size of a page may change.
 func (req ListRequest) digest(grants bool) []byte {
 	req.Size, req.Cursor = 0, ""
-	text, err := json.Marshal(struct {
+	sum := sha256.Sum256(plainJSON(struct {
 		ListRequest
 		Grants bool
-	}{req, grants})
-	if err != nil {
-		panic("broker: a list request of plain values must marshal: " + err.Error())
-	}
-	sum := sha256.Sum256(text)
+	}{req, grants}))
 	return sum[:16]
 }
 
 func (b *Broker) sealCursor(req ListRequest, grants bool, c cursor) string {
 	c.List, c.Epoch = req.digest(grants), b.view.epoch()
-	text, err := json.Marshal(c)
-	if err != nil {
-		panic("broker: a cursor of plain values must marshal: " + err.Error())
-	}
-	return b.endKeys.seal(cursorText, text)
+	return b.endKeys.seal(cursorText, plainJSON(c))
 }
 
 // openCursor reads exactly what sealCursor wrote for the same list of the same data set.

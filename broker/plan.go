@@ -324,10 +324,7 @@ const (
 )
 
 func (b *Broker) sealPlan(p Plan, actor string) string {
-	text, err := json.Marshal(sealedPlan{p.Filter, p.What, actor, p.Grants, p.Tasks, p.Complete, b.view.epoch(), p.Expires.UnixMilli()})
-	if err != nil {
-		panic("broker: a plan of plain values must marshal: " + err.Error())
-	}
+	text := plainJSON(sealedPlan{p.Filter, p.What, actor, p.Grants, p.Tasks, p.Complete, b.view.epoch(), p.Expires.UnixMilli()})
 	return planPrefix + b.endKeys.seal(planText, text)
 }
 

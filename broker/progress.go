@@ -2,7 +2,6 @@ package broker
 
 import (
 	"context"
-	"encoding/json"
 	"time"
 )
 
@@ -30,11 +29,7 @@ func (p progress) done() bool { return p.Open == p.Round && p.Pending == p.Round
 
 // note is the progress for the Board.
 func (p progress) note(maker string, life time.Duration) BoardNote {
-	text, err := json.Marshal(p)
-	if err != nil {
-		panic("broker: a note of plain values must marshal: " + err.Error())
-	}
-	return BoardNote{Kind: recordingKind, ID: maker, Text: text, Life: life}
+	return BoardNote{Kind: recordingKind, ID: maker, Text: plainJSON(p), Life: life}
 }
 
 // progress is this process's own, as of now. An end goes from those under way over the pending ones into the backlog,

@@ -4,6 +4,8 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/json"
+	"fmt"
 	"strings"
 )
 
@@ -29,4 +31,13 @@ func (e endKeys) mac(what string, payload []byte) []byte {
 	mac.Write([]byte(what + "\n")) // no kind has a line break
 	mac.Write(payload)
 	return mac.Sum(nil)
+}
+
+// plainJSON is of values that cannot fail to be JSON.
+func plainJSON(v any) []byte {
+	text, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("broker: a %T of plain values must marshal: %v", v, err))
+	}
+	return text
 }
