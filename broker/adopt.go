@@ -38,7 +38,7 @@ func (b *Broker) Adopt(ctx context.Context, w Workload, id TaskID) (Begun, error
 	}
 	b.adoptions.learn(task, b.Now())
 	b.followers.tell(id)
-	e := taskEvent(EventTaskAdopted, b.registration(task), task)
+	e := taskEvent(EventTaskAdopted, b.registration(w.ID), task)
 	e.Time, e.Actor, e.Address, e.Thumbprint, e.Holder = pulses[0].Now, w.ID.String(), w.Address, w.Thumbprint, task.Holder
 	b.record(ctx, []Event{e})
 	return Begun{Task: task, EndKey: b.endKeys.of(task)}, nil

@@ -145,7 +145,7 @@ func (c *counter) add(found []GrantStatus) error {
 		c.grants++
 		c.tasks[s.Task.ID] = true
 		c.workloads[s.Task.Workload.String()]++
-		c.owners[c.b.registration(s.Task).Owner]++
+		c.owners[c.b.registration(s.Task.Workload).Owner]++
 		c.audiences[s.Grant.Audience]++
 		if len(c.sample) < MaxSample {
 			c.sample = append(c.sample, s)

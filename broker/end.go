@@ -166,12 +166,12 @@ func (b *Broker) endEvents(replies []EndReply, actor, address string) []Event {
 		if r.Err != nil || !r.Receipt.First {
 			continue
 		}
-		e := taskEvent(EventTaskEnded, b.registration(r.Task), r.Task)
+		e := taskEvent(EventTaskEnded, b.registration(r.Task.Workload), r.Task)
 		if r.Task.Begun.IsZero() {
 			e.Kind = EventTaskLost
 		}
 		if r.Receipt.Grant != "" {
-			e = grantEvent(EventGrantRevoked, b.registration(r.Task), r.Task, r.Grant)
+			e = grantEvent(EventGrantRevoked, b.registration(r.Task.Workload), r.Task, r.Grant)
 		}
 		e.ID, e.Time, e.Actor, e.Address = r.Receipt.Event, r.Receipt.Ended, actor, address
 		e.State, e.Cause, e.Reason = r.Receipt.State, r.Receipt.Cause, r.Receipt.Reason

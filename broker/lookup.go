@@ -111,16 +111,16 @@ func (b *Broker) Whoami(_ context.Context, w Workload) (Self, error) {
 // registrations are those of workloads, in their order. One that has left the inventory has nothing but its ID.
 func (b *Broker) registrations(ids []spiffeid.ID) (known []WorkloadRegistration) {
 	for _, id := range ids {
-		known = append(known, b.registration(Task{Workload: id}))
+		known = append(known, b.registration(id))
 	}
 	return known
 }
 
 // registration is the inventory's word, and an empty one for a workload that has left it.
-func (b *Broker) registration(w Task) WorkloadRegistration {
-	registration, err := b.Registry.Workload(w.Workload)
+func (b *Broker) registration(id spiffeid.ID) WorkloadRegistration {
+	registration, err := b.Registry.Workload(id)
 	if errors.Is(err, ErrUnregistered) {
-		registration.ID = w.Workload
+		registration.ID = id
 	}
 	return registration
 }

@@ -410,7 +410,7 @@ func (b *Broker) mootEvent(p *pendingEnd, truth Receipt) Event {
 		Revocation: p.revocation, Attributes: Attributes{Ticket: p.ticket},
 	}
 	if !p.Workload.IsZero() {
-		e.Workload, e.Owner = p.Workload.String(), b.registration(Task{Workload: p.Workload}).Owner
+		e.Workload, e.Owner = p.Workload.String(), b.registration(p.Workload).Owner
 	}
 	return e
 }
