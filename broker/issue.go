@@ -317,9 +317,8 @@ func (b *Broker) takeBack(ctx context.Context, w Workload, reply GrantReply, beg
 	var ends []Ending
 	if begun {
 		ends = append(ends, Ending{Kind: TargetTask, Task: reply.Task.ID, State: Canceled, Cause: cause, Event: b.rounds.event()})
-	}
-	for _, grant := range reply.Grants {
-		if !begun {
+	} else {
+		for _, grant := range reply.Grants {
 			ends = append(ends, Ending{Kind: TargetGrant, Grant: grant.ID, Cause: cause, Event: b.rounds.event()})
 		}
 	}
