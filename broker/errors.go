@@ -149,18 +149,21 @@ func (e *HandleExpired) Is(target error) bool { return target == ErrHandleExpire
 
 // QuotaExceeded is ErrQuota with what there is too much of.
 type QuotaExceeded struct {
-	What  string // "live tasks", "live grants", "live children" or "verifiers"
+	What  string // "live tasks", "live grants", "live children", "verifiers" or "locks"
 	Limit int
 }
 
 func (e *QuotaExceeded) Error() string {
-	if e.What == "live grants" {
-		return fmt.Sprintf("%v: at most %d %s at once; each counts until its token has expired, also when its task has ended: wait, or use a token for longer", ErrQuota, e.Limit, e.What)
+	most := "at once; end some first"
+	switch e.What {
+	case "live grants":
+		most = "at once; each counts until its token has expired, also when its task has ended: wait, or use a token for longer"
+	case "verifiers":
+		most = fmt.Sprintf("of one SPIFFE ID; one that is silent for %s is forgotten", VerifierSilence)
+	case "locks":
+		most = "at once; lift some first, or name workloads by what they begin with, as spiffe://prod/fin/*"
 	}
-	if e.What == "verifiers" {
-		return fmt.Sprintf("%v: at most %d %s of one SPIFFE ID; one that is silent for %s is forgotten", ErrQuota, e.Limit, e.What, VerifierSilence)
-	}
-	return fmt.Sprintf("%v: at most %d %s at once; end some first", ErrQuota, e.Limit, e.What)
+	return fmt.Sprintf("%v: at most %d %s %s", ErrQuota, e.Limit, e.What, most)
 }
 
 // Is matches ErrQuota.

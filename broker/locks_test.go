@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -256,6 +257,9 @@ func TestLockRefuses(t *testing.T) {
 		}
 		_, err := h.lockAll(orders, nil)
 		want(t, err, broker.ErrQuota)
+		if !strings.Contains(err.Error(), "lift some") {
+			t.Errorf("what to do is not said: %v", err)
+		}
 		want(t, h.Lift(context.Background(), broker.Lifting{Lock: broker.NewLockID(), Actor: "ada", Reason: "x"}), broker.ErrNotFound)
 	})
 }
