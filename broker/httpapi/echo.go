@@ -61,22 +61,13 @@ func (r *router) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.echo.ServeHTTP(w, req)
 }
 
-func get[Answer any](r *router, path string, h handler[none, Answer]) {
-	h = within(r, h)
-	r.add(http.MethodGet, path, func(c echo.Context) error {
-		answer, err := h(c.Request().Context(), newRequest(c, none{}))
-		if err != nil {
-			return err
-		}
-		return c.JSON(http.StatusOK, answer)
-	})
-}
+func get[Answer any](r *router, path string, h handler[none, Answer]) { getOrWatch(r, path, h, nil) }
 
-// getOrWatch is get for what can also be watched: then watch writes the answer.
+// getOrWatch is get for what can also be watched: then watch, unless it is nil, writes the answer.
 func getOrWatch[Answer any](r *router, path string, h handler[none, Answer], watch func(http.ResponseWriter, *http.Request, broker.Operator) error) {
 	h = within(r, h)
 	r.add(http.MethodGet, path, func(c echo.Context) error {
-		if wantsEvents(c.Request().Header) {
+		if watch != nil && wantsEvents(c.Request().Header) {
 			return watch(c.Response(), c.Request(), operatorOf(c.Request().Context()))
 		}
 		answer, err := h(c.Request().Context(), newRequest(c, none{}))

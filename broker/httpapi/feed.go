@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/errandhq/errand/broker"
@@ -15,9 +16,6 @@ import (
 
 // streamWrite is how long one write to a follower may take before the stream is given up.
 const streamWrite = 10 * time.Second
-
-// MaxNonce bounds the nonce of a position request, in bytes.
-const MaxNonce = 64
 
 func (a *API) snapshot(_ context.Context, r request[none]) (wire.FeedSnapshot, error) {
 	audience := r.Query("aud")
@@ -125,20 +123,14 @@ func whileYoung(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithDeadlineCause(ctx, until, broker.ErrLeaving)
 }
 
-// mayRead lets only the registered servers of an audience read its part of the feed, and report the
-// usage of its grants. An unknown
-// audience looks the same as a foreign one.
+// mayRead lets only the registered servers of an audience read its part of the feed, acknowledge it, and report
+// the usage of its grants. An unknown audience looks the same as a foreign one.
 func (a *API) mayRead(w broker.Workload, audience string) error {
 	registration, err := a.Registry.Audience(audience)
-	if err != nil {
+	if err != nil || !slices.Contains(registration.Servers, w.ID) {
 		return fmt.Errorf("%w; the caller is %s", errNotServer, w.ID)
 	}
-	for _, server := range registration.Servers {
-		if server == w.ID {
-			return nil
-		}
-	}
-	return fmt.Errorf("%w; the caller is %s", errNotServer, w.ID)
+	return nil
 }
 
 // stream writes server-sent events.

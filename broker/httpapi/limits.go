@@ -55,43 +55,32 @@ const (
 
 // Complete fills in the defaults, and refuses what is out of bounds.
 func (l *Limits) Complete() error {
-	var wrong []error
-	for _, each := range []struct {
-		name          string
-		value         *int
-		standard, max int
-	}{
-		{"IssueRate", &l.IssueRate, DefaultIssueRate, MaxRate}, {"IssueBurst", &l.IssueBurst, DefaultIssueBurst, MaxRate},
-		{"Rate", &l.Rate, DefaultRate, MaxRate}, {"Burst", &l.Burst, DefaultBurst, MaxRate},
-		{"Connections", &l.Connections, DefaultConnections, MaxConnections}, {"PerAddress", &l.PerAddress, DefaultPerAddress, MaxConnections},
-		{"Handshakes", &l.Handshakes, DefaultHandshakes, MaxConnections},
-		{"Issuing", &l.Issuing, DefaultIssuing, MaxAtOnce}, {"Others", &l.Others, DefaultOthers, MaxAtOnce},
-	} {
-		if *each.value == 0 {
-			*each.value = each.standard
-		}
-		if *each.value < 1 || *each.value > each.max {
-			wrong = append(wrong, fmt.Errorf("%s is %d; it must be 1 to %d, or zero for %d", each.name, *each.value, each.max, each.standard))
-		}
-	}
-	for _, each := range []struct {
-		name               string
-		value              *time.Duration
-		standard, min, max time.Duration
-	}{
-		{"HandshakeTime", &l.HandshakeTime, DefaultHandshakeTime, MinHandshakeTime, MaxHandshakeTime},
-		{"ConnectionAge", &l.ConnectionAge, DefaultConnectionAge, MinConnectionAge, MaxConnectionAge},
-	} {
-		if *each.value == 0 {
-			*each.value = each.standard
-		}
-		if *each.value < each.min || *each.value > each.max {
-			wrong = append(wrong, fmt.Errorf("%s is %s; it must be %s to %s, or zero for %s", each.name, *each.value, each.min, each.max, each.standard))
-		}
-	}
+	err := errors.Join(
+		complete("IssueRate", &l.IssueRate, DefaultIssueRate, 1, MaxRate),
+		complete("IssueBurst", &l.IssueBurst, DefaultIssueBurst, 1, MaxRate),
+		complete("Rate", &l.Rate, DefaultRate, 1, MaxRate),
+		complete("Burst", &l.Burst, DefaultBurst, 1, MaxRate),
+		complete("Connections", &l.Connections, DefaultConnections, 1, MaxConnections),
+		complete("PerAddress", &l.PerAddress, DefaultPerAddress, 1, MaxConnections),
+		complete("Handshakes", &l.Handshakes, DefaultHandshakes, 1, MaxConnections),
+		complete("Issuing", &l.Issuing, DefaultIssuing, 1, MaxAtOnce),
+		complete("Others", &l.Others, DefaultOthers, 1, MaxAtOnce),
+		complete("HandshakeTime", &l.HandshakeTime, DefaultHandshakeTime, MinHandshakeTime, MaxHandshakeTime),
+		complete("ConnectionAge", &l.ConnectionAge, DefaultConnectionAge, MinConnectionAge, MaxConnectionAge),
+	)
 	// Peers that never say who they are must not take all.
 	l.Handshakes = min(l.Handshakes, max(1, l.Connections/2))
-	return errors.Join(wrong...)
+	return err
+}
+
+func complete[T int | time.Duration](name string, value *T, standard, least, most T) error {
+	if *value == 0 {
+		*value = standard
+	}
+	if *value < least || *value > most {
+		return fmt.Errorf("%s is %v; it must be %v to %v, or zero for %v", name, *value, least, most, standard)
+	}
+	return nil
 }
 
 // rateLimited is a request over its sender's rate.
@@ -101,5 +90,5 @@ func (e *rateLimited) Error() string {
 	return fmt.Sprintf("the sender has sent too many requests of this kind; the next one is taken in %s", e.wait.Round(time.Millisecond))
 }
 
-// overloaded is a replica that has as much to do as it takes on at once.
+// errOverloaded: the replica has as much to do as it takes on at once.
 var errOverloaded = errors.New("as many requests of this kind as are taken on at once are being worked on")
