@@ -3,11 +3,11 @@ package httpapi
 import (
 	"context"
 	"math"
+	"net/http"
 	"time"
 
 	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/sdk/wire"
-	"github.com/labstack/echo/v4"
 )
 
 // Bounds of acknowledgements. A server may have broker.MaxVerifiersPerServer instances, of which each sends four a
@@ -21,17 +21,9 @@ const (
 
 // acknowledging is the same router for acknowledgements, of which nothing is read but from a server of the audience.
 func (r *router) acknowledging() *router {
-	acknowledging := *r
-	acknowledging.kind = kindAck
-	acknowledging.guard = func(next echo.HandlerFunc) echo.HandlerFunc {
-		return func(c echo.Context) error {
-			if err := r.api.mayRead(workloadOf(c.Request().Context()), c.QueryParam("aud")); err != nil {
-				return err
-			}
-			return next(c)
-		}
-	}
-	return &acknowledging
+	return r.guarded(kindAck, func(req *http.Request) (*http.Request, func(), error) {
+		return req, func() {}, r.api.mayRead(workloadOf(req.Context()), req.URL.Query().Get("aud"))
+	})
 }
 
 // ackRequest is a body that is smaller than the others.

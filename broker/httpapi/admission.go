@@ -1,13 +1,12 @@
 package httpapi
 
 import (
-	"cmp"
 	"context"
+	"net/http"
 	"net/netip"
 	"sync"
 
 	"github.com/errandhq/errand/broker"
-	"github.com/labstack/echo/v4"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -110,22 +109,16 @@ func (r *router) listing() *router {
 // reporting is the same router for reports of usage, of which nothing is read but from a server of the
 // audience, and of few at once.
 func (r *router) reporting() *router {
-	reporting := *r
-	reporting.kind = kindUsage
-	reporting.guard = func(next echo.HandlerFunc) echo.HandlerFunc {
-		return func(c echo.Context) error {
-			w := workloadOf(c.Request().Context())
-			if err := r.api.mayRead(w, c.QueryParam("aud")); err != nil {
-				return err
-			}
-			if !r.admission.reading.enter(w.ID) {
-				return errOverloaded
-			}
-			defer r.admission.reading.leave(w.ID)
-			return next(c)
+	return r.guarded(kindUsage, func(req *http.Request) (*http.Request, func(), error) {
+		w := workloadOf(req.Context())
+		if err := r.api.mayRead(w, req.URL.Query().Get("aud")); err != nil {
+			return nil, nil, err
 		}
-	}
-	return &reporting
+		if !r.api.admission.reading.enter(w.ID) {
+			return nil, nil, errOverloaded
+		}
+		return req, func() { r.api.admission.reading.leave(w.ID) }, nil
+	})
 }
 
 // reading counts the bodies that are in memory. One that sends them slowly has as many places as
@@ -161,20 +154,23 @@ func (r *reading[Peer]) leave(id Peer) {
 	}
 }
 
-// admit refuses a request that is over its sender's rate, before its body is read.
-func (r *router) admit(next echo.HandlerFunc) echo.HandlerFunc {
-	return func(c echo.Context) error {
-		kind := cmp.Or(r.kinds[route{c.Request().Method, c.Path()}], kindOther)
-		if err := r.api.withinRate(kind, workloadOf(c.Request().Context()).ID, 1); err != nil {
-			return err
-		}
-		return next(c)
-	}
+// withinRate counts what is like so many requests of a workload.
+func (a *API) withinRate(kind string, id spiffeid.ID, n int) error {
+	return spend(a, kind, a.admission.rates[kind], id, n)
 }
 
-// withinRate counts what is like so many requests.
-func (a *API) withinRate(kind string, id spiffeid.ID, n int) error {
-	wait := a.admission.rates[kind].take(id, a.Now(), n)
+// withinAddress counts a request of an address.
+func (a *API) withinAddress(remote string) error {
+	return spend(a, kindOutside, a.admission.addresses, network(remote), 1)
+}
+
+// withinSource counts what is like so many events of a source.
+func (a *API) withinSource(source broker.SourceRegistration, n int) error {
+	return spend(a, kindOutside, a.admission.sources, source.Name, n)
+}
+
+func spend[Peer comparable](a *API, kind string, of *rates[Peer], peer Peer, n int) error {
+	wait := of.take(peer, a.Now(), n)
 	if wait == 0 {
 		return nil
 	}
@@ -202,9 +198,6 @@ func within[Body, Answer any](r *router, h handler[Body, Answer]) handler[Body, 
 		return h(ctx, req)
 	}
 }
-
-// route is a method with echo's path.
-type route struct{ method, path string }
 
 // Load says how many requests are worked on now, of those that issue and of all others.
 func (a *API) Load() (issuing, others int) {

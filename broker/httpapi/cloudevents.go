@@ -43,7 +43,7 @@ func (e *noToken) challenge() string {
 
 // withToken wants the bearer token of a source.
 func withToken(a *API, r *http.Request) (outsider, func(), error) {
-	if err := a.withinAddress(r.RemoteAddr, 1); err != nil {
+	if err := a.withinAddress(r.RemoteAddr); err != nil {
 		return outsider{}, nil, err
 	}
 	if len(r.Header.Values("Authorization")) > 1 {
@@ -79,16 +79,6 @@ func (a *API) fromSource(o outsider) (outsider, func(), error) {
 		return o, nil, errOverloaded
 	}
 	return o, func() { a.admission.hooks.leave(o.source.Name) }, nil
-}
-
-// withinSource counts what is like so many events of a source.
-func (a *API) withinSource(source broker.SourceRegistration, n int) error {
-	wait := a.admission.sources.take(source.Name, a.Now(), n)
-	if wait == 0 {
-		return nil
-	}
-	a.Limited(kindOutside)
-	return &rateLimited{wait}
 }
 
 // cloudEvents is a body with one event, or with a batch of them.

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -20,7 +21,7 @@ import (
 	"github.com/labstack/echo/v4"
 )
 
-// router adapts the handlers of this package to echo. Nothing else knows the framework.
+// router adapts the handlers of this package to echo. No other file knows the framework.
 type router struct {
 	api      *API
 	listener string
@@ -33,6 +34,9 @@ type router struct {
 	kind      string           // of the routes that are added
 	kinds     map[route]string // of those that are there
 }
+
+// route is a method with echo's path.
+type route struct{ method, path string }
 
 type (
 	workloadKey struct{}
@@ -214,6 +218,25 @@ func (r *router) add(method, path string, h echo.HandlerFunc) {
 	r.kinds[route{method, path}] = r.kind
 }
 
+// guarded is the same router for routes of a kind, of whose requests nothing more is read before admit lets them in. It
+// returns the request for the handler, and what takes the admission back.
+func (r *router) guarded(kind string, admit func(*http.Request) (*http.Request, func(), error)) *router {
+	guarded := *r
+	guarded.admission, guarded.kind = r.api.admission, kind
+	guarded.guard = func(next echo.HandlerFunc) echo.HandlerFunc {
+		return func(c echo.Context) error {
+			req, leave, err := admit(c.Request())
+			if err != nil {
+				return err
+			}
+			defer leave()
+			c.SetRequest(req)
+			return next(c)
+		}
+	}
+	return &guarded
+}
+
 // forRole is the same router for routes that need a role.
 func (r *router) forRole(least broker.Role) *router {
 	guarded := *r
@@ -258,6 +281,17 @@ func (a *API) identifyOperator(next echo.HandlerFunc) echo.HandlerFunc {
 		o.Role = a.Operators[o.Name]
 		ctx := context.WithValue(c.Request().Context(), operatorKey{}, o)
 		c.SetRequest(c.Request().WithContext(ctx))
+		return next(c)
+	}
+}
+
+// admit refuses a request that is over its sender's rate, before its body is read.
+func (r *router) admit(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		kind := cmp.Or(r.kinds[route{c.Request().Method, c.Path()}], kindOther)
+		if err := r.api.withinRate(kind, workloadOf(c.Request().Context()).ID, 1); err != nil {
+			return err
+		}
 		return next(c)
 	}
 }

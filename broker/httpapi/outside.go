@@ -7,7 +7,6 @@ import (
 
 	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/sdk/wire"
-	"github.com/labstack/echo/v4"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -28,31 +27,10 @@ func outsiderOf(ctx context.Context) outsider {
 // outside is the same router for routes that are about what outsiders say. admit decides whether one is let
 // in before anything of the body is read, and returns what takes that back.
 func (r *router) outside(admit func(*API, *http.Request) (outsider, func(), error)) *router {
-	outside := *r
-	outside.admission, outside.kind = r.api.admission, kindOutside
-	outside.guard = func(next echo.HandlerFunc) echo.HandlerFunc {
-		return func(c echo.Context) error {
-			req := c.Request()
-			who, leave, err := admit(r.api, req)
-			if err != nil {
-				return err
-			}
-			defer leave()
-			c.SetRequest(req.WithContext(context.WithValue(req.Context(), outsiderKey{}, who)))
-			return next(c)
-		}
-	}
-	return &outside
-}
-
-// withinAddress counts what is like so many requests of an address.
-func (a *API) withinAddress(remote string, n int) error {
-	wait := a.admission.addresses.take(network(remote), a.Now(), n)
-	if wait == 0 {
-		return nil
-	}
-	a.Limited(kindOutside)
-	return &rateLimited{wait}
+	return r.guarded(kindOutside, func(req *http.Request) (*http.Request, func(), error) {
+		who, leave, err := admit(r.api, req)
+		return req.WithContext(context.WithValue(req.Context(), outsiderKey{}, who)), leave, err
+	})
 }
 
 // authorization returns what stands behind a scheme in the one Authorization header, and "" when there is
@@ -72,7 +50,7 @@ func authorization(h http.Header, scheme string) string {
 // withEndKey wants something that looks like an end key. Only the path and the body tell whether it is the
 // right one. A caller is held to the rate of its address first.
 func withEndKey(a *API, r *http.Request) (outsider, func(), error) {
-	if err := a.withinAddress(r.RemoteAddr, 1); err != nil {
+	if err := a.withinAddress(r.RemoteAddr); err != nil {
 		return outsider{}, nil, err
 	}
 	key, err := broker.ParseEndKey(authorization(r.Header, "EndKey"))
