@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"context"
-	"strconv"
 	"strings"
 
 	"github.com/errandhq/errand/broker"
@@ -58,33 +57,4 @@ func (a *API) join(ctx context.Context, r request[wire.JoinRequest]) (begun, err
 		return begun{}, err
 	}
 	return encodeBegun(b), nil
-}
-
-// adopt makes the caller the holder of a task of its workload.
-func (a *API) adopt(ctx context.Context, r request[none]) (wire.BeginResponse, error) {
-	id, err := broker.ParseTaskID(r.ID)
-	if err != nil {
-		return wire.BeginResponse{}, err
-	}
-	b, err := a.Broker.Adopt(ctx, r.Workload, id)
-	if err != nil {
-		return wire.BeginResponse{}, err
-	}
-	return encodeBegun(b).BeginResponse, nil
-}
-
-// followed reads a task to follow: its ID, and perhaps a colon and the number of its holder.
-func followed(text string) (f broker.Followed, err error) {
-	bad := &broker.Invalid{Field: "task", Detail: "is not the ID of a task; name one as ?task=tsk_…, or ?task=tsk_…:1 with your number as its holder, and more with &task="}
-	id, holder, numbered := strings.Cut(text, ":")
-	if f.Task, err = broker.ParseTaskID(id); err != nil {
-		return f, bad
-	}
-	if !numbered {
-		return f, nil
-	}
-	if f.Holder, err = strconv.Atoi(holder); err != nil || f.Holder <= 0 || strconv.Itoa(f.Holder) != holder {
-		return f, bad
-	}
-	return f, nil
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"strconv"
+	"strings"
 
 	"github.com/errandhq/errand/broker"
 	"github.com/errandhq/errand/sdk/wire"
@@ -52,4 +54,20 @@ func encodeFate(f broker.Fate) wire.TaskEnded {
 		out.State = wire.StateUnknown
 	}
 	return out
+}
+
+// followed reads a task to follow: its ID, and perhaps a colon and the number of its holder.
+func followed(text string) (f broker.Followed, err error) {
+	bad := &broker.Invalid{Field: "task", Detail: "is not the ID of a task; name one as ?task=tsk_…, or ?task=tsk_…:1 with your number as its holder, and more with &task="}
+	id, holder, numbered := strings.Cut(text, ":")
+	if f.Task, err = broker.ParseTaskID(id); err != nil {
+		return f, bad
+	}
+	if !numbered {
+		return f, nil
+	}
+	if f.Holder, err = strconv.Atoi(holder); err != nil || f.Holder <= 0 || strconv.Itoa(f.Holder) != holder {
+		return f, bad
+	}
+	return f, nil
 }

@@ -52,6 +52,19 @@ func encodeBegun(b broker.Begun) begun {
 	return out
 }
 
+// adopt makes the caller the holder of a task of its workload.
+func (a *API) adopt(ctx context.Context, r request[none]) (wire.BeginResponse, error) {
+	id, err := broker.ParseTaskID(r.ID)
+	if err != nil {
+		return wire.BeginResponse{}, err
+	}
+	b, err := a.Broker.Adopt(ctx, r.Workload, id)
+	if err != nil {
+		return wire.BeginResponse{}, err
+	}
+	return encodeBegun(b).BeginResponse, nil
+}
+
 func (a *API) issue(ctx context.Context, r request[wire.TokenRequest]) (wire.TokenResponse, error) {
 	id, err := broker.ParseTaskID(r.ID)
 	if err != nil {
@@ -180,38 +193,6 @@ func (a *API) grant(ctx context.Context, r request[none]) (wire.Grant, error) {
 		return wire.Grant{}, err
 	}
 	return encodeGrant(status), nil
-}
-
-func (a *API) whoami(ctx context.Context, r request[none]) (wire.Whoami, error) {
-	self, err := a.Broker.Whoami(ctx, r.Workload)
-	if err != nil {
-		return wire.Whoami{}, err
-	}
-	out := wire.Whoami{
-		Workload: r.Workload.ID.String(), ExpiresAt: r.Workload.NotAfter.UTC(),
-		Owner: self.Registration.Owner, Purpose: self.Registration.Purpose,
-		Ceiling: map[string][]string{}, Locks: []wire.Lock{}, Serves: append([]string{}, self.Serves...), Source: self.Source,
-		Replica: a.replica(),
-	}
-	for audience, scopes := range self.Registration.Ceiling {
-		out.Ceiling[audience] = scopes
-	}
-	for _, lock := range self.Locks {
-		out.Locks = append(out.Locks, wire.Lock{ID: string(lock.ID), Reason: lock.Reason, ExpiresAt: lock.Expires.UTC()})
-	}
-	return out, nil
-}
-
-// replica tells a workload what it needs to find a fault, and nothing of what is behind the broker: what
-// is wrong with this process and its files is for its own log.
-func (a *API) replica() wire.Replica {
-	r := wire.Replica{Version: a.Version, Time: a.Broker.Now().UTC().Truncate(time.Millisecond), Ready: true}
-	if err := a.Broker.Ready(); err != nil {
-		r.Ready, r.Reason = false, err.Error()
-	} else if err := a.Ready(); err != nil && !errors.Is(err, ErrStopping) {
-		r.Ready, r.Reason = false, "this replica's own SVID, trust bundle or signing key is not in order; its log has more"
-	}
-	return r
 }
 
 func beginRequest(body wire.BeginRequest) (req broker.BeginRequest, err error) {
