@@ -146,15 +146,7 @@ func (l *links) trust() (*x509svid.SVID, []*x509bundle.Bundle, error) {
 }
 
 func equalBundles(a, b []*x509bundle.Bundle) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if !a[i].Equal(b[i]) {
-			return false
-		}
-	}
-	return true
+	return slices.EqualFunc(a, b, (*x509bundle.Bundle).Equal)
 }
 
 // close ends the connections and the source.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -205,10 +206,7 @@ func (w *WorkloadAPI) rotate(e *endpoint) error {
 func (w *WorkloadAPI) Close() error {
 	w.mu.Lock()
 	w.phase = closed
-	var ended []*endpoint
-	for _, e := range w.endpoints {
-		ended = append(ended, e)
-	}
+	ended := slices.Collect(maps.Values(w.endpoints))
 	clear(w.endpoints)
 	w.mu.Unlock()
 

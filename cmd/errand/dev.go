@@ -92,10 +92,8 @@ func prepareDir(dir string) (string, error) {
 	if dir == "" {
 		dir = devDir()
 	}
-	if d, err := demo.Describe(dir); err == nil {
-		if d.Alive() {
-			return "", fmt.Errorf("errand dev is running already, in %s: stop it first, or give this one a --dir of its own; beside another errand dev it also needs --workload-address, --public-address, --operator-address, --ops-address and --orders-address 127.0.0.1:0", dir)
-		}
+	if d, err := demo.Describe(dir); err == nil && d.Alive() {
+		return "", fmt.Errorf("errand dev is running already, in %s: stop it first, or give this one a --dir of its own; beside another errand dev it also needs --workload-address, --public-address, --operator-address, --ops-address and --orders-address 127.0.0.1:0", dir)
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("no folder for the sockets: %w; choose one that you can write to with --dir, or set TMPDIR", err)

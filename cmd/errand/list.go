@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/errandhq/errand/cmd/errand/internal/api"
@@ -54,14 +55,7 @@ func (l *listing[Row]) filters(cmd *cobra.Command, states ...string) {
 
 func oneOf(words []string) string {
 	last := len(words) - 1
-	out := ""
-	for i, word := range words[:last] {
-		if i > 0 {
-			out += ", "
-		}
-		out += word
-	}
-	return out + " or " + words[last]
+	return strings.Join(words[:last], ", ") + " or " + words[last]
 }
 
 func (l *listing[Row]) limitFlag(cmd *cobra.Command) {

@@ -149,13 +149,11 @@ func (t table[Row]) cells(rows []Row, wide, people bool) [][]string {
 		}
 		lines[0] = append(lines[0], c.head)
 		for i, row := range rows {
-			text := ""
-			switch {
-			case people && c.people != nil:
-				text = c.people(row)
-			default:
-				text = c.cell(row)
+			cell := c.cell
+			if people && c.people != nil {
+				cell = c.people
 			}
+			text := cell(row)
 			if people {
 				text = oneCell(text)
 			}

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -145,11 +146,7 @@ func (i *inventory) name(audience string, hosts ...string) error {
 func (i *inventory) names() broker.Audiences {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	var all broker.Audiences
-	for name := range i.named {
-		all = append(all, name)
-	}
-	slices.Sort(all)
+	all := slices.Sorted(maps.Keys(i.named))
 	return all[:min(len(all), broker.MaxAudiences)]
 }
 

@@ -258,14 +258,7 @@ func (r *reader) unknown(at Origin, key string, here []string) {
 }
 
 // all are the keys, sorted.
-func (r *reader) all() []string {
-	var out []string
-	for key := range r.settings {
-		out = append(out, key)
-	}
-	slices.Sort(out)
-	return out
-}
+func (r *reader) all() []string { return slices.Sorted(maps.Keys(r.settings)) }
 
 // known are the keys and sections right below prefix, sorted.
 func (r *reader) known(prefix string) []string {

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -276,11 +277,7 @@ func Describe(dir string) (Description, error) {
 func (d Description) Socket(name string) (string, error) {
 	addr, ok := d.Sockets[strings.TrimPrefix(name, "spiffe://"+TrustDomain+"/")]
 	if !ok {
-		names := make([]string, 0, len(d.Sockets))
-		for name := range d.Sockets {
-			names = append(names, name)
-		}
-		slices.Sort(names)
+		names := slices.Sorted(maps.Keys(d.Sockets))
 		return "", fmt.Errorf("there is no identity %q; there are %s. For one more, start errand dev with --identity %s, or errand dev identities with that name", name, strings.Join(names, ", "), name)
 	}
 	return addr, nil
