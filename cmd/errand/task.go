@@ -3,9 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"os"
 	"strings"
 	"time"
 
@@ -232,14 +230,9 @@ propagation. The code is 0 either way, since the task is over. The public listen
 
 // readEndKey reads one from a file.
 func readEndKey(file string) (string, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxEndKey+1))
+	text, err := api.ReadFile(file, maxEndKey)
 	key := strings.TrimSpace(string(text))
-	if err == nil && (key == "" || len(text) > maxEndKey || strings.ContainsAny(key, " \r\n")) {
+	if err == nil && (key == "" || strings.ContainsAny(key, " \r\n")) {
 		err = errors.New(file + " does not have one line with an end key, as --end-key-file writes it")
 	}
 	return key, err

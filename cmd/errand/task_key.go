@@ -121,12 +121,7 @@ func shellWord(s string) string {
 
 // readEnvFile reads what close has written.
 func readEnvFile(path string) (map[string]string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxEnvFile+1))
+	text, err := api.ReadFile(path, maxEnvFile)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +135,7 @@ func readEnvFile(path string) (map[string]string, error) {
 			values[name] = value
 		}
 	}
-	if len(text) > maxEnvFile || values[exec.EnvTaskID] == "" || values[api.EnvEndKey] == "" {
+	if values[exec.EnvTaskID] == "" || values[api.EnvEndKey] == "" {
 		return nil, errors.New(path + " is no file that errand task begin --env-file has written")
 	}
 	return values, nil

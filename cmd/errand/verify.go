@@ -152,7 +152,7 @@ func (v *verifyCommand) question(cmd *cobra.Command) (config verify.Config, q ve
 		}
 	}
 	if v.keys != "" {
-		if q.Keys, err = readFile(v.keys); err != nil {
+		if q.Keys, err = api.ReadFile(v.keys, maxFile); err != nil {
 			return config, q, usage(cmd, "--keys: %w", err)
 		}
 	}
@@ -161,7 +161,7 @@ func (v *verifyCommand) question(cmd *cobra.Command) (config verify.Config, q ve
 
 // readPeer makes the holder of a certificate the one who presents the token.
 func readPeer(file string) (*verify.Peer, error) {
-	text, err := readFile(file)
+	text, err := api.ReadFile(file, maxFile)
 	if err != nil {
 		return nil, err
 	}
@@ -174,19 +174,6 @@ func readPeer(file string) (*verify.Peer, error) {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	return &verify.Peer{Certificate: cert, Verified: true}, nil
-}
-
-func readFile(file string) ([]byte, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(text) > maxFile {
-		err = fmt.Errorf("%s has more than %d bytes", file, maxFile)
-	}
-	return text, err
 }
 
 // readToken reads it from stdin, unless it is an argument.

@@ -6,9 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"os"
 	"runtime"
 	"time"
@@ -93,11 +91,7 @@ func readPEM(path string, secret bool) ([]byte, error) {
 	case secret && stat.Mode().Perm()&0o027 != 0 && runtime.GOOS != "windows":
 		return nil, fmt.Errorf("the key file %s is open to others (mode %04o); close it with: chmod 600 %s, and make a new key if somebody may have read it", path, stat.Mode().Perm(), path)
 	}
-	text, err := io.ReadAll(io.LimitReader(f, maxPEM+1))
-	if err == nil && len(text) > maxPEM {
-		err = fmt.Errorf("%s has more than %d bytes", path, maxPEM)
-	}
-	return text, err
+	return readAll(f, maxPEM)
 }
 
 // trustBundle is TLS to the broker by the authorities in ERRAND_BUNDLE_FILE. why is what there is without a bundle.
@@ -106,7 +100,7 @@ func (e Environment) trustBundle(id spiffeid.ID, why string) (*tls.Config, error
 	if file == "" {
 		return nil, fmt.Errorf("%w: %s, and nothing to know the broker by; set %s to a PEM file with the trust bundle of %s", ErrConfig, why, EnvBundleFile, id.TrustDomain())
 	}
-	pem, err := readBundle(file)
+	pem, err := ReadFile(file, maxBundle)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrConfig, EnvBundleFile, err)
 	}
@@ -120,10 +114,7 @@ func (e Environment) trustBundle(id spiffeid.ID, why string) (*tls.Config, error
 // byBundle makes a client that has no SPIFFE identity.
 func byBundle(config *tls.Config, at []string, from string) *Client {
 	nobody := &Identity{From: from, Release: func() error { return nil }}
-	return &Client{Identity: nobody, bases: at, http: &http.Client{
-		Transport:     &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
+	return &Client{Identity: nobody, bases: at, http: overTLS(config)}
 }
 
 // unreachable is ErrUnreachable for a request that got no answer. A broker that does not take a certificate hangs

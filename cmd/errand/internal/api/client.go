@@ -2,14 +2,15 @@
 // Client of the workload or the operator listener, Send asks, and Follow reads a stream of events. Curl
 // writes a request down instead.
 //
-// It speaks mutual TLS with the caller's SVID, or an operator's certificate, to the one broker whose SPIFFE ID it was told, decodes
-// the broker's refusals into *Refusal, and hands out every answer as it came. Nothing it prints or
-// returns as an error has a token or an end key.
+// It speaks mutual TLS with the caller's SVID, or an operator's certificate, to the one broker whose SPIFFE ID it
+// was told, decodes the broker's refusals into *Refusal, and hands out every answer as it came. Nothing it prints
+// or returns as an error has a token or an end key.
 package api
 
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -106,11 +107,15 @@ func Open(ctx context.Context, e Environment, at Listener) (*Client, error) {
 	if err != nil {
 		return nil, errors.Join(err, who.Release())
 	}
-	return &Client{Identity: who, bases: bases, http: &http.Client{
-		Transport: &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true},
-		// A redirect would be another place than the one that was named.
+	return &Client{Identity: who, bases: bases, http: overTLS(config)}, nil
+}
+
+// overTLS follows no redirect: that would be another place than the one that was named.
+func overTLS(config *tls.Config) *http.Client {
+	return &http.Client{
+		Transport:     &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}, nil
+	}
 }
 
 // Close ends the connections and lets go of the identity.

@@ -1,10 +1,7 @@
 package api
 
 import (
-	"errors"
 	"fmt"
-	"io"
-	"os"
 
 	"github.com/errandhq/errand/sdk"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -51,19 +48,6 @@ func OpenPublic(e Environment) (*Client, error) {
 		return nil, err
 	}
 	return byBundle(config, []string{at}, "the end key"), nil
-}
-
-func readBundle(file string) ([]byte, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	pem, err := io.ReadAll(io.LimitReader(f, maxBundle+1))
-	if err == nil && len(pem) > maxBundle {
-		err = errors.New("it is larger than a trust bundle can be")
-	}
-	return pem, err
 }
 
 // Bundle has the authorities that vouch for the broker, in PEM, as they are now.
