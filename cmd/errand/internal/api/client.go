@@ -195,8 +195,11 @@ func (c *Client) sendTo(ctx context.Context, base string, r Request, body []byte
 // answer reads one to its end.
 func answer(response *http.Response) ([]byte, error) {
 	text, err := io.ReadAll(io.LimitReader(response.Body, MaxAnswer+1))
-	if err != nil || len(text) > MaxAnswer {
-		return nil, fmt.Errorf("%w: its answer broke off, or has more than %d bytes: %v", ErrUnreachable, MaxAnswer, err)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%w: its answer broke off: %v", ErrUnreachable, err)
+	case len(text) > MaxAnswer:
+		return nil, fmt.Errorf("%w: its answer has more than %d bytes", ErrUnreachable, MaxAnswer)
 	}
 	if response.StatusCode/100 != 2 {
 		return nil, refusal(response, text)

@@ -111,7 +111,7 @@ func TestAnswers(t *testing.T) {
 	}{
 		"good":           {padded(20), nil, ""},
 		"the largest":    {padded(api.MaxAnswer), nil, ""},
-		"larger":         {padded(api.MaxAnswer + 1), api.ErrUnreachable, fmt.Sprintf("more than %d bytes", api.MaxAnswer)},
+		"larger":         {padded(api.MaxAnswer + 1), api.ErrUnreachable, fmt.Sprintf("its answer has more than %d bytes", api.MaxAnswer)},
 		"no JSON":        {func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") }, api.ErrUnreachable, "not the broker's listener"},
 		"a refusal":      {problem, nil, "the broker refused: T\n  D\n  See https://a/problems/role-required"},
 		"somebody's 404": {http.NotFound, api.ErrUnreachable, "404 Not Found"},
@@ -119,7 +119,7 @@ func TestAnswers(t *testing.T) {
 		"a broken-off body": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "99")
 			_, _ = io.WriteString(w, "{")
-		}, api.ErrUnreachable, "broke off"},
+		}, api.ErrUnreachable, "broke off: unexpected EOF"},
 	} {
 		answer = test.answer
 		var list wire.KeyList
