@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"strconv"
 	"strings"
 	"time"
@@ -46,8 +45,8 @@ func (t *tour) crash(ctx context.Context) (Step, error) {
 	if err := t.attached(ctx, w.Task, o.Presence); err != nil {
 		return Step{}, err
 	}
-	if answer, err := t.send(ctx, t.report, w.Header); err != nil || answer.status != http.StatusOK {
-		return Step{}, fmt.Errorf("the token was refused while its process lived: %d %s, %w", answer.status, answer.reason, err)
+	if err := t.accept(ctx, w.Header); err != nil {
+		return Step{}, fmt.Errorf("while its process lived: %w", err)
 	}
 	killed := time.Now()
 	w.kill()
@@ -103,8 +102,8 @@ func (t *tour) cascade(ctx context.Context) (Step, error) {
 		if err != nil {
 			return Step{}, err
 		}
-		if answer, err := t.send(ctx, t.report, token.Header()); err != nil || answer.status != http.StatusOK {
-			return Step{}, fmt.Errorf("a token was refused before the end: %d %s, %w", answer.status, answer.reason, err)
+		if err := t.accept(ctx, token.Header()); err != nil {
+			return Step{}, fmt.Errorf("before the end: %w", err)
 		}
 		tokens = append(tokens, token)
 	}

@@ -255,15 +255,21 @@ func (t *tour) accepted(ctx context.Context) (*sdk.Task, *sdk.Token, error) {
 	}
 	token, err := task.Token(ctx, sdk.TokenRequest{Audience: OrdersName})
 	if err == nil {
-		var answer reply
-		if answer, err = t.send(ctx, t.report, token.Header()); err == nil && answer.status != http.StatusOK {
-			err = fmt.Errorf("a token was refused to its owner: %d %s", answer.status, answer.reason)
-		}
+		err = t.accept(ctx, token.Header())
 	}
 	if err != nil {
 		return nil, nil, errors.Join(err, task.Close())
 	}
 	return task, token, nil
+}
+
+// accept sends a token of report that is to be accepted.
+func (t *tour) accept(ctx context.Context, header string) error {
+	answer, err := t.send(ctx, t.report, header)
+	if err == nil && answer.status != http.StatusOK {
+		err = fmt.Errorf("a token was refused to its owner: %d %s", answer.status, answer.reason)
+	}
+	return err
 }
 
 // theft presents a live token from another workload's certificate.
