@@ -33,7 +33,7 @@ func (c *Client) Do(ctx context.Context, spec TaskSpec, fn func(context.Context,
 }
 
 // do runs fn in a task that has just begun, and ends it.
-func (task *Task) do(ctx context.Context, fn func(context.Context, *Task) error) error {
+func (t *Task) do(ctx context.Context, fn func(context.Context, *Task) error) error {
 	returned := false
 	defer func() {
 		if returned {
@@ -45,14 +45,14 @@ func (task *Task) do(ctx context.Context, fn func(context.Context, *Task) error)
 			reason = exitReason
 		}
 		// Nobody is left to be told; the client logs what is not confirmed.
-		_, _ = task.endAs(context.WithoutCancel(ctx), Failed, reason, endOptions{wait: task.wait})
+		_, _ = t.endAs(context.WithoutCancel(ctx), Failed, reason, endOptions{wait: t.wait})
 		if p != nil {
 			panic(p) // from below the frames of the first one, so that its trace is whole
 		}
 	}()
-	err := fn(NewContext(task.Context(), task), task)
+	err := fn(NewContext(t.Context(), t), t)
 	returned = true
-	return task.finish(ctx, err)
+	return t.finish(ctx, err)
 }
 
 // Run is Do for a function with a result. The result is fn's, also when the error is not nil.

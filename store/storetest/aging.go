@@ -202,7 +202,7 @@ func agingNoEntry(b *bench) {
 }
 
 func agingControl(b *bench) {
-	w := b.watch(broker.Position{})
+	w := b.watch()
 	var last broker.Receipt
 	for _, kind := range []broker.TargetKind{broker.TargetSelector, broker.TargetAll, broker.TargetKey} {
 		last = b.end(denying(kind)).Receipt

@@ -257,7 +257,7 @@ func raceQuota(b *bench) {
 
 // raceNumbers writes to all shards at once while some watch from the beginning.
 func raceNumbers(b *bench) {
-	watchers := []*watcher{b.watch(broker.Position{}), b.watch(broker.Position{})}
+	watchers := []*watcher{b.watch(), b.watch()}
 	const writers, each = 6, 30
 	var wg sync.WaitGroup
 	for range writers {
@@ -282,7 +282,7 @@ func raceNumbers(b *bench) {
 	}
 	wg.Wait()
 	final := b.feed()
-	for _, w := range append(watchers, b.watch(broker.Position{})) {
+	for _, w := range append(watchers, b.watch()) {
 		w.reaches(final.Position)
 		got := slices.Clone(w.entries())
 		sortEntries(got)

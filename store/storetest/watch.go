@@ -36,13 +36,13 @@ type watcher struct {
 	err     error
 }
 
-// watch follows the feed in the background, until stop or the end of the case.
-func (b *bench) watch(from broker.Position) *watcher {
+// watch follows the feed from its beginning in the background, until stop or the end of the case.
+func (b *bench) watch() *watcher {
 	ctx, stop := context.WithCancel(b.Context())
 	w := &watcher{b: b, stop: stop, done: make(chan struct{})}
 	go func() {
 		defer close(w.done)
-		w.err = b.store.Watch(ctx, from, func(u broker.Update) error {
+		w.err = b.store.Watch(ctx, broker.Position{}, func(u broker.Update) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.updates = append(w.updates, u)
@@ -87,9 +87,9 @@ func (w *watcher) wait(what string, enough func([]broker.Update) bool) []broker.
 }
 
 // reaches waits until the watcher is at the position or further.
-func (w *watcher) reaches(p broker.Position) []broker.Update {
+func (w *watcher) reaches(p broker.Position) {
 	w.b.Helper()
-	return w.wait("the position", func(seen []broker.Update) bool {
+	w.wait("the position", func(seen []broker.Update) bool {
 		return len(seen) > 0 && covers(seen[len(seen)-1].Position, p)
 	})
 }
@@ -130,7 +130,7 @@ func watchAtOnce(b *bench) {
 
 // watchWakes ends a task right after a delivery, when the next beat is as far away as can be.
 func watchWakes(b *bench) {
-	w := b.watch(broker.Position{})
+	w := b.watch()
 	for i := range 3 {
 		task := b.begin(asking(b.ask("a", time.Minute)))
 		n := len(w.seen())
@@ -146,7 +146,7 @@ func watchWakes(b *bench) {
 }
 
 func watchBeats(b *bench) {
-	w := b.watch(broker.Position{})
+	w := b.watch()
 	w.wait("the first delivery", func(seen []broker.Update) bool { return len(seen) > 0 })
 	b.Advance(10 * broker.WatchInterval)
 	seen := w.seen()
@@ -243,7 +243,7 @@ func watchEmitError(b *bench) {
 }
 
 func watchContext(b *bench) {
-	w := b.watch(broker.Position{})
+	w := b.watch()
 	w.wait("the first delivery", func(seen []broker.Update) bool { return len(seen) > 0 })
 	w.stop()
 	<-w.done
@@ -275,7 +275,7 @@ func watchSlow(b *bench) {
 		})
 	}()
 	<-stuck
-	w := b.watch(broker.Position{})
+	w := b.watch()
 	for range 20 {
 		b.end(completing(b.begin(asking(b.ask("a", time.Minute)))))
 	}
@@ -288,7 +288,7 @@ func watchSlow(b *bench) {
 }
 
 func watchControls(b *bench) {
-	w := b.watch(broker.Position{})
+	w := b.watch()
 	w.wait("the first delivery", func(seen []broker.Update) bool { return len(seen) > 0 })
 	lock := b.locking(broker.Selector{Scope: "read"}, time.Hour)
 	for _, e := range []broker.Ending{
