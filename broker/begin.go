@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"maps"
@@ -168,12 +169,8 @@ func (req *BeginRequest) digest(by DelegationID) [32]byte {
 
 // normalize fills in the defaults and checks the bounds. A value outside is refused, never clipped.
 func (req *BeginRequest) normalize() error {
-	if req.Lease == 0 {
-		req.Lease = DefaultLease
-	}
-	if req.Deadline == 0 {
-		req.Deadline = DefaultDeadline
-	}
+	req.Lease = cmp.Or(req.Lease, DefaultLease)
+	req.Deadline = cmp.Or(req.Deadline, DefaultDeadline)
 	if err := checkText("name", req.Name, MaxName); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"hash/fnv"
@@ -93,18 +94,12 @@ func New(c Config) (*Broker, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	if c.SweepInterval == 0 {
-		c.SweepInterval = DefaultSweep
-	}
 	if c.Board == nil {
 		c.Board = &ownBoard{now: c.Now, notes: map[string]map[string]ownNote{}}
 	}
-	if c.MaxFollowers == 0 {
-		c.MaxFollowers = DefaultFollowers
-	}
-	if c.MaxFollowersPerWorkload == 0 {
-		c.MaxFollowersPerWorkload = DefaultFollowersPerWorkload
-	}
+	c.SweepInterval = cmp.Or(c.SweepInterval, DefaultSweep)
+	c.MaxFollowers = cmp.Or(c.MaxFollowers, DefaultFollowers)
+	c.MaxFollowersPerWorkload = cmp.Or(c.MaxFollowersPerWorkload, DefaultFollowersPerWorkload)
 	keys, err := newEndKeys(c.EndKeySecret)
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package keys
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"errors"
@@ -75,13 +76,11 @@ type Config struct {
 }
 
 func (c Config) withDefaults() (Config, error) {
-	c.Period = orDefault(c.Period, DefaultPeriod)
-	c.Publish = orDefault(c.Publish, DefaultPublish)
-	c.MaxAge = orDefault(c.MaxAge, DefaultMaxAge)
-	c.Skew = orDefault(c.Skew, DefaultSkew)
-	if c.Algorithm == "" {
-		c.Algorithm = ES256
-	}
+	c.Period = cmp.Or(c.Period, DefaultPeriod)
+	c.Publish = cmp.Or(c.Publish, DefaultPublish)
+	c.MaxAge = cmp.Or(c.MaxAge, DefaultMaxAge)
+	c.Skew = cmp.Or(c.Skew, DefaultSkew)
+	c.Algorithm = cmp.Or(c.Algorithm, ES256)
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -123,13 +122,6 @@ func (c Config) tail() time.Duration { return FinishTime + c.settle() + c.Life +
 func (c Config) plan(k *key, now time.Time) *key {
 	k.created, k.from, k.period, k.tail = now, now.Add(c.Publish+c.settle()), c.Period, c.tail()
 	return k
-}
-
-func orDefault(d, otherwise time.Duration) time.Duration {
-	if d == 0 {
-		return otherwise
-	}
-	return d
 }
 
 // Ring is a set of keys of which one signs. All its methods may be called at the same time.

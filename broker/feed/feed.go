@@ -14,6 +14,7 @@
 package feed
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -74,15 +75,9 @@ type Feed struct {
 
 // New makes an empty feed. Until the first Announce everything answers broker.ErrNotReady.
 func New(c Config) *Feed {
-	if c.Buffer == 0 {
-		c.Buffer = DefaultBuffer
-	}
-	if c.MaxReaders == 0 {
-		c.MaxReaders = DefaultReaders
-	}
-	if c.PerServer == 0 {
-		c.PerServer = DefaultPerServer
-	}
+	c.Buffer = cmp.Or(c.Buffer, DefaultBuffer)
+	c.MaxReaders = cmp.Or(c.MaxReaders, DefaultReaders)
+	c.PerServer = cmp.Or(c.PerServer, DefaultPerServer)
 	if c.Now == nil {
 		c.Now = time.Now
 	}

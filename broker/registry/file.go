@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -200,13 +201,7 @@ func (r *Registry) addWorkload(w Workload) error {
 	}
 	out := broker.WorkloadRegistration{
 		ID: id, Owner: w.Owner, Contact: w.Contact, Purpose: w.Purpose, Boundary: w.Boundary, Risk: w.Risk,
-		MaxTasks: w.MaxTasks, MaxGrants: w.MaxGrants,
-	}
-	if out.MaxTasks == 0 {
-		out.MaxTasks = DefaultMaxTasks
-	}
-	if out.MaxGrants == 0 {
-		out.MaxGrants = DefaultMaxGrants
+		MaxTasks: cmp.Or(w.MaxTasks, DefaultMaxTasks), MaxGrants: cmp.Or(w.MaxGrants, DefaultMaxGrants),
 	}
 	if out.MaxTasks < 0 || out.MaxGrants < 0 {
 		return errors.New("max_tasks and max_grants must be positive")

@@ -7,6 +7,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -169,20 +170,14 @@ func (c *Config) complete() error {
 	if c.Identity == nil || c.Registry == nil || c.AuditLog == "" {
 		return errors.New("server: Identity, Registry and AuditLog are required")
 	}
-	for addr, value := range map[*string]string{
-		&c.WorkloadAddr: DefaultWorkloadAddr, &c.PublicAddr: DefaultPublicAddr, &c.OpsAddr: DefaultOpsAddr,
-		&c.OperatorAddr: DefaultOperatorAddr,
-	} {
-		if *addr == "" {
-			*addr = value
-		}
-	}
+	c.WorkloadAddr = cmp.Or(c.WorkloadAddr, DefaultWorkloadAddr)
+	c.PublicAddr = cmp.Or(c.PublicAddr, DefaultPublicAddr)
+	c.OpsAddr = cmp.Or(c.OpsAddr, DefaultOpsAddr)
+	c.OperatorAddr = cmp.Or(c.OperatorAddr, DefaultOperatorAddr)
 	if !IsLoopback(c.OpsAddr) {
 		return &ConfigError{"OpsAddr", fmt.Errorf("the ops address is %q; it must be a loopback address with a port, as %s", c.OpsAddr, DefaultOpsAddr)}
 	}
-	if c.Withdrawal == 0 {
-		c.Withdrawal = DefaultWithdrawal
-	}
+	c.Withdrawal = cmp.Or(c.Withdrawal, DefaultWithdrawal)
 	if c.Withdrawal < 0 || c.Withdrawal > MaxWithdrawal {
 		return &ConfigError{"Withdrawal", fmt.Errorf("withdrawal is %v; it must be at most %v, or zero for %v", c.Withdrawal, MaxWithdrawal, DefaultWithdrawal)}
 	}
