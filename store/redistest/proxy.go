@@ -92,13 +92,6 @@ func (p *Proxy) Reset() {
 	}
 }
 
-// Connections is how many there are, both sides counted.
-func (p *Proxy) Connections() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.conns)
-}
-
 func reset(c net.Conn) {
 	if tcp, ok := c.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0)
@@ -196,20 +189,18 @@ func (p *Proxy) pieces(data []byte) iter.Seq[[]byte] {
 func (p *Proxy) suffer(size int, answers bool) (lost bool) {
 	for {
 		f, changed := p.now()
-		switch {
-		case f.Silent:
+		if f.Silent {
 			<-changed
 			continue
-		default:
-			late := f.Latency
-			if f.Jitter > 0 {
-				late += rand.N(f.Jitter)
-			}
-			if f.Rate > 0 {
-				late += time.Duration(size) * time.Second / time.Duration(f.Rate)
-			}
-			time.Sleep(late)
 		}
+		late := f.Latency
+		if f.Jitter > 0 {
+			late += rand.N(f.Jitter)
+		}
+		if f.Rate > 0 {
+			late += time.Duration(size) * time.Second / time.Duration(f.Rate)
+		}
+		time.Sleep(late)
 		return f.Deaf && answers
 	}
 }
