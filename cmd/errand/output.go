@@ -52,6 +52,9 @@ func outputFlag(cmd *cobra.Command, output *string, has []string) {
 			}
 			*output = defaultOutput(cmd, wanted, has)
 		}
+		if people := []string{"table", "text"}; slices.Contains(people, *output) && slices.Contains(people, has[0]) {
+			*output = has[0] // who knows the one word should not have to know the other
+		}
 		if !slices.Contains(has, *output) {
 			return usage(cmd, "the output %q is not known: use -o %s or -o %s", *output, strings.Join(has[:len(has)-1], ", -o "), has[len(has)-1])
 		}
