@@ -267,23 +267,14 @@ func TestAHandleJoinsOnceOverHTTP(t *testing.T) {
 	r := within(t, unhurried, crowded)
 	report, crowd := r.client(reportID), r.client(crowdID)
 	root := report.begin().Task.ID
-	handle := report.delegate(root, crowdID, "").Handle
-	var mu sync.Mutex
-	got := map[int]int{}
-	var wg sync.WaitGroup
-	for range 100 {
-		wg.Go(func() {
-			a := crowd.post(wire.PathJoins, joining(handle, ""))
-			mu.Lock()
-			defer mu.Unlock()
-			if got[a.status]++; a.status != http.StatusCreated && a.name() != wire.ProblemHandleUsed {
-				t.Errorf("%d %s", a.status, a.body)
-			}
-		})
-	}
-	wg.Wait()
-	if !maps.Equal(got, map[int]int{http.StatusCreated: 1, http.StatusGone: 99}) {
-		t.Errorf("answers %v", got)
+	// Where the disk takes more than a second, one that has joined is taken back, and leaves the place to another one.
+	for got := map[int]int{http.StatusServiceUnavailable: 1}; got[http.StatusServiceUnavailable] > 0; {
+		if got = crowd.joinAtOnce(report.delegate(root, crowdID, "").Handle, 100); got[http.StatusCreated] > 1 {
+			t.Errorf("answers %v", got)
+		}
+		if got[http.StatusServiceUnavailable] == 0 && !maps.Equal(got, map[int]int{http.StatusCreated: 1, http.StatusGone: 99}) {
+			t.Errorf("answers %v", got)
+		}
 	}
 	second := report.delegate(root, crowdID, "").Handle
 	keyed := func(handle string) answer {
@@ -295,6 +286,25 @@ func TestAHandleJoinsOnceOverHTTP(t *testing.T) {
 		t.Errorf("repeated: %+v, and then %+v", first, again)
 	}
 	crowd.refused(keyed(report.delegate(root, crowdID, "").Handle), http.StatusConflict, wire.ProblemIdempotencyMismatch)
+}
+
+// joinAtOnce has so many try one handle, and counts the answers.
+func (c *caller) joinAtOnce(handle string, many int) map[int]int {
+	var mu sync.Mutex
+	got := map[int]int{}
+	var wg sync.WaitGroup
+	for range many {
+		wg.Go(func() {
+			a := c.post(wire.PathJoins, joining(handle, ""))
+			mu.Lock()
+			defer mu.Unlock()
+			if got[a.status]++; a.status != http.StatusCreated && a.status != http.StatusServiceUnavailable && a.name() != wire.ProblemHandleUsed {
+				c.r.t.Errorf("%d %s", a.status, a.body)
+			}
+		})
+	}
+	wg.Wait()
+	return got
 }
 
 // TestDelegationsAreRecorded with everything that there is to say, and a handle is in no log.

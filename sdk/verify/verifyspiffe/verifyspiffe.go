@@ -80,8 +80,11 @@ func TLSByBundle(pem []byte, broker string) (*tls.Config, error) {
 		return nil, wrongID(broker, err)
 	}
 	bundle, err := x509bundle.Parse(id.TrustDomain(), pem)
-	if err != nil || bundle.Empty() {
-		return nil, fmt.Errorf("verifyspiffe: this is no PEM file with the certificates of authorities: %v", err)
+	if err == nil && bundle.Empty() {
+		err = errors.New("there is none in it")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("verifyspiffe: this is no PEM file with the certificates of authorities: %w", err)
 	}
 	return TLS(nobody{bundle}, broker)
 }
