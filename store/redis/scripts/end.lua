@@ -37,11 +37,6 @@ local function end_lost(id, workload, state, cause, reason, event, before, after
   if workload == '' then return {'nobody', id} end
   if there and old.workload ~= workload or now >= deadline + MARGIN then return {'not found', id} end
   if not is_final(state) then return {'invalid', id} end
-  if old then
-    if not old.over then retire(old) end
-    give_up_key(old)
-    unlist(id, old)
-  end
   local last = math.min(deadline, now + DENIAL_LIFE - MARGIN) -- when its last token can have expired
   announce('task', id, nil, last + MARGIN)
   local t = {id = id, workload = workload, static = static, begun = 0, lease = 0, lease_end = 0, deadline = deadline, due = 0,
@@ -49,9 +44,14 @@ local function end_lost(id, workload, state, cause, reason, event, before, after
     children = old and old.children or 0, -- each is taken off when it is looked at again
     holder = 0, ref = ''}
   t.over = {state = state, cause = cause, ended = now, closed = last, event = event, reason = reason, feed = position(before, after)}
+  save(t) -- before anything else may fail: the entry says that it is over
+  if old then
+    if not old.over then retire(old) end
+    give_up_key(old)
+    unlist(id, old)
+  end
   redis.call('ZADD', LISTS, '0', 't' .. id)
   redis.call('ZADD', ALARMS, gone(t), id)
-  save(t)
   return answer(id, 1, {t}, t.over, state)
 end
 
@@ -66,18 +66,18 @@ local function end_task(path, state, cause, reason, event, if_due, before, after
     as_state, as_cause, ended = state, cause, now
   end
 
-  retire(t)
   local covered = false -- by the entry of a task above that was ended by a write
   for i = 1, #path - 1 do covered = covered or path[i].over ~= nil end
   if t.last_exp > 0 and now < t.last_exp + MARGIN and not covered then
     table.sort(path[1].audiences)
     announce('task', t.id, table.concat(path[1].audiences, ' '), t.last_exp + MARGIN)
   end
-  if as_cause == 'audit' or as_cause == 'signing' then give_up_key(t) end -- it was never handed out
   t.over = {state = as_state, cause = as_cause, ended = ended, closed = now, event = event, reason = reason, feed = position(before, after)}
+  save(t) -- before anything else may fail: the entry says that it is over, and so must the answer to whoever asks next
+  retire(t)
+  if as_cause == 'audit' or as_cause == 'signing' then give_up_key(t) end -- it was never handed out
   -- Its alarm rings when it would have been due, and is then put off to when the record goes away.
   if t.due > gone(t) + 60000 then redis.call('ZADD', ALARMS, gone(t), t.id) end
-  save(t)
   return answer(t.id, 1, path, t.over, as_state)
 end
 

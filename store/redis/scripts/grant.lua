@@ -11,8 +11,8 @@
 -- What is new is answered in few words, since the caller knows the rest.
 local ELSEWHERE = string.rep('-', ID) -- the ID of what cannot be in this shard
 
--- Whoever adds work does a part of what has come due: more of it than can be added.
-if known and clock[2] % 8 < #counts then settle(math.max(32, 4 * #counts)) end
+-- Whoever adds work does a part of what has come due: more of it than can be added. Who needs it done hears of a failure.
+if known and clock[2] % 8 < #counts then pcall(settle, math.max(32, 4 * #counts)) end
 
 local function refuse_dead(id, path)
   local state, cause, moment = fate(path)
@@ -105,21 +105,52 @@ local function is_used(key, raw)
   return not (t and t.over and (t.over.cause == 'audit' or t.over.cause == 'signing'))
 end
 
--- write_grants writes the grants with their expiries, and adds what is new to the audiences. It returns
--- their IDs, and what they are in the lists. Their keys are new: nobody else can have drawn these IDs.
-local function write_grants(id, u, expiries, issued, audiences, key)
-  local ids, listed = '', {}
-  for i, expires in ipairs(expiries) do
-    local k, audience = KEYS[key + i - 1], args[4 + 4 * i]
-    save_grant(k, id, audience, args[7 + 4 * i], issued, expires, number, false)
-    count_grant(u, expires)
-    ids = ids .. string.sub(k, -ID)
-    listed[2 * i - 1], listed[2 * i] = '0', listed_grant(id, expires, string.sub(k, -ID))
-    local new = true
+-- add_audiences adds those of the grants that are new to a list, and returns it.
+local function add_audiences(audiences, asks)
+  for i = 1, asks do
+    local audience, new = args[4 + 4 * i], true
     for _, known_audience in ipairs(audiences) do new = new and known_audience ~= audience end
     if new then audiences[#audiences + 1] = audience end
   end
-  return ids, listed
+  return audiences
+end
+
+-- write_grants writes the grants with their expiries, after what is to go into the lists with them. It returns their
+-- IDs. Their keys are new: nobody else can have drawn these IDs.
+local function write_grants(id, expiries, issued, key, listed)
+  local ids = ''
+  for i, expires in ipairs(expiries) do
+    local grant_id, n = string.sub(KEYS[key + i - 1], -ID), #listed
+    ids = ids .. grant_id
+    listed[n + 1], listed[n + 2] = '0', listed_grant(id, expires, grant_id)
+  end
+  in_parts('ZADD', LISTS, listed)
+  for i, expires in ipairs(expiries) do
+    save_grant(KEYS[key + i - 1], id, args[4 + 4 * i], args[7 + 4 * i], issued, expires, number, false)
+  end
+  return ids
+end
+
+-- write_begun writes the task that begins, with its grants; its other arguments stand from b on. The record comes last:
+-- without it nothing of all that is anything, and the alarm takes it away. It returns the path above.
+local function write_begun(id, workload, above, deadline, expiries, issued, last_exp, key, b)
+  if load_task(id) then drop(id) end -- it is gone, and nobody has come by to take it away
+  local ancestors = above and above.above .. above.id or ''
+  local lease, request, ref = tonumber(args[b + 1]), args[b + 3], args[b + 6]
+  local alone = b + 7 <= #args and args[b + 7] ~= '' -- with presence, and without a stream yet
+  local until_first = alone and tonumber(args[b + 7]) or lease
+  local listed = {}
+  listed_task(listed, id, ancestors, ref)
+  redis.call('ZADD', ALARMS, math.min(now + until_first, deadline), id)
+  local ids = write_grants(id, expiries, issued, key, listed)
+  if request ~= '' then redis.call('HSET', REQUESTS, request, id) end
+  local fields = {TASK_VERSION, workload, args[b + 5], now, lease, until_first, deadline - now, ancestors,
+    request, args[b + 4], ids, add_audiences({}, above and 0 or #expiries), last_exp / 1000, #expiries, 0, 0, false, 1, ref}
+  if alone then fields[20], fields[21], fields[22] = '', 0, '' end
+  if b + 9 <= #args then save_join(KEYS[key + #expiries], tonumber(args[b + 9]), id) end
+  redis.call('HSET', TASKS, id, cmsgpack.pack(fields))
+  tasks[id] = nil -- a later call of this run finds it
+  return ancestors
 end
 
 local function main(key, last_key)
@@ -177,38 +208,23 @@ local function main(key, last_key)
     expiries[i], last_exp = expires, math.max(last_exp, expires)
   end
 
-  -- From here on everything is written.
-  if join then save_join(KEYS[key + asks], tonumber(args[b + 9]), id) end
-  local audiences = path[1] and path[1].audiences or {}
-  local ids, listed = write_grants(id, u, expiries, issued, audiences, key)
+  -- From here on everything is written, and then counted: what fails half way does not count.
+  local ancestors
+  if begin then
+    ancestors = write_begun(id, workload, above, deadline, expiries, issued, last_exp, key, b)
+    u.tasks = u.tasks + 1
+    if above then above.children = above.children + 1 end
+  elseif asks > 0 then
+    write_grants(id, expiries, issued, key, {})
+  end
+  for _, expires in ipairs(expiries) do count_grant(u, expires) end
+  if asks > 0 or begin then used[workload], changed = u, true end
+  if above then add_audiences(path[1].audiences, asks) end
   for _, t in ipairs(path) do
     t.grants, t.last_exp = t.grants + asks, math.max(t.last_exp, last_exp)
     if begin then t.below = t.below + 1 end
     save(t)
   end
-  if asks > 0 or begin then used[workload], changed = u, true end
-  if not begin then
-    in_parts('ZADD', LISTS, listed)
-    return {'issued', id, now, version, number, expiries, task_reply(path)}
-  end
-
-  if load_task(id) then drop(id) end -- it is gone, and nobody has come by to take it away
-  u.tasks = u.tasks + 1
-  local ancestors = ''
-  if above then
-    above.children, ancestors, audiences = above.children + 1, above.above .. above.id, {}
-  end
-  local lease, request, ref = tonumber(args[b + 1]), args[b + 3], args[b + 6]
-  local alone = b + 7 <= #args and args[b + 7] ~= '' -- with presence, and without a stream yet
-  local until_first = alone and tonumber(args[b + 7]) or lease
-  local fields = {TASK_VERSION, workload, args[b + 5], now, lease, until_first, deadline - now, ancestors,
-    request, args[b + 4], ids, audiences, last_exp / 1000, asks, 0, 0, false, 1, ref}
-  if alone then fields[20], fields[21], fields[22] = '', 0, '' end
-  redis.call('HSET', TASKS, id, cmsgpack.pack(fields))
-  tasks[id] = nil -- a later call of this run finds it
-  listed_task(listed, id, ancestors, ref)
-  in_parts('ZADD', LISTS, listed)
-  redis.call('ZADD', ALARMS, math.min(now + until_first, deadline), id)
-  if request ~= '' then redis.call('HSET', REQUESTS, request, id) end
+  if not begin then return {'issued', id, now, version, number, expiries, task_reply(path)} end
   return {'begun', id, now, version, number, expiries, deadline, ancestors}
 end

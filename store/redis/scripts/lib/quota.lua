@@ -45,15 +45,19 @@ local function save_usages()
 end
 writers[#writers + 1] = save_usages
 
--- retire takes a task out of what counts, unless it is among the due ones: those are out already.
-local function retire(t)
-  if now >= t.due and redis.call('ZREM', DUE, t.id) == 1 then return end
+-- count_out takes a task out of what counts.
+local function count_out(t)
   count_task(t.workload, -1)
   local parent = t.above ~= '' and load_task(string.sub(t.above, -ID))
   if parent then
     parent.children = math.max(0, parent.children - 1)
     save(parent)
   end
+end
+
+-- retire does so with one that is over, unless it is among the due ones: those are out already.
+local function retire(t)
+  if now < t.due or redis.call('ZREM', DUE, t.id) == 0 then count_out(t) end
 end
 
 -- give_up_key makes room for a request that may be repeated.

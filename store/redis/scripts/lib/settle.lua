@@ -43,8 +43,8 @@ local function settle(limit)
     elseif now < t.due then
       again = again or t.due -- a heartbeat moved it
     else
-      retire(t)
-      redis.call('ZADD', DUE, '0', id)
+      usage(t.workload) -- before anything is written, since it may fail
+      if redis.call('ZADD', DUE, '0', id) == 1 then count_out(t) end
       again = again or gone(t)
     end
     if again then redis.call('ZADD', ALARMS, again, id) end
