@@ -288,3 +288,54 @@ func TestBoardPassesByItself(t *testing.T) {
 	}
 	eventually(t, "the board is empty", func() bool { return len(s.keys("errand:*board*")) == 0 })
 }
+
+// TestListsOfJunk has members in the sets that lists go through which are too short or too long: they are named once and taken
+// away, and lists leave nothing else out.
+func TestListsOfJunk(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	var log lines
+	store := s.open(t, redis.Config{Logger: slog.New(slog.NewTextHandler(&log, nil))}.Patient())
+	root := begin(t, store)
+	req := beginning()
+	req.Begin.Parent, req.Begin.Ref = root.Task.ID, broker.TaskRef{Kind: "ci/run", ID: "7"}
+	child, err := store.Grant(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := []string{string(root.Task.ID), string(child.Task.ID)}
+	tokens := []string{string(root.Grants[0].ID), string(child.Grants[0].ID)}
+	slices.Sort(both)
+	slices.Sort(tokens)
+	id := bare(root.Task.ID)
+	junk := []string{"gabc", "g" + id, "g" + id + "xx", "t", "tabc", "t" + id + "x", "b" + id, "b" + id + "x"}
+	for range 250 { // more than one look takes in
+		junk = append(junk, "g0"+bare(broker.NewTaskID(0)), "t0"+bare(broker.NewTaskID(0))+"x")
+	}
+	for _, member := range junk {
+		s.Must("ZADD", listsKey, "0", member)
+	}
+	s.Must("ZADD", "errand:{p00}:due", "0", "junk")
+	for what, test := range map[string]struct {
+		query broker.Query
+		want  []string
+	}{
+		"all": {broker.Query{}, both}, "grants": {broker.Query{Grants: true}, tokens},
+		"of":    {broker.Query{Grants: true, Of: root.Task.ID}, tokens[slices.Index(tokens, string(root.Grants[0].ID)):][:1]},
+		"below": {broker.Query{Below: root.Task.ID}, both}, "below, grants": {broker.Query{Grants: true, Below: root.Task.ID}, tokens},
+		"ref": {broker.Query{Ref: req.Begin.Ref}, []string{string(child.Task.ID)}}, "due": {broker.Query{Due: true}, nil},
+	} {
+		got, _ := all(t, store, test.query)
+		if slices.Sort(got); !slices.Equal(got, test.want) {
+			t.Errorf("%s: got %v; want %v", what, got, test.want)
+		}
+	}
+	for _, key := range []string{"due", "lists"} {
+		if log.with("errand:{p00}:"+key+" ") == 0 {
+			t.Errorf("the log does not name what is in %s", key)
+		}
+	}
+	if n := s.client.ZCard(t.Context(), listsKey).Val(); n > 7 {
+		t.Errorf("the lists have %d members; want those of two tasks and two grants, and one that no list comes by", n)
+	}
+}

@@ -43,10 +43,19 @@ local function is_before(a, b)
   return false
 end
 
--- members returns those of a set that begin with a prefix, from one on, and whether there may be more.
-local function members(set, prefix, least, limit)
-  local list = redis.call('ZRANGEBYLEX', set, least, '(' .. prefix .. '\255', 'LIMIT', 0, limit)
-  return list, #list == limit
+-- members returns those of a set that begin with a prefix, and have so much after that, from one on; and whether there may
+-- be more. What is longer or shorter is nobody's: it is named and taken away.
+local function members(set, prefix, size, least, limit)
+  local found, list = redis.call('ZRANGEBYLEX', set, least, '(' .. prefix .. '\255', 'LIMIT', 0, limit), {}
+  for _, member in ipairs(found) do
+    if #member == #prefix + size then
+      list[#list + 1] = member
+    else
+      unreadable = unreadable or {set, member}
+      redis.call('ZREM', set, member)
+    end
+  end
+  return list, #found == limit
 end
 
 -- is_meant reports whether the last task of a path is of those that are asked for, where the index tells less.
@@ -79,7 +88,7 @@ local function tasks_below(open)
   local top = find(what, '')
   if not top then return {}, false end
   local root = top[1].id
-  local list, cut = members(LISTS, 'b' .. root, open .. 'b' .. root .. from, looks)
+  local list, cut = members(LISTS, 'b' .. root, ID, open .. 'b' .. root .. from, looks)
   if is_before(root, from) or root == from and open == '(' then return list, cut end
   local at = 1
   while list[at] and is_before(string.sub(list[at], -ID), root) do at = at + 1 end
@@ -94,10 +103,10 @@ local function candidates(open)
     if is_before(what, from) or what == from and open == '(' then return {}, false end
     return {what}, false
   end
-  if which == 'due' then return members(DUE, '', open .. from, looks) end
+  if which == 'due' then return members(DUE, '', ID, open .. from, looks) end
   if which == 'below' then return tasks_below(open) end
   local prefix = which == 'ref' and 'r' .. what or 't'
-  return members(LISTS, prefix, open .. prefix .. from, looks)
+  return members(LISTS, prefix, ID, open .. prefix .. from, looks)
 end
 
 local function list_tasks()
@@ -139,7 +148,7 @@ local function list_grants_of()
     local path = find(id, workload)
     looks = looks - 1
     if path and is_meant(path) then
-      local grants, rest = members(LISTS, 'g' .. id, '(g' .. (id == from and after or id), math.max(0, looks))
+      local grants, rest = members(LISTS, 'g' .. id, 4 + ID, '(g' .. (id == from and after or id), math.max(0, looks))
       if not list_grants(grants) then return end
       looks = looks - #grants
       if rest then
@@ -155,7 +164,7 @@ if kind == 'tasks' then
   list_tasks()
 elseif which == 'all' then
   local list
-  list, more = members(LISTS, 'g', '(g' .. after, looks)
+  list, more = members(LISTS, 'g', ID + 4 + ID, '(g' .. after, looks)
   list_grants(list)
 else
   list_grants_of()
