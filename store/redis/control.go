@@ -138,8 +138,8 @@ func (r *reply) controlled() controlled {
 	return c
 }
 
-// control reads a shard's whole control list, in the order in which it was made.
-func (r *reply) control(version uint64) broker.Control {
+// control reads a shard's whole control list, in the order in which it was made. denials is the key of a part of it.
+func (r *reply) control(version uint64, denials string) broker.Control {
 	type numbered struct {
 		broker.Lock
 		number int64
@@ -154,7 +154,7 @@ func (r *reply) control(version uint64) broker.Control {
 	c := broker.Control{Version: version}
 	r.each(func(item *reply) {
 		item.shard = r.shard
-		if e, ok := item.entry(); ok {
+		if e, ok := item.entry(denials); ok {
 			c.Denials = append(c.Denials, e)
 		}
 	})

@@ -192,7 +192,7 @@ func (r *reply) refusal() error {
 		err = fmt.Errorf("%w: redis has much to tidy up; try again", broker.ErrUnavailable)
 	case "broken":
 		key, id := r.text(), r.text()
-		err = fmt.Errorf("%w: the record %.100q in %s cannot be read; delete it", broker.ErrUnavailable, id, key)
+		err = brokenDenial(key, id)
 	case "quota":
 		err = &broker.QuotaExceeded{What: r.text(), Limit: int(r.number())}
 	default:

@@ -306,8 +306,15 @@ func (r *reply) grantFields(task broker.Task) broker.Grant {
 	return g
 }
 
-// entry reads an entry of the feed. One of no kind is a change that only brokers hear of.
-func (r *reply) entry() (broker.Entry, bool) {
+// brokenDenial is the error about a record of which nobody knows what it denies.
+func brokenDenial(key, id string) error {
+	return fmt.Errorf("%w: the record %.100q in %s cannot be read; delete it, and deny again what it denied, or delete meta beside it as well if nobody knows that, so that a new epoch begins and all tokens die",
+		broker.ErrUnavailable, id, key)
+}
+
+// entry reads an entry of the feed, or a denial of the control list, of a key. One of no kind is a change that only brokers
+// hear of.
+func (r *reply) entry(key string) (broker.Entry, bool) {
 	e := broker.Entry{Shard: r.shard, Number: uint64(r.number())}
 	kind, target := broker.DenialKind(r.text()), r.text()
 	e.Until = r.moment()
@@ -316,23 +323,22 @@ func (r *reply) entry() (broker.Entry, bool) {
 		e.Audiences = strings.Fields(audiences)
 	}
 	e.Denial.Kind = kind
+	ok := true
 	switch kind {
 	case broker.DenyTask:
-		e.Denial.Task = r.taskID(target)
+		e.Denial.Task, ok = r.taskID(target), len(target) == bareLength
 	case broker.DenyGrant:
-		e.Denial.Grant = r.grantID(target)
+		e.Denial.Grant, ok = r.grantID(target), len(target) == bareLength
 	case broker.DenyKey:
 		e.Denial.Key = target
 	case broker.DenySelector:
-		var ok bool
-		if e.Denial.Selector, ok = readSelector(target); !ok {
-			r.fail("a selector that is none")
-		}
+		e.Denial.Selector, ok = readSelector(target)
 	case broker.DenyAll:
-	case "":
-		return e, false
 	default:
-		r.fail("an entry of the kind " + string(kind))
+		ok = kind == ""
 	}
-	return e, true
+	if !ok && r.err == nil {
+		r.err, r.left = brokenDenial(key, fmt.Sprintf("%d-0", e.Number)), 0
+	}
+	return e, kind != ""
 }

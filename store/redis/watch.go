@@ -180,12 +180,12 @@ func (r *reader) take(answer *reply, update *broker.Update, seen uint64) (more, 
 	text := answer.text()
 	var entries []broker.Entry
 	answer.each(func(item *reply) {
-		if e, ok := item.entry(); ok {
+		if e, ok := item.entry(r.store.feeds[answer.shard]); ok {
 			entries = append(entries, e)
 		}
 	})
 	if answer.left > 0 || r.known[answer.shard] == nil { // the first answer must have it
-		c := answer.control(version)
+		c := answer.control(version, keyOf(r.store.prefix, answer.shard, "denials"))
 		r.known[answer.shard] = &c
 		control = true
 	}

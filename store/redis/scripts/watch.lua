@@ -4,7 +4,13 @@
 -- ARGV: epoch, 'watch', number, version of the caller's control list (-1 for none), how many entries;
 -- and an entry that the caller has read: its number and its mark ('' for none). Another one under that
 -- number says that the data are older ones which have grown since.
-local function mark(entry) return entry[2][4] .. ' ' .. entry[2][6] end
+local function mark(entry) return tostring(entry[2][4]) .. ' ' .. tostring(entry[2][6]) end
+
+-- is_entry reports whether the fields are those of an entry.
+local function is_entry(f)
+  local till = tonumber(f[6])
+  return f[1] == 'kind' and f[3] == 'target' and f[5] == 'until' and till and till % 1 == 0 and till < HUGE and (not f[7] or f[7] == 'audiences')
+end
 
 if ARGV[7] ~= '' then
   local read = redis.call('XRANGE', FEED, ARGV[6] .. '-0', ARGV[6] .. '-0')[1]
@@ -17,6 +23,7 @@ local entries = {}
 local reached, last_read = number, nil
 for i, entry in ipairs(redis.call('XRANGE', FEED, '(' .. ARGV[3] .. '-0', '+', 'COUNT', limit)) do
   local f = entry[2]
+  if not is_entry(f) then return {'broken', 'watch', FEED, entry[1]} end
   local n = tonumber(string.match(entry[1], '^%d+'))
   if i == limit then reached = n end
   if n <= reached then last_read = entry end
