@@ -167,9 +167,6 @@ func (s *Store) checkPermissions(ctx context.Context) error {
 	}
 	// What is called by itself. A stream that is not there has nothing to read.
 	for shard := range s.shards {
-		if err := s.client.Type(ctx, s.feeds[shard]).Err(); err != nil {
-			return explain(err)
-		}
 		read := redis.XReadArgs{Streams: []string{s.feeds[shard], "$"}, Count: 1, Block: -1}
 		err := s.client.XRead(ctx, &read).Err()
 		if isWrongType(err) {

@@ -83,7 +83,7 @@ func TestNewRefuses(t *testing.T) {
 		{"a user without INFO", redis.Config{URL: user(s, "a", "+@all -info"), PasswordFile: good}, "'info'"},
 		{"a user without scripts", redis.Config{URL: user(s, "b", "+@all -evalsha"), PasswordFile: good}, "'evalsha'"},
 		{"a user without XREAD", redis.Config{URL: user(s, "c", "+@all -xread"), PasswordFile: good, Shards: 4}, "'xread'"},
-		{"a user without TYPE", redis.Config{URL: user(s, "f", "+@all -type"), PasswordFile: good, Shards: 4}, "'type'"},
+		{"a user without TYPE", redis.Config{URL: user(s, "f", "+@all -type"), PasswordFile: good, Shards: 4}, "may not use type on"},
 		{"a user without two commands", redis.Config{URL: user(s, "d", "+@all -xadd -zrem"), PasswordFile: good, Shards: 4}, "may not use xadd, zrem on"},
 		{"a user for other keys", redis.Config{URL: user(s, "e", "+@all resetkeys ~other:*"), PasswordFile: good, Shards: 4}, "keys that begin with"},
 		{"a clock far ahead", redis.Config{URL: s.URL(), Shards: 4, Now: func() time.Time { return time.Now().Add(-7 * time.Second) }}, "clock of redis is 7"},

@@ -55,7 +55,9 @@ func TestLiftedLockStaysLifted(t *testing.T) {
 	lock := broker.Lock{ID: broker.NewLockID(), Reason: "why", Expires: time.Now().Add(time.Hour)}
 	end(t, store, broker.Ending{Kind: broker.TargetLock, Lock: lock})
 	end(t, store, broker.Ending{Kind: broker.TargetLift, Lock: broker.Lock{ID: lock.ID}})
-	s.Must("DEL", "errand:{p01}:locks")
+	other := broker.Lock{ID: broker.NewLockID(), Expires: lock.Expires} // without one the shard would have lost its data
+	end(t, store, broker.Ending{Kind: broker.TargetLock, Lock: other})
+	s.Must("HDEL", "errand:{p01}:locks", string(lock.ID))
 	if end(t, store, broker.Ending{Kind: broker.TargetLock, Lock: lock}).Receipt.First {
 		t.Error("a lock that was there is made for the first time")
 	}
@@ -64,8 +66,8 @@ func TestLiftedLockStaysLifted(t *testing.T) {
 		t.Fatal(err)
 	}
 	for shard, c := range update.Controls {
-		if len(c.Locks) != 0 {
-			t.Errorf("shard %d has the lock again", shard)
+		if len(c.Locks) != 1 || c.Locks[0].ID != other.ID {
+			t.Errorf("shard %d has %+v; want the other lock alone", shard, c.Locks)
 		}
 	}
 }

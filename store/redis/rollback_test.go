@@ -3,6 +3,7 @@ package redis_test
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"testing"
 	"time"
@@ -270,5 +271,95 @@ func TestLastIsKept(t *testing.T) {
 	})
 	if !errors.Is(err, errEnough) {
 		t.Errorf("the time that is written down: %v", err)
+	}
+}
+
+// TestDeletedKeyIsNoticed deletes alone what says what is denied: by those who follow the feed, by who comes anew, and also when
+// something has been denied since.
+func TestDeletedKeyIsNoticed(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"feed", "locks", "denials"} {
+		for _, anew := range []bool{false, true} {
+			for _, later := range []bool{false, true} {
+				t.Run(fmt.Sprint(name, " anew ", anew, " later ", later), func(t *testing.T) {
+					t.Parallel()
+					s := start(t)
+					var log lines
+					store := s.open(t, redis.Config{Shards: 2, Logger: slog.New(slog.NewTextHandler(&log, nil))}.Patient())
+					live, err := store.Grant(t.Context(), in(1))
+					if err != nil {
+						t.Fatal(err)
+					}
+					selector := broker.Ending{Kind: broker.TargetSelector, Selector: broker.Selector{Audience: "a"}}
+					lock := func() broker.Ending {
+						return broker.Ending{Kind: broker.TargetLock, Lock: broker.Lock{ID: broker.NewLockID(), Expires: live.Now.Add(time.Hour)}}
+					}
+					end(t, store, selector)
+					end(t, store, lock())
+					before, err := first(t.Context(), store, broker.Position{})
+					if err != nil {
+						t.Fatal(err)
+					}
+					s.Must("DEL", "errand:{p01}:"+name)
+					if later { // which may not hide it
+						for _, e := range []broker.Ending{selector, lock(), completing(live.Task.ID)} {
+							if replies, err := store.End(t.Context(), []broker.Ending{e}); err == nil && (name == "feed" || e.Kind != broker.TargetTask) {
+								t.Errorf("End of %s: %+v; want an error", e.Kind, replies)
+							}
+						}
+					}
+					from := before.Position
+					if anew {
+						store, from = s.open(t, redis.Config{Shards: 2, Logger: slog.New(slog.NewTextHandler(&log, nil))}.Patient()), broker.Position{}
+					}
+					if update, err := first(t.Context(), store, from); !errors.Is(err, broker.ErrEpoch) {
+						t.Fatalf("Watch: %+v, error %v; want ErrEpoch", update, err)
+					}
+					if log.with("errand:{p01}:"+name) == 0 {
+						t.Errorf("the log does not say what has gone")
+					}
+					for range 2 {
+						update, err := first(t.Context(), store, broker.Position{})
+						if err != nil || update.Position.Epoch <= before.Position.Epoch || update.Position.Numbers[1] < before.Position.Numbers[1] {
+							t.Fatalf("then Watch is at %v, error %v; want a later epoch than that of %v", update.Position, err, before.Position)
+						}
+					}
+					for _, e := range []broker.Ending{selector, lock()} {
+						end(t, store, e)
+					}
+					again, err := store.Grant(t.Context(), in(1))
+					if err != nil {
+						t.Fatal(err)
+					}
+					end(t, store, completing(again.Task.ID))
+					update, err := first(t.Context(), store, broker.Position{})
+					if err != nil || len(update.Entries) < 2 || len(update.Controls[1].Locks) == 0 || len(update.Controls[1].Denials) == 0 {
+						t.Errorf("in the end: %+v, error %v; want all that was denied since", update, err)
+					}
+				})
+			}
+		}
+	}
+}
+
+// TestDenialsThatHavePassed: what has passed is missed by nobody.
+func TestDenialsThatHavePassed(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	b := backend(s.URL(), 1)
+	store := b.New(t, 1)
+	now := begin(t, store).Now
+	end(t, store, broker.Ending{Kind: broker.TargetSelector, Selector: broker.Selector{Audience: "a"}})
+	end(t, store, broker.Ending{Kind: broker.TargetLock, Lock: broker.Lock{ID: broker.NewLockID(), Expires: now.Add(time.Minute)}})
+	end(t, store, broker.Ending{Kind: broker.TargetLock, Lock: broker.Lock{ID: broker.NewLockID(), Expires: now.Add(2 * time.Minute)}})
+	b.Advance(90 * time.Second)
+	end(t, store, broker.Ending{Kind: broker.TargetAll}) // the first lock goes
+	if update, err := first(t.Context(), store, broker.Position{}); err != nil || len(update.Controls[0].Locks) != 1 || len(update.Controls[0].Denials) != 2 {
+		t.Errorf("Watch: %+v, error %v; want one lock and two denials", update, err)
+	}
+	b.Advance(time.Hour)
+	s.Must("DEL", "test1:{p00}:locks", "test1:{p00}:denials")
+	if update, err := first(t.Context(), store, broker.Position{}); err != nil {
+		t.Errorf("Watch: %+v, error %v; want none", update, err)
 	}
 }

@@ -50,7 +50,7 @@ func newScripts(prefix string, shards int) scripts {
 		return sc
 	}
 	return scripts{
-		open:      make("open", writes, full, "meta feed tasks requests lists due alarms usage"),
+		open:      make("open", writes, full, "meta feed denials locks tasks requests lists due alarms usage"),
 		grant:     make("grant", writes, !full, "meta tasks requests lists due alarms usage", "clock", "tasks", "lists", "grants", "joins", "quota", "settle", "calls"),
 		heartbeat: make("heartbeat", writes, full, "meta tasks alarms", "clock", "tasks"),
 		end:       make("end", writes, full, "meta tasks requests lists due alarms usage feed", "clock", "tasks", "lists", "grants", "quota", "feed", "calls"),

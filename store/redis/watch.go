@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -170,6 +171,9 @@ var errOlder = fmt.Errorf("%w: a shard has gone back to older data", broker.ErrE
 // whether there is more in the shard, and whether the control list has changed.
 func (r *reader) take(answer *reply, update *broker.Update, seen uint64) (more, control bool, err error) {
 	if answer.err == nil && answer.status == "older" {
+		if answer.left > 0 {
+			return false, false, cmp.Or(answer.err, fmt.Errorf("%w: %s has gone", errOlder, answer.text()))
+		}
 		return false, false, errOlder
 	}
 	if answer.err == nil && answer.status != "ok" {
@@ -222,7 +226,7 @@ func (s *Store) lost(ctx context.Context, err error) error {
 		return err
 	}
 	if s.knownEpoch() != was {
-		s.logger.Error("redis has lost its data; all older tokens are dead", "epoch", s.knownEpoch(), "was", was)
+		s.logger.Error("redis has lost its data; all older tokens are dead", "epoch", s.knownEpoch(), "was", was, "why", err)
 	}
 	return broker.ErrEpoch
 }

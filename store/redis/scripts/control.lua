@@ -8,6 +8,8 @@ local kind, id, event, reason, cause = ARGV[2], ARGV[3], ARGV[6], ARGV[7], ARGV[
 local first_shard = ARGV[9] == ''
 local at = first_shard and now or tonumber(ARGV[9])
 
+if missing() then return {'epoch', kind} end -- a new epoch begins when somebody follows the feed
+
 local function answer(first, r, lifted)
   return {'ok', kind, now, first, r.number, r.at, r.event, r.reason, r.cause, lifted and 1 or 0}
 end
@@ -46,6 +48,7 @@ if kind == 'lock' or kind == 'lift' then
   change_control('', '', now)
   l = {v = LOCK_VERSION, id = id, static = ARGV[5], expires = tonumber(ARGV[4]), locked = made()}
   redis.call('HSET', LOCKS, id, cmsgpack.pack(l))
+  keep(1, 'locked', l.expires)
   return answer(1, l.locked)
 end
 
@@ -54,5 +57,6 @@ if kind == 'key' then
 else
   change_control(kind, id, at + DENIAL_LIFE)
   redis.call('ZADD', DENIALS, at + DENIAL_LIFE, cmsgpack.pack({DENIAL_VERSION, kind, id, number}))
+  keep(2, 'denied', at + DENIAL_LIFE)
 end
 return answer(1, made())

@@ -9,15 +9,20 @@ local verb, given = ARGV[3], ARGV[4]
 local has = redis.call('HGET', META, 'epoch') or ''
 
 -- begin writes an epoch. Tasks of before are unknown in it: an end of theirs may be among what was
--- lost. The feed's numbers go on, also when only the feed is left: it takes none twice.
+-- lost. The feed's numbers go on, also when only the feed is left, or all but the feed: it takes none twice. What of the
+-- control list has gone is not missed any more.
 local function begin(epoch, shards, deployment)
-  local number = redis.call('HGET', META, 'number')
-  local feed = not number and redis.pcall('XINFO', 'STREAM', FEED) or {}
+  local number, newest = tonumber(redis.call('HGET', META, 'number')) or 0, 0
+  local feed = redis.pcall('XINFO', 'STREAM', FEED)
   for i = 1, #feed, 2 do
-    if feed[i] == 'last-generated-id' then number = string.match(feed[i + 1], '^%d+') end
+    if feed[i] == 'last-generated-id' then newest = tonumber(string.match(feed[i + 1], '^%d+')) end
+  end
+  if newest < number then redis.call('XADD', FEED, string.format('%.0f-0', number), 'kind', '', 'target', '', 'until', now) end
+  for field, key in pairs({locked = LOCKS, denied = DENIALS}) do
+    if redis.call('TYPE', key).ok == 'none' then redis.call('HDEL', META, field) end
   end
   redis.call('UNLINK', TASKS, REQUESTS, LISTS, DUE, ALARMS, USAGE)
-  redis.call('HSET', META, 'epoch', epoch, 'shards', shards, 'deployment', deployment, 'number', number or '0')
+  redis.call('HSET', META, 'epoch', epoch, 'shards', shards, 'deployment', deployment, 'number', math.max(number, newest))
 end
 
 if verb == 'renew' and has == given then

@@ -10,7 +10,7 @@ for _, command in ipairs({
   {'ZADD', zset, '0', 'a'}, {'ZRANGE', zset, '0', '-1'}, {'ZRANGEBYSCORE', zset, '-inf', '0'}, {'ZRANGEBYLEX', zset, '-', '+'},
   {'ZREM', zset, 'a'}, {'ZREMRANGEBYSCORE', zset, '-inf', '0'},
   {'XADD', stream, '1-0', 'a', '1'}, {'XRANGE', stream, '-', '+'}, {'XINFO', 'STREAM', stream}, {'XDEL', stream, '1-0'},
-  {'SET', text, '1', 'PXAT', '9999999999999'}, {'GET', text}, {'MGET', text}, {'PEXPIREAT', text, '9999999999999'}, {'UNLINK', text},
+  {'SET', text, '1', 'PXAT', '9999999999999'}, {'GET', text}, {'MGET', text}, {'PEXPIREAT', text, '9999999999999'}, {'TYPE', text}, {'UNLINK', text},
   {'DEL', hash, zset, stream, text},
 }) do
   local result = redis.pcall(unpack(command))

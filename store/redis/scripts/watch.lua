@@ -12,6 +12,8 @@ local function is_entry(f)
   return f[1] == 'kind' and f[3] == 'target' and f[5] == 'until' and till and till % 1 == 0 and till < HUGE and (not f[7] or f[7] == 'audiences')
 end
 
+local gone = missing()
+if gone then return {'older', 'watch', gone} end
 if ARGV[7] ~= '' then
   local read = redis.call('XRANGE', FEED, ARGV[6] .. '-0', ARGV[6] .. '-0')[1]
   if read and mark(read) ~= ARGV[7] then return {'older', 'watch'} end

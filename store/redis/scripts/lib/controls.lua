@@ -1,4 +1,21 @@
 -- The records of the control list. There are few, so they have names in them.
+--
+-- The shard knows until when there must be a lock at least, and a denial, so that it is noticed when they have gone alone.
+local kept = redis.call('HMGET', META, 'locked', 'denied')
+
+-- keep notes that there is one until a moment.
+local function keep(i, field, till)
+  if till > (tonumber(kept[i]) or 0) then redis.call('HSET', META, field, till) end
+end
+
+-- missing is the key that has gone alone, of those that say what is denied.
+local function missing()
+  if (feed_number() or 0) < number then return FEED end
+  for i, key in ipairs({LOCKS, DENIALS}) do
+    if now < (tonumber(kept[i]) or 0) and redis.call('TYPE', key).ok == 'none' then return key end
+  end
+end
+
 local LOCK_VERSION, DENIAL_VERSION = 3, 4
 
 local function read_lock(raw)

@@ -22,12 +22,17 @@ local function feed_number()
 end
 
 -- announce gives the next change its number, and writes it to the feed. audiences are separated by
--- spaces; nil stands for everybody. A change that verifiers need not hear of has the kind ''.
+-- spaces; nil stands for everybody. A change of the control list that verifiers need not hear of has the kind ''.
 local function announce(kind, target, audiences, till)
   if number % 16 == 15 then trim(32) end -- twice as fast as it grows; before, since it may fail
   local entry = {'kind', kind, 'target', target, 'until', till}
   if audiences then entry[7], entry[8] = 'audiences', audiences end
-  local function add(n) return redis.pcall('XADD', FEED, string.format('%.0f-0', n), unpack(entry)) end
+  local function add(n)
+    local id = string.format('%.0f-0', n)
+    if number == 0 then return redis.pcall('XADD', FEED, id, unpack(entry)) end
+    return redis.pcall('XADD', FEED, 'NOMKSTREAM', id, unpack(entry)) or
+      {err = 'the feed has gone, and nothing can be announced until somebody has followed it and a new epoch begins'}
+  end
   local n = number + 1
   local added = add(n)
   if added.err and string.find(added.err, 'equal or smaller') then -- what came after an entry could not be written
