@@ -78,15 +78,15 @@ func answers(task, grant string) []answer {
 		{"Heartbeat", false, true, row{"ok", "heartbeat", now, rows{rows{task, t}}}},
 		{"End", true, true, row{"ok", task, now, 1, t, receipt, rows{}, 0, rows{"orders"}}},
 		{"End of a grant", true, true, row{"ok", grant, now, 1, t, receipt, g, 0, rows{"orders"}}},
-		{"End of all", false, true, row{"ok", "all", now, 1, 7, now, event, "", "operator", 0}},
+		{"End of all", false, true, row{"ok", "all 0 ", now, 1, 7, now, event, "", "operator", 0}},
 		{"Lookup", true, false, row{"ok", task, now, 3, t, rows{}}},
 		{"Lookup of a grant", true, false, row{"ok", grant, now, 3, t, g}},
-		{"List", false, false, row{"ok", "list", now, rows{t}, task, 0}},
-		{"List of what is due", false, false, row{"ok", "list", now, rows{}, "", 0, "7"}},
-		{"Watch", false, false, row{"ok", "watch", now, 7, 7, 3, "", entries, rows{lock}, rows{row{1, "all", "", until, 0, ""}}}},
+		{"List", false, false, row{"ok", "list 0 all  ", now, rows{t}, task, 0}},
+		{"List of what is due", false, false, row{"ok", "list 0 due  ", now, rows{}, "", 0, "7"}},
+		{"Watch", false, false, row{"ok", "watch 0", now, 7, 7, 3, "", entries, rows{lock}, rows{row{1, "all", "", until, 0, ""}}}},
 		{"Read", false, true, row{"ok", "keys", now, 1, "sealed", 0}},
 		{"Post", false, true, row{"ok", "kind"}},
-		{"Notes", false, false, row{"ok", "kind", "0", rows{row{"id", 1000, "text"}}}},
+		{"Notes", false, false, row{"ok", "kind 0", "0", rows{row{"id", 1000, "text"}}}},
 	}
 }
 

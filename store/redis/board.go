@@ -60,7 +60,7 @@ func (s *Store) Notes(ctx context.Context, kind string) ([]broker.BoardNote, err
 	var notes []broker.BoardNote
 	seen := map[string]bool{}
 	for cursor := "0"; ; {
-		r := s.send(ctx, []call{{script: s.scripts.notes, echo: kind, keys: s.boardKeys(kind)[:1], args: []any{cursor}}})[0]
+		r := s.send(ctx, []call{{script: s.scripts.notes, echo: kind + " " + cursor, keys: s.boardKeys(kind)[:1], args: []any{cursor}}})[0]
 		if r.err == nil && r.status != "ok" {
 			r.err = r.refusal()
 		}

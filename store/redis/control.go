@@ -3,6 +3,7 @@ package redis
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -27,7 +28,7 @@ func (s *Store) endEverywhere(ctx context.Context, ends []broker.Ending) []chang
 	changes := make([]change, len(ends))
 	write := func(i, shard int, at any) call {
 		e, c := &ends[i], &changes[i]
-		return call{script: s.scripts.control, shard: shard, echo: string(e.Kind), args: []any{
+		return call{script: s.scripts.control, shard: shard, echo: fmt.Sprintf("%s %d %s", e.Kind, shard, c.target), args: []any{
 			c.target, c.expires, c.static, string(e.Event), e.Reason, string(e.Cause), at, c.lifted,
 		}}
 	}

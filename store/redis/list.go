@@ -3,6 +3,7 @@ package redis
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -115,6 +116,12 @@ func (l *listing) args() []any {
 	return []any{kind, which, what, workload}
 }
 
+// echo is what the answer of a shard about what comes after a place repeats.
+func (l *listing) echo(shard int, after string) string {
+	args := l.args()
+	return fmt.Sprintf("list %d %s %s %s", shard, args[1], args[2], after)
+}
+
 // bareOr is the ID of a task as Redis has it, or of one that there cannot be.
 func bareOr(id broker.TaskID) string {
 	if bare, ok := bareTask(id); ok {
@@ -135,7 +142,7 @@ func (l *listing) add(ctx context.Context, shard int, after string) error {
 		if l.query.Due {
 			args = append(args, l.store.rounds[shard].Load())
 		}
-		r := l.store.send(ctx, []call{{script: l.store.scripts.list, shard: shard, echo: "list", args: args}})[0]
+		r := l.store.send(ctx, []call{{script: l.store.scripts.list, shard: shard, echo: l.echo(shard, after), args: args}})[0]
 		if r.err == nil && r.status == "again" {
 			continue
 		}

@@ -12,7 +12,7 @@ import (
 func FuzzReply(f *testing.F) {
 	list := append(answers(redis.AnyID, redis.AnyID),
 		answer{"open", false, true, row{"ok", "open", "7", "1", "", "errand", 1795717014000, 1795717014000}},
-		answer{"List of grants", false, false, row{"ok", "list", 1795717014000, rows{}, redis.AnyID + "\x00\x00\x00\x01" + redis.AnyID, 0}})
+		answer{"List of grants", false, false, row{"ok", "list 0 all  ", 1795717014000, rows{}, redis.AnyID + "\x00\x00\x00\x01" + redis.AnyID, 0}})
 	for _, a := range list {
 		// A seed that no call believes ends at its first value, and what is made of it finds nothing else.
 		if believed, err := redis.ReadAll(f.Context(), a.text()); err != nil || !slices.Contains(believed, a.what) {
@@ -27,7 +27,7 @@ func FuzzReply(f *testing.F) {
 		}
 	}
 	f.Add(packed(row{"ok", "probe", rows{"HSET"}}))
-	f.Add(packed(row{"ok", "watch", 1, 0, 0, 0, "", rows{}})) // the first answer, without a control list
+	f.Add(packed(row{"ok", "watch 0", 1, 0, 0, 0, "", rows{}})) // the first answer, without a control list
 	f.Add(packed(row{"ended", "all", redis.AnyID, "completed", "caller", 1}))
 	for _, v := range []any{row{}, "ok", 1 << 60, nil} {
 		f.Add(packed(v))

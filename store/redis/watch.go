@@ -128,7 +128,7 @@ func (r *reader) read(ctx context.Context) (broker.Update, error) {
 				version = strconv.FormatUint(c.Version, 10)
 			}
 			calls = append(calls, call{
-				script: s.scripts.watch, shard: shard, echo: "watch", epoch: seen.Epoch,
+				script: s.scripts.watch, shard: shard, echo: fmt.Sprintf("watch %d", shard), epoch: seen.Epoch,
 				args: []any{update.Position.Numbers[shard], version, maxEntries, seen.marks[shard].number, seen.marks[shard].text},
 			})
 		}

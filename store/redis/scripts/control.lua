@@ -1,17 +1,17 @@
 -- Writes a denial by a property, a lock or the lifting of one to this shard. The first shard decides
 -- when it is, and whether it is the first time; the others do as it did.
 --
--- ARGV: epoch, kind, target (a lock's ID, a kid, a selector), expiry of a lock, what else is to be
+-- ARGV: epoch, kind, shard and target in one, target (a lock's ID, a kid, a selector), expiry of a lock, what else is to be
 -- kept of a lock, event, reason, cause; and, from the first shard: its moment and '1' if the lock
 -- has been lifted there.
-local kind, id, event, reason, cause = ARGV[2], ARGV[3], ARGV[6], ARGV[7], ARGV[8]
+local kind, id, event, reason, cause = string.match(ARGV[2], '^%S+'), ARGV[3], ARGV[6], ARGV[7], ARGV[8]
 local first_shard = ARGV[9] == ''
 local at = first_shard and now or tonumber(ARGV[9])
 
-if missing() then return {'epoch', kind} end -- a new epoch begins when somebody follows the feed
+if missing() then return {'epoch', ARGV[2]} end -- a new epoch begins when somebody follows the feed
 
 local function answer(first, r, lifted)
-  return {'ok', kind, now, first, r.number, r.at, r.event, r.reason, r.cause, lifted and 1 or 0}
+  return {'ok', ARGV[2], now, first, r.number, r.at, r.event, r.reason, r.cause, lifted and 1 or 0}
 end
 
 local function made() return {number = number, at = at, event = event, reason = reason, cause = cause} end
@@ -33,7 +33,7 @@ if kind == 'lock' or kind == 'lift' then
   if l and passed(l.expires) then l = nil end
   if kind == 'lift' then
     if not l then
-      if first_shard then return {'not found', kind} end
+      if first_shard then return {'not found', ARGV[2]} end
       return answer(0, made())
     end
     if l.lifted then return answer(0, l.lifted) end
@@ -43,7 +43,7 @@ if kind == 'lock' or kind == 'lift' then
     return answer(1, l.lifted)
   end
   if l then return answer(0, l.locked, l.lifted) end
-  if first_shard and now >= tonumber(ARGV[4]) then return {'expired', kind} end
+  if first_shard and now >= tonumber(ARGV[4]) then return {'expired', ARGV[2]} end
   if ARGV[10] == '1' then return answer(0, made(), true) end
   change_control('', '', now)
   l = {v = LOCK_VERSION, id = id, static = ARGV[5], expires = tonumber(ARGV[4]), locked = made()}

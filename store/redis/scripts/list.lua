@@ -2,7 +2,7 @@
 -- more than 100 things, or 400 that it need not read, for which all others must wait; the answer says up to which
 -- place, and whether there is more to look at. Of grants, which have keys of their own, it answers with the IDs alone.
 --
--- ARGV: epoch, 'list', 'tasks' or 'grants', which: 'all', 'due', 'of', 'below', 'ref' or 'ended', and of what, of
+-- ARGV: epoch, what the answer repeats, 'tasks' or 'grants', which: 'all', 'due', 'of', 'below', 'ref' or 'ended', and of what, of
 -- 'ended' the first event that is meant and the first that is not any more; workload ('' for all), after ('' for
 -- the beginning), how many; and, of 'due', where the round through all tasks is, which the answer says anew. A place is a task's ID, or that and what follows it in the member of a grant.
 local kind, which, what, workload, after, want = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
@@ -10,7 +10,7 @@ local from = string.sub(after, 1, ID) -- the task of the place
 local looks = which == 'ended' and 400 or 100
 local out, reached, more = {}, after, false
 
-if which == 'due' and settle(200) then return {'again', 'list'} end
+if which == 'due' and settle(200) then return {'again', ARGV[2]} end
 
 -- put_back looks at some 25 tasks, and gives each back what it lacks in the sets, if one of these or a part of it was deleted:
 -- its members of the lists; an alarm, which rings at once; and if it has one and is due, since all that has rung is done, its
@@ -169,4 +169,4 @@ elseif which == 'all' then
 else
   list_grants_of()
 end
-return {'ok', 'list', now, out, reached, more and 1 or 0, round}
+return {'ok', ARGV[2], now, out, reached, more and 1 or 0, round}

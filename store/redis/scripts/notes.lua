@@ -2,7 +2,7 @@
 -- '0' at the end. A note that is up all the while comes at least once.
 --
 -- KEYS: after the shard's, the notes.
--- ARGV: '', kind, where to go on ('0' for the beginning).
+-- ARGV: '', kind and where to go on, where to go on ('0' for the beginning).
 local notes, out = KEYS[NKEYS + 1], {}
 local found = redis.call('HSCAN', notes, ARGV[3], 'COUNT', 200)
 for i = 1, #found[2], 2 do
