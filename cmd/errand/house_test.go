@@ -109,6 +109,7 @@ type source struct {
 	name string
 	test bool
 	file *ast.File
+	set  *token.FileSet // that file's positions are in
 }
 
 func sources(t *testing.T) []source {
@@ -124,13 +125,14 @@ func sources(t *testing.T) []source {
 		if d.IsDir() || filepath.Ext(path) != ".go" {
 			return nil
 		}
-		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ParseComments)
+		set := token.NewFileSet()
+		file, err := parser.ParseFile(set, path, nil, parser.ParseComments)
 		if err != nil {
 			return err
 		}
 		rel, err := filepath.Rel(root, filepath.Dir(path))
 		out = append(out, source{
-			pkg: filepath.ToSlash(rel), name: filepath.Base(path), test: strings.HasSuffix(path, "_test.go"), file: file,
+			pkg: filepath.ToSlash(rel), name: filepath.Base(path), test: strings.HasSuffix(path, "_test.go"), file: file, set: set,
 		})
 		return err
 	})
@@ -167,6 +169,21 @@ func TestImports(t *testing.T) {
 				t.Errorf("%s/%s imports %s; the import table forbids it", s.pkg, s.name, ours)
 			}
 			checkFence(t, s, path)
+		}
+	}
+}
+
+// TestImportGroups: no other import stands right beside one of the standard library.
+func TestImportGroups(t *testing.T) {
+	for _, s := range sources(t) {
+		line, standard := 0, false // of the import before
+		for i, path := range imports(s.file) {
+			host, _, _ := strings.Cut(path, "/")
+			above, before := line, standard
+			line, standard = s.set.Position(s.file.Imports[i].Pos()).Line, !strings.Contains(host, ".")
+			if line == above+1 && standard != before {
+				t.Errorf("%s/%s:%d: %q needs an empty line before it: the standard library's imports stand by themselves", s.pkg, s.name, line, path)
+			}
 		}
 	}
 }

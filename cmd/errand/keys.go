@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"github.com/errandhq/errand/broker/audit"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -10,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/errandhq/errand/broker/audit"
 	"github.com/errandhq/errand/cmd/errand/internal/api"
 	"github.com/errandhq/errand/sdk/wire"
 	"github.com/spf13/cobra"

@@ -156,7 +156,24 @@ In production:      errand serve    one replica; errand config init has the manu
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%w", err) })
 	root.SetVersionTemplate("errand {{.Version}}\n")
 	root.AddCommand(newDemo(), newDev(), newServe(), newExec(), newConfig(), newKeys(), newToken(), newTask(), newGrants(), newRevoke(), newRevocations(), newLock(), newQuarantine(), newVerifiers(), newVerify(), newDoctor(), newCompletion(), newVersion())
+	refuseHelp(root)
 	return root
+}
+
+// refuseHelp has errand help refuse a command that there is not, as errand itself does.
+func refuseHelp(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	help, _, err := root.Find([]string{"help"})
+	if err != nil {
+		panic("cobra has no help command: " + err.Error())
+	}
+	help.Args = func(_ *cobra.Command, args []string) error {
+		about, rest, err := root.Find(args)
+		if err == nil && len(rest) > 0 {
+			err = unknownCommand(about, rest[0])
+		}
+		return err
+	}
 }
 
 func newVersion() *cobra.Command {
@@ -199,11 +216,16 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	case !cmd.HasAvailableSubCommands():
 		return usage(cmd, "%s takes no argument, and got %q", cmd.CommandPath(), args[0])
 	}
+	return unknownCommand(cmd, args[0])
+}
+
+// unknownCommand is a name that no command below cmd has.
+func unknownCommand(cmd *cobra.Command, name string) error {
 	cmd.SuggestionsMinimumDistance = 2
-	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-		return usage(cmd, "unknown command %q; did you mean %s?", args[0], strings.Join(near, " or "))
+	if near := cmd.SuggestionsFor(name); len(near) > 0 {
+		return usage(cmd, "unknown command %q; did you mean %s?", name, strings.Join(near, " or "))
 	}
-	return usage(cmd, "unknown command %q", args[0])
+	return usage(cmd, "unknown command %q", name)
 }
 
 // oneWorkload is for commands that are about one.

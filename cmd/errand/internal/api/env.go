@@ -65,7 +65,7 @@ func (e Environment) BrokerURLs() ([]string, error) {
 	}
 	for _, text := range urls {
 		if !isOrigin(text) {
-			return nil, fmt.Errorf("%w: the broker's URL is %q; give %s https://, a host and a port, as https://broker.example.org:8443", ErrConfig, text, sdk.EnvBrokerURL)
+			return nil, fmt.Errorf("%w: the broker's URL is %q; it %s; set %s, as https://broker.example.org:8443", ErrConfig, text, originForm, sdk.EnvBrokerURL)
 		}
 	}
 	return urls, nil
@@ -78,7 +78,7 @@ func (e Environment) OperatorURL() (string, error) {
 		return "", fmt.Errorf("%w: the operator listener's URL is missing; give it with --operator-url or %s, as https://127.0.0.1:9443; with errand dev,  eval \"$(errand dev env operator)\"  sets all that is needed", ErrConfig, EnvOperatorURL)
 	}
 	if !isOrigin(text) {
-		return "", fmt.Errorf("%w: the operator listener is not known: its URL is %q; give it with --operator-url or %s, as https://127.0.0.1:9443", ErrConfig, text, EnvOperatorURL)
+		return "", fmt.Errorf("%w: the operator listener's URL is %q; it %s; give it with --operator-url or %s, as https://127.0.0.1:9443", ErrConfig, text, originForm, EnvOperatorURL)
 	}
 	return text, nil
 }
@@ -87,7 +87,7 @@ func (e Environment) OperatorURL() (string, error) {
 func (e Environment) Issuer() (string, error) {
 	text := e.get(EnvIssuer)
 	if u, err := url.Parse(text); err != nil || u.Scheme != "https" || u.Host == "" {
-		return "", fmt.Errorf("%w: the issuer is %q; give it with --issuer or %s, as https://broker.example.org:8444", ErrConfig, text, EnvIssuer)
+		return "", fmt.Errorf("%w: the issuer is %q; it must begin with https:// and have a host; give it with --issuer or %s, as https://broker.example.org:8444", ErrConfig, text, EnvIssuer)
 	}
 	return text, nil
 }
@@ -110,6 +110,9 @@ func (e Environment) BrokerID() (spiffeid.ID, error) {
 
 // IdentityDir is the folder of PEM files, if one is named.
 func (e Environment) IdentityDir() string { return e.get(sdk.EnvIdentityDir) }
+
+// originForm is what isOrigin wants, in words that read on from "it".
+const originForm = "must begin with https://, have a host and perhaps a port, and nothing after it"
 
 // isOrigin wants https, a host, and nothing behind it.
 func isOrigin(text string) bool {

@@ -22,7 +22,7 @@ func TestEnvironment(t *testing.T) {
 		text            string
 	}{
 		"no URL":           {"ERRAND_BROKER_URL", "", brokerURLs, "set ERRAND_BROKER_URL, as https://"},
-		"http":             {"ERRAND_BROKER_URL", "http://broker:8443", brokerURLs, `"http://broker:8443"`},
+		"http":             {"ERRAND_BROKER_URL", "http://broker:8443", brokerURLs, `"http://broker:8443"; it must begin with https://`},
 		"a path":           {"ERRAND_BROKER_URL", "https://broker/v1", brokerURLs, `"https://broker/v1"`},
 		"the second wrong": {"ERRAND_BROKER_URL", "https://a,b", brokerURLs, `"b"`},
 		"too many":         {"ERRAND_BROKER_URL", strings.Repeat("https://a,", 17), brokerURLs, "has 17 URLs; at most 16"},
@@ -30,8 +30,9 @@ func TestEnvironment(t *testing.T) {
 		"no SPIFFE ID":     {"ERRAND_BROKER_ID", "errand", brokerIDOf, `ERRAND_BROKER_ID is "errand", which is not the SPIFFE ID`},
 		"no path in it":    {"ERRAND_BROKER_ID", "spiffe://example.org", brokerIDOf, "it has no path"},
 		"no issuer":        {"ERRAND_ISSUER", "", issuer, "--issuer or ERRAND_ISSUER"},
-		"a plain issuer":   {"ERRAND_ISSUER", "http://broker", issuer, `"http://broker"`},
+		"a plain issuer":   {"ERRAND_ISSUER", "http://broker", issuer, `"http://broker"; it must begin with https://`},
 		"no operators":     {"ERRAND_OPERATOR_URL", "", operatorURL, "--operator-url or ERRAND_OPERATOR_URL"},
+		"plain operators":  {"ERRAND_OPERATOR_URL", "http://127.0.0.1:9443", operatorURL, `URL is "http://127.0.0.1:9443"; it must begin with https://`},
 		"no scheme":        {"SPIFFE_ENDPOINT_SOCKET", "/run/agent.sock", identity, "give it as unix:///"},
 	} {
 		err := test.read(only(test.variable, test.value))
