@@ -19,7 +19,7 @@ import (
 )
 
 // Record is a small named value that all replicas share, replaced by compare-and-swap. It is the
-// port that a store fills.
+// port that a store fills. A fmt.Stringer says by that where it is, for errors.
 type Record interface {
 	// Read returns the value and its version, and the store's time; nil and 0 before the first Write.
 	Read(ctx context.Context) (value []byte, version uint64, now time.Time, err error)
@@ -38,6 +38,14 @@ type Shared struct {
 	// Name says whose keys these are, such as the issuer's URL. It is sealed in with them: a record
 	// of another name does not open.
 	Name string
+}
+
+// place names the record to people.
+func (s *Shared) place() string {
+	if named, ok := s.Record.(fmt.Stringer); ok {
+		return named.String()
+	}
+	return "the record"
 }
 
 func (s *Shared) check() error {
@@ -89,15 +97,15 @@ func (c Config) decode(value []byte) (schedule, error) {
 	header := c.header()
 	switch sealed, ok := bytes.CutPrefix(value, []byte(header)); {
 	case len(value) > MaxRecord:
-		return schedule{}, damaged(fmt.Errorf("it has %d bytes, and at most %d are allowed", len(value), MaxRecord))
+		return schedule{}, c.damaged(fmt.Errorf("it has %d bytes, and at most %d are allowed", len(value), MaxRecord))
 	case ok:
 		plain, err := c.Shared.Seal.open(sealed, c.bound())
 		if err != nil {
-			return schedule{}, damaged(fmt.Errorf("%w for %q", err, c.Shared.Name))
+			return schedule{}, c.damaged(fmt.Errorf("%w for %q", err, c.Shared.Name))
 		}
 		s, err := unmarshal(plain, c.Type)
 		if err != nil {
-			return schedule{}, damaged(err)
+			return schedule{}, c.damaged(err)
 		}
 		return s, nil
 	}
@@ -105,12 +113,14 @@ func (c Config) decode(value []byte) (schedule, error) {
 		return schedule{}, fmt.Errorf("%w: it was sealed with another key file (fingerprint %q; this one's is %s); give every replica the file that the others have",
 			ErrSealed, rest[:len(header)-len(recordFormat)-len(newline)], c.Shared.Seal.fingerprint())
 	}
-	return schedule{}, damaged(errors.New("it is something else"))
+	return schedule{}, c.damaged(errors.New("it is something else"))
 }
 
-func damaged(why error) error {
+func (c Config) damaged(why error) error {
+	place := c.Shared.place()
 	return fmt.Errorf("%w: %w: it was changed or damaged in the store, or sealed for another issuer; "+
-		"name the same issuer on every replica, or restore it, or stop all replicas and delete it, to begin with new keys", ErrSealed, why)
+		"name the same issuer on every replica, or restore %s, or stop all replicas and delete %s: they make new keys, and every token that is out is refused",
+		ErrSealed, why, place, place)
 }
 
 // document is a schedule as JSON.

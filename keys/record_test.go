@@ -142,12 +142,12 @@ func TestAForeignRecordIsLeftAlone(t *testing.T) {
 		"another key":         {good, func(c *keys.Config) { c.Shared.Seal = newSeal(t, 8) }, "another key file"},
 		"another name":        {good, func(c *keys.Config) { c.Shared.Name = "https://other.test" }, "same issuer"},
 		"another type":        {good, func(c *keys.Config) { c.Type = "other+jwt" }, "damaged"},
-		"a changed first bit": {flip(0), nil, "delete it"},
+		"a changed first bit": {flip(0), nil, "delete the record"},
 		"a changed seal":      {flip(20), nil, "another key file"},
-		"a changed nonce":     {flip(32), nil, "delete it"},
-		"a changed last bit":  {flip(len(good) - 1), nil, "delete it"},
-		"cut":                 {good[:len(good)-1], nil, "delete it"},
-		"cut to the header":   {good[:31], nil, "delete it"},
+		"a changed nonce":     {flip(32), nil, "delete the record"},
+		"a changed last bit":  {flip(len(good) - 1), nil, "delete the record"},
+		"cut":                 {good[:len(good)-1], nil, "delete the record"},
+		"cut to the header":   {good[:31], nil, "delete the record"},
 		"empty":               {nil, nil, "something else"},
 		"something else":      {[]byte(`{"keys":[]}`), nil, "something else"},
 		"too large":           {append(bytes.Clone(good), make([]byte, keys.MaxRecord)...), nil, "at most 65536"},
@@ -166,6 +166,29 @@ func TestAForeignRecordIsLeftAlone(t *testing.T) {
 				t.Errorf("the record was overwritten: version %d, %q", version, value)
 			}
 		})
+	}
+}
+
+// placed is a record that can say where it is.
+type placed struct{ *line }
+
+func (placed) String() string { return "the key errand:x in Redis" }
+
+// TestWhereARecordIs: who is to delete a record learns what to delete, and what for.
+func TestWhereARecordIs(t *testing.T) {
+	for name, c := range map[string]struct {
+		record func(*line) keys.Record
+		says   string
+	}{
+		"one that says where it is": {func(l *line) keys.Record { return placed{l} }, "stop all replicas and delete the key errand:x in Redis: "},
+		"one that does not":         {func(l *line) keys.Record { return l }, "stop all replicas and delete the record: "},
+	} {
+		config := sharing(t, nil)
+		config.Shared.Record = c.record(&line{record: &record{value: []byte("junk"), version: 1}})
+		_, err := keys.New(config)
+		if err == nil || !strings.Contains(err.Error(), c.says+"they make new keys, and every token that is out is refused") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

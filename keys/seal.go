@@ -46,13 +46,14 @@ func NewSeal(secret []byte) (*Seal, error) {
 // ($CREDENTIALS_DIRECTORY, see LoadCredential= in systemd.exec(5)). The file may be read by its owner
 // and group, and by nobody else.
 func LoadSeal(path string) (*Seal, error) {
+	howToGet := howToGet(path)
 	path, err := sealPath(path)
 	if err != nil {
 		return nil, err
 	}
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("keys: there is no key file %s; make one with: %s", path, howToMake(path))
+		return nil, fmt.Errorf("keys: there is no key file %s; %s", path, howToGet)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("keys: the key file: %w", err)
@@ -68,14 +69,20 @@ func LoadSeal(path string) (*Seal, error) {
 	}
 	secret, ok := parseSeal(content)
 	if !ok {
-		return nil, fmt.Errorf("keys: the key file %s is not a key: it must be exactly %d bytes, %d hex digits, or %d characters of base64; make one with: %s",
-			path, SealBytes, 2*SealBytes, base64.StdEncoding.EncodedLen(SealBytes), howToMake(path))
+		return nil, fmt.Errorf("keys: the key file %s is not a key: it must be exactly %d bytes, %d hex digits, or %d characters of base64; %s",
+			path, SealBytes, 2*SealBytes, base64.StdEncoding.EncodedLen(SealBytes), howToGet)
 	}
 	return NewSeal(secret)
 }
 
-func howToMake(path string) string {
-	return fmt.Sprintf("(umask 077; openssl rand -out %s %d)", path, SealBytes)
+// howToGet says where the file of a path is to come from. A new key does not open what is sealed already.
+func howToGet(path string) string {
+	const get = "copy that of the other replicas, or make the first one with: (umask 077; openssl rand -out %s %d)"
+	name, ok := strings.CutPrefix(path, CredentialPrefix)
+	if !ok {
+		return fmt.Sprintf(get, path, SealBytes)
+	}
+	return fmt.Sprintf("the systemd unit must have LoadCredential=%s:FILE, with the path of the key file; "+get, name, "FILE", SealBytes)
 }
 
 func sealPath(path string) (string, error) {

@@ -79,7 +79,7 @@ func TestLoadSealMode(t *testing.T) {
 	if _, err := keys.LoadSeal(t.TempDir()); err == nil {
 		t.Error("a folder is a key")
 	}
-	if _, err := keys.LoadSeal(filepath.Join(t.TempDir(), "none")); err == nil || !strings.Contains(err.Error(), "openssl") {
+	if _, err := keys.LoadSeal(filepath.Join(t.TempDir(), "none")); err == nil || !strings.Contains(err.Error(), "copy that of the other replicas, or make the first one with: (umask 077; openssl") {
 		t.Errorf("no file: %v", err)
 	}
 }
@@ -89,6 +89,15 @@ func TestLoadSealCredential(t *testing.T) {
 	t.Setenv("CREDENTIALS_DIRECTORY", filepath.Dir(path))
 	if _, err := keys.LoadSeal("credential:seal.key"); err != nil {
 		t.Error(err)
+	}
+	if err := os.WriteFile(filepath.Join(filepath.Dir(path), "short"), secret[1:], 0o400); err != nil {
+		t.Fatal(err)
+	}
+	for name, says := range map[string]string{"none": "there is no key file", "short": "is not a key"} {
+		_, err := keys.LoadSeal("credential:" + name)
+		if err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "LoadCredential="+name+":FILE") || !strings.Contains(err.Error(), "openssl rand -out FILE") {
+			t.Errorf("credential %q: %v", name, err)
+		}
 	}
 	for _, name := range []string{"", ".", "..", "../seal.key", "/seal.key", "a/b"} {
 		if _, err := keys.LoadSeal("credential:" + name); err == nil || !strings.Contains(err.Error(), "LoadCredential") {

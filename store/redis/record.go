@@ -13,12 +13,17 @@ const MaxRecord = 64 << 10
 // Record is a small named value that all replicas share. It is the deployment's, not the epoch's: a new
 // epoch keeps it, and only data that are lost lose it. Nothing lets it expire.
 type Record struct {
-	store *Store
-	name  string
+	store     *Store
+	name, key string
 }
 
 // Record returns the record of a name, whether or not anybody has written it.
-func (s *Store) Record(name string) *Record { return &Record{store: s, name: name} }
+func (s *Store) Record(name string) *Record {
+	return &Record{store: s, name: name, key: keyOf(s.prefix, 0, "record:"+name)}
+}
+
+// String says where the record is.
+func (r *Record) String() string { return "the key " + r.key + " in Redis" }
 
 // Read returns the value and its version; nil and 0 when there is none. now is the store's time.
 func (r *Record) Read(ctx context.Context) (value []byte, version uint64, now time.Time, err error) {
@@ -38,7 +43,7 @@ func (r *Record) Write(ctx context.Context, value []byte, version uint64) (swapp
 
 func (r *Record) call(ctx context.Context, args ...any) (value []byte, version uint64, now time.Time, swapped bool, err error) {
 	a := r.store.send(ctx, []call{{
-		script: r.store.scripts.record, echo: r.name, keys: []string{keyOf(r.store.prefix, 0, "record:"+r.name)}, args: args,
+		script: r.store.scripts.record, echo: r.name, keys: []string{r.key}, args: args,
 	}})[0]
 	if a.err == nil && a.status != "ok" {
 		a.err = a.refusal()

@@ -27,6 +27,9 @@ func TestRecord(t *testing.T) {
 	if value, version, now, err := r.Read(t.Context()); err != nil || value != nil || version != 0 || now.Sub(before).Abs() > time.Minute {
 		t.Fatalf("of nothing: %q at %d, %s, error %v", value, version, now, err)
 	}
+	if got := r.String(); got != "the key errand:{p00}:record:keys in Redis" {
+		t.Errorf("it is %s", got)
+	}
 	sealed := []byte("\x00sealed\xff\r\n")
 	write := func(r *redis.Record, value []byte, version uint64, want bool) {
 		t.Helper()
@@ -46,6 +49,9 @@ func TestRecord(t *testing.T) {
 	read(peer.Record("keys"), sealed, 1)
 	write(peer.Record("keys"), nil, 1, true)
 	read(r, nil, 2)
+	if n, err := s.client.Exists(t.Context(), "errand:{p00}:record:keys").Result(); err != nil || n != 1 {
+		t.Errorf("it is not where it says: %d, %v", n, err)
+	}
 	write(r, bytes.Repeat([]byte("x"), redis.MaxRecord), 2, true)
 	read(peer.Record("keys"), bytes.Repeat([]byte("x"), redis.MaxRecord), 3)
 	if swapped, err := r.Write(t.Context(), make([]byte, redis.MaxRecord+1), 3); err == nil || swapped {

@@ -258,7 +258,7 @@ func (c *Config) checkRedis(say say) {
 		say("store.redis.certificate_file", "and store.redis.key_file belong together; name both, or neither")
 	}
 	if c.Keys.KeyFile == "" {
-		say("keys.key_file", "is missing; signing keys that replicas share in Redis are sealed under it. Make one with  (umask 077; openssl rand -out FILE %d)", keys.SealBytes)
+		say("keys.key_file", "is missing; signing keys that replicas share in Redis are sealed under it. Copy that of the other replicas, or make the first one with  (umask 077; openssl rand -out FILE %d)", keys.SealBytes)
 	}
 }
 
