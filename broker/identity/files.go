@@ -43,6 +43,25 @@ func (f Files) String() string {
 	return fmt.Sprintf("the files %s, %s and %s", f.Cert, f.Key, f.Bundle)
 }
 
+// Check looks at the files once, and says what keeps them from being an identity at that time.
+func (f Files) Check(at time.Time) error {
+	cert, errCert := readFile("certificate", f.Cert)
+	key, errKey := readFile("key", f.Key)
+	text, errBundle := readFile("bundle", f.Bundle)
+	if err := errors.Join(errCert, errKey, errBundle); err != nil {
+		return err
+	}
+	svid, err := f.parseSVID(cert, key, nil)
+	if err != nil {
+		return err
+	}
+	bundle, err := f.parseBundle(svid.ID.TrustDomain(), text, nil)
+	if err != nil {
+		return err
+	}
+	return f.fit(svid, bundle, at)
+}
+
 func (f Files) follow(ctx context.Context, s *Source) error {
 	tick := time.NewTicker(s.Poll)
 	defer tick.Stop()

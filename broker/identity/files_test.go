@@ -95,6 +95,11 @@ func TestHalfWrittenFiles(t *testing.T) {
 					dir.write(name, text)
 				}
 			}
+			own := identity.Files{Cert: dir.path("cert"), Key: dir.path("key"), Bundle: dir.path("bundle")}
+			_, federated := c.change["federated"]
+			if err := own.Check(time.Now()); federated != (err == nil) || err != nil && !strings.Contains(err.Error(), c.want) {
+				t.Errorf("Check: %v; want %q", err, c.want)
+			}
 			eventually(t, "it is said what is wrong", func() bool {
 				return slices.ContainsFunc(said.warnings(), func(line string) bool { return strings.Contains(line, c.want) })
 			})

@@ -2,8 +2,10 @@ package config
 
 import (
 	"cmp"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/url"
 	"os"
@@ -111,20 +113,73 @@ type say func(key, format string, args ...any)
 
 func (c *Config) checkAddresses(say say) {
 	for key, text := range map[string]string{"issuer": c.Issuer, "broker_url": c.BrokerURL} {
-		if err := server.CheckURL(text); text != "" && err != nil {
+		if text == "" {
+			continue
+		}
+		if err := server.CheckURL(text); err != nil {
 			say(key, "is %v", err)
+		} else if _, err := portOf(strings.TrimPrefix(text, "https://")); err != nil {
+			say(key, "is %q; %v", text, err)
 		}
 	}
-	for key, text := range map[string]string{
-		"listeners.workload": c.Listeners.Workload, "listeners.public": c.Listeners.Public, "listeners.ops": c.Listeners.Ops, "listeners.operator": c.Listeners.Operator,
-	} {
-		if _, _, err := net.SplitHostPort(text); err != nil {
-			say(key, "is %q; it must be host:port, as 10.0.0.5:8443, or :8443 for all addresses", text)
-		}
-	}
+	c.checkListeners(say)
 	if !server.IsLoopback(c.Listeners.Ops) {
 		say("listeners.ops", "is %q; it must be a loopback address, as %s: it asks nobody who they are", c.Listeners.Ops, server.DefaultOpsAddr)
 	}
+}
+
+// checkListeners wants addresses that there are, and that can be listened on side by side.
+func (c *Config) checkListeners(say say) {
+	all := []struct{ key, addr string }{
+		{"listeners.workload", c.Listeners.Workload}, {"listeners.public", c.Listeners.Public}, {"listeners.ops", c.Listeners.Ops}, {"listeners.operator", c.Listeners.Operator},
+	}
+	o := c.Operators
+	off := len(o.Viewer)+len(o.Operator)+len(o.Admin)+len(o.Certificates) == 0
+	for i, l := range all {
+		if _, _, err := net.SplitHostPort(l.addr); err != nil {
+			say(l.key, "is %q; it must be host:port, as 10.0.0.5:8443, or :8443 for all addresses", l.addr)
+			continue
+		}
+		if _, err := portOf(l.addr); err != nil {
+			say(l.key, "is %q; %v", l.addr, err)
+			continue
+		}
+		if l.key == "listeners.operator" && off {
+			continue
+		}
+		for _, other := range all[:i] {
+			if inTheWay(l.addr, other.addr) {
+				say(l.key, "is %q, which %s has already (%q); give each listener a port of its own", l.addr, other.key, other.addr)
+				break
+			}
+		}
+	}
+}
+
+// portOf is the number of an address's port, which may be a name; 0 when there is none.
+func portOf(addr string) (int, error) {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return 0, nil
+	}
+	number, err := net.LookupPort("tcp", port)
+	if err != nil {
+		return 0, fmt.Errorf("there is no port %s, they go from 1 to 65535", port)
+	}
+	return number, nil
+}
+
+// inTheWay reports whether two addresses cannot be listened on at once. Port 0 is any that is free.
+func inTheWay(a, b string) bool {
+	one, errOne := portOf(a)
+	two, errTwo := portOf(b)
+	if errOne != nil || errTwo != nil || one != two || one == 0 {
+		return false
+	}
+	host, _, _ := net.SplitHostPort(a)  // portOf has
+	other, _, _ := net.SplitHostPort(b) // taken them apart
+	all := func(host string) bool { return host == "" || net.ParseIP(host).IsUnspecified() }
+	return host == other || all(host) || all(other)
 }
 
 func (c *Config) checkIdentity(say say) {
@@ -233,7 +288,8 @@ func (c *Config) checkFederation(say say) {
 	switch {
 	case errors.As(err, &bad):
 		field, _ := reflect.TypeFor[Federation]().FieldByName(bad.Field)
-		say("identity.federation", "[%d].%s %s", bad.Index, field.Tag.Get("yaml"), bad.Detail)
+		detail := strings.Replace(bad.Detail, "so is URL;", "so is url;", 1) // the other field that one names
+		say("identity.federation", "[%d].%s %s", bad.Index, field.Tag.Get("yaml"), detail)
 	case err != nil:
 		say("identity.federation", "cannot be used: %v", err)
 	}
@@ -278,7 +334,11 @@ func secretFile(path string) (string, error) {
 	if dir == "" || name == "" || name != filepath.Base(name) || name == ".." {
 		return "", fmt.Errorf("is %q; a systemd credential needs LoadCredential=NAME:FILE in the unit, and is written %sNAME", path, keys.CredentialPrefix)
 	}
-	return filepath.Join(dir, name), nil
+	file := filepath.Join(dir, name)
+	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("is %q, and there is no such credential; the systemd unit must have LoadCredential=%s:FILE, with the path of the file", path, name)
+	}
+	return file, nil
 }
 
 // CheckFiles looks at what the configuration names on the disk. It returns Problems, or nil.
@@ -290,6 +350,11 @@ func (c *Config) CheckFiles() error {
 	} {
 		if path != "" {
 			c.checkReadable(say, key, path)
+		}
+	}
+	if i := c.Identity; len(out) == 0 && i.Certificate != "" && i.Key != "" && i.Bundle != "" {
+		if err := c.identityFiles().Check(time.Now()); err != nil {
+			say("identity.certificate", unfit, err)
 		}
 	}
 	for _, f := range c.Identity.Federation {
@@ -335,6 +400,7 @@ func (c *Config) inventoryProblems(err error) (out Problems) {
 // checkSecrets looks at what the store in Redis needs.
 func (c *Config) checkSecrets(say say) {
 	r := c.Store.Redis
+	files := map[string]string{} // that can be read
 	for key, path := range map[string]string{
 		"store.redis.password_file": r.PasswordFile, "store.redis.sentinel_password_file": r.SentinelPasswordFile,
 		"store.redis.ca_file": r.CAFile, "store.redis.certificate_file": r.CertificateFile, "store.redis.key_file": r.KeyFile,
@@ -344,8 +410,13 @@ func (c *Config) checkSecrets(say say) {
 		}
 		if path, err := secretFile(path); err != nil {
 			say(key, "%v", err)
-		} else {
-			c.checkReadable(say, key, path)
+		} else if c.checkReadable(say, key, path) {
+			files[key] = path
+		}
+	}
+	if certificate, key := files["store.redis.certificate_file"], files["store.redis.key_file"]; certificate != "" && key != "" {
+		if _, err := tls.LoadX509KeyPair(certificate, key); err != nil {
+			say("store.redis.certificate_file", "and store.redis.key_file cannot be used together: %v", err)
 		}
 	}
 	if c.Keys.KeyFile != "" {
@@ -355,16 +426,20 @@ func (c *Config) checkSecrets(say say) {
 	}
 }
 
-func (c *Config) checkReadable(say say, key, path string) {
+// checkReadable reports whether there is a file that this process may read.
+func (c *Config) checkReadable(say say, key, path string) bool {
 	file, err := os.Open(path)
 	if err != nil {
 		say(key, "cannot be read: %v", err)
-		return
+		return false
 	}
 	defer file.Close()
-	if info, err := file.Stat(); err == nil && info.IsDir() {
+	info, err := file.Stat()
+	if err == nil && info.IsDir() {
 		say(key, "is %s, which is a folder; name the file", path)
+		return false
 	}
+	return true
 }
 
 func byPlace(a, b Problem) int {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/errandhq/errand/broker"
+	"github.com/errandhq/errand/keys"
 	"go.uber.org/goleak"
 )
 
@@ -261,6 +262,12 @@ func TestMistakes(t *testing.T) {
 		"tag":               {good + "log: {level: !!str info}\n", []string{"log.level has an anchor, alias or tag"}},
 		"no choice":         {good + "log: {level: loud}\n", []string{`errand.yaml:7:14: log.level is "loud"; it must be debug, info, warn or error`}},
 		"address":           {good + "listeners: {workload: 8443}\n", []string{`errand.yaml:7:23: listeners.workload is "8443"; it must be host:port`}},
+		"port too large":    {good + "listeners: {workload: \":99999\"}\n", []string{`errand.yaml:7:23: listeners.workload is ":99999"; there is no port 99999, they go from 1 to 65535`}},
+		"no such port":      {good + "listeners: {public: \":htpps\"}\n", []string{`errand.yaml:7:21: listeners.public is ":htpps"; there is no port htpps`}},
+		"a URL's port":      {strings.Replace(good, "a:1", "a:99999", 1), []string{`errand.yaml:1:9: issuer is "https://a:99999"; there is no port 99999`}},
+		"one address":       {good + "listeners: {public: \":8443\"}\n", []string{`errand.yaml:7:21: listeners.public is ":8443", which listeners.workload has already (":8443")`}},
+		"one of all":        {good + "listeners: {workload: \"10.0.0.5:443\", public: \"0.0.0.0:https\"}\n", []string{`errand.yaml:7:47: listeners.public is "0.0.0.0:https", which listeners.workload has already ("10.0.0.5:443")`}},
+		"operators, too":    {good + "listeners: {operator: \"[::]:8444\"}\noperators: {admin: [\"spiffe://a/b\"]}\n", []string{`errand.yaml:7:23: listeners.operator is "[::]:8444", which listeners.public has already`}},
 		"public operations": {good + "listeners: {ops: \":9090\"}\n", []string{`errand.yaml:7:18: listeners.ops is ":9090"; it must be a loopback address`}},
 		"a URL with a path": {strings.Replace(good, "a:1", "a:1/x", 1), []string{`errand.yaml:1:9: issuer is "https://a:1/x"; it must be https://`}},
 		"half an identity":  {strings.Replace(good, "workload_api: \"unix:///s\"", "key: k", 1), []string{"identity.bundle is missing", "identity.certificate is missing"}},
@@ -281,7 +288,8 @@ func TestMistakes(t *testing.T) {
 		"unknown role":      {listed("certificate: " + hexPrint + ", name: ada, role: root"), []string{`operators.certificates[0].role is "root"; it must be viewer, operator or admin`}},
 		"one name, 2 roles": {listed("certificate: " + hexPrint + ", name: ada, role: admin}, {certificate: " + otherPrint + ", name: ada, role: viewer"), []string{"operators.certificates[1].role is viewer, and ada has another certificate with the role admin"}},
 		"unknown key":       {listed("certificat: " + hexPrint), []string{"errand.yaml:7:29: operators.certificates[0].certificat is not a key; there are certificate, name, role"}},
-		"federation":        {federated("trust_domain: partner.example"), []string{"errand.yaml:3:51: identity.federation[0].file is missing, and so is URL"}},
+		"federation":        {federated("trust_domain: partner.example"), []string{"errand.yaml:3:51: identity.federation[0].file is missing, and so is url; name one of them"}},
+		"two sources":       {federated("trust_domain: a, file: b, url: 'https://a'"), []string{"identity.federation[0].file is set, and so is url; name one of them"}},
 		"federated twice":   {federated("trust_domain: a, file: b}, {trust_domain: a, file: c"), []string{`identity.federation[1].trust_domain is "a", which another one names already`}},
 		"unknown part":      {federated("trust_domain: a, flie: b"), []string{"errand.yaml:3:70: identity.federation[0].flie is not a key; there are bootstrap, ca_file,"}},
 		"part without unit": {federated("trust_domain: a, file: b, max_age: 3"), []string{`errand.yaml:3:88: identity.federation[0].max_age is "3"; it must be a duration`}},
@@ -309,6 +317,20 @@ func TestMistakes(t *testing.T) {
 			if !strings.Contains(problems[i].String(), want) {
 				t.Errorf("%s: %q; want %q", name, problems[i], want)
 			}
+		}
+	}
+}
+
+// TestAddressesSideBySide: these do not take each other's place.
+func TestAddressesSideBySide(t *testing.T) {
+	for name, text := range map[string]string{
+		"two hosts":         `listeners: {workload: "10.0.0.5:8443", public: "10.0.0.6:8443"}`,
+		"any port":          `listeners: {workload: "127.0.0.1:0", public: "127.0.0.1:0", ops: "127.0.0.1:0"}`,
+		"nobody's listener": `listeners: {operator: ":8443"}`,
+		"a named port":      `listeners: {public: ":https"}`,
+	} {
+		if _, problems := parse(t, good+text+"\n", nil, nil); problems != nil {
+			t.Errorf("%s: %v", name, problems)
 		}
 	}
 }
@@ -443,9 +465,13 @@ func TestSecretsAreNotShown(t *testing.T) {
 
 // TestCredentials: credential:NAME is a file in systemd's directory, and nothing else.
 func TestCredentials(t *testing.T) {
-	t.Setenv("CREDENTIALS_DIRECTORY", "/run/credentials/errand.service")
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "redis"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("CREDENTIALS_DIRECTORY", dir)
 	for path, want := range map[string]string{
-		"/etc/x": "/etc/x", "": "", "credential:redis": "/run/credentials/errand.service/redis", "credential:": "!", "credential:../x": "!", "credential:..": "!", "credential:a/b": "!",
+		"/etc/x": "/etc/x", "": "", "credential:redis": filepath.Join(dir, "redis"), "credential:none": "!", "credential:": "!", "credential:../x": "!", "credential:..": "!", "credential:a/b": "!",
 	} {
 		got, err := secretFile(path)
 		if want == "!" && err == nil || want != "!" && (err != nil || got != want) {
@@ -455,6 +481,24 @@ func TestCredentials(t *testing.T) {
 	t.Setenv("CREDENTIALS_DIRECTORY", "")
 	if _, err := secretFile("credential:redis"); err == nil {
 		t.Error("a credential without systemd")
+	}
+}
+
+// TestNoSuchCredential: what is missing is a line in the unit, and not a file where systemd puts them.
+func TestNoSuchCredential(t *testing.T) {
+	t.Setenv("CREDENTIALS_DIRECTORY", t.TempDir())
+	c, problems := parse(t, strings.Replace(good, "type: memory", `type: redis, redis: {url: "redis://h", password_file: "credential:redis"}`, 1)+"keys: {key_file: \"credential:seal\"}\n", nil, nil)
+	if problems != nil {
+		t.Fatal(problems)
+	}
+	err := fmt.Sprint(c.CheckFiles())
+	for _, want := range []string{
+		"store.redis.password_file is \"credential:redis\", and there is no such credential; the systemd unit must have LoadCredential=redis:FILE, with the path of the file",
+		"keys.key_file cannot be used: keys: there is no key file", "the systemd unit must have LoadCredential=seal:FILE",
+	} {
+		if !strings.Contains(err, want) {
+			t.Errorf("%s\nwant %q", err, want)
+		}
 	}
 }
 
@@ -485,6 +529,40 @@ func TestByteOrderMark(t *testing.T) {
 	c, problems := parse(t, "\ufeff"+good, nil, nil)
 	if problems != nil || c.Origin("issuer").String() != "errand.yaml:1:9" {
 		t.Errorf("the issuer is at %s: %v", c.Origin("issuer"), problems)
+	}
+}
+
+// TestCheckPairs: files that can be read, and do not belong together.
+func TestCheckPairs(t *testing.T) {
+	d := newDomains(t)
+	certificate, key, err := issue(t, d.partner, "spiffe://partner.example/worker").Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.write("other.pem", string(certificate))
+	d.write("other.key", string(key))
+	d.write("seal", strings.Repeat("s", keys.SealBytes))
+	const unfit = "identity.certificate cannot be used: "
+	for name, c := range map[string]struct{ certificate, key, bundle, client, clientKey, want string }{
+		"all right":             {"svid.pem", "key.pem", "example.org.pem", "other.pem", "other.key", ""},
+		"another's key":         {"svid.pem", "other.key", "example.org.pem", "other.pem", "other.key", unfit},
+		"another's authorities": {"svid.pem", "key.pem", "partner.example.pem", "other.pem", "other.key", unfit},
+		"another's key, Redis":  {"svid.pem", "key.pem", "example.org.pem", "other.pem", "key.pem", "store.redis.certificate_file and store.redis.key_file cannot be used together: tls: private key does not match public key"},
+	} {
+		at := func(name string) string { return filepath.Join(d.dir, name) }
+		text := strings.NewReplacer(
+			`workload_api: "unix:///s"`, fmt.Sprintf("certificate: %s, key: %s, bundle: %s", at(c.certificate), at(c.key), at(c.bundle)),
+			"inventory: i", "inventory: "+at("inventory.yaml"), "log: l", "log: "+at("log"),
+			"type: memory", fmt.Sprintf(`type: redis, redis: {url: "rediss://h", certificate_file: %s, key_file: %s}`, at(c.client), at(c.clientKey)),
+		).Replace(good) + "keys: {key_file: " + at("seal") + "}\n"
+		config, problems := parse(t, text, nil, nil)
+		if problems != nil {
+			t.Fatal(problems)
+		}
+		err := config.CheckFiles()
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) || len(err.(Problems)) != 1) {
+			t.Errorf("%s: %v; want %q", name, err, c.want)
+		}
 	}
 }
 

@@ -115,10 +115,14 @@ func (c *Config) local(log *slog.Logger) (server.Config, error) {
 func (c *Config) identity(log *slog.Logger) (*identity.Source, error) {
 	source := identity.FromWorkloadAPI(c.Identity.WorkloadAPI, log)
 	if c.Identity.Certificate != "" {
-		source = identity.FromFiles(identity.Files{Cert: c.Identity.Certificate, Key: c.Identity.Key, Bundle: c.Identity.Bundle}, log)
+		source = identity.FromFiles(c.identityFiles(), log)
 	}
 	source.MaxSVIDLife, source.MaxAge = c.Identity.MaxSVIDLife, c.Identity.MaxAge
 	return source, source.Federate(c.federation()...)
+}
+
+func (c *Config) identityFiles() identity.Files {
+	return identity.Files{Cert: c.Identity.Certificate, Key: c.Identity.Key, Bundle: c.Identity.Bundle}
 }
 
 // serverFields are the keys of server.Config's fields.
@@ -138,10 +142,13 @@ func (c *Config) Blame(err error) error {
 	return Problems{c.problem(serverFields[bad.Field], "cannot be used: %v", bad.Err)}
 }
 
+// unfit is what is said of files that are no identity.
+const unfit = "cannot be used: %v; the certificate, its key and the bundle must belong together"
+
 // BlameIdentity is Blame for an SVID that did not come.
 func (c *Config) BlameIdentity(err error) error {
 	if c.Identity.Certificate != "" {
-		return Problems{c.problem("identity.certificate", "cannot be used: %v; the certificate, its key and the bundle must belong together", err)}
+		return Problems{c.problem("identity.certificate", unfit, err)}
 	}
 	return Problems{c.problem("identity.workload_api", "has given no SVID: %v; is the agent running, and is this broker registered with it?", err)}
 }
