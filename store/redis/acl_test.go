@@ -169,6 +169,22 @@ func TestLeastPrivilegesOnACluster(t *testing.T) {
 	}
 }
 
+// TestBeyondTheFile: what the file's comments say is to be changed for another prefix or database, the errors say, too.
+func TestBeyondTheFile(t *testing.T) {
+	t.Parallel()
+	s := start(t, "--include", users(t, "hunter2"))
+	password := file(t, "hunter2")
+	for want, c := range map[string]redis.Config{
+		"give it the pattern ~other:*, as": {URL: "redis://errand@" + s.Addr(), Prefix: "other:"},
+		"give it +select, or":              {URL: "redis://errand@" + s.Addr() + "/3"},
+	} {
+		c.PasswordFile = password
+		if _, err := redis.New(t.Context(), c); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v; want %q", err, want)
+		}
+	}
+}
+
 // TestEveryCommandIsTried holds three lists together: what scripts call, what is tried at the start, and
 // what the deployment's user may do.
 func TestEveryCommandIsTried(t *testing.T) {

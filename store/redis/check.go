@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -152,6 +153,9 @@ func (s *Store) checkPermissions(ctx context.Context) error {
 	}
 	for _, r := range s.send(ctx, calls) {
 		denied := r.list()
+		if r.err != nil && keysDenied.MatchString(r.err.Error()) {
+			return refusal("the user may not use the keys %[1]s*; give it the pattern ~%[1]s*, as deploy/redis/users.acl says: %[2]w", s.prefix, r.err)
+		}
 		if r.err != nil {
 			return explain(r.err)
 		}
@@ -179,6 +183,9 @@ func (s *Store) checkPermissions(ctx context.Context) error {
 	return nil
 }
 
+// keysDenied is how servers of different versions say that a user may use a command, and not on these keys.
+var keysDenied = regexp.MustCompile(`NOPERM .* access (one of the keys|a key)`)
+
 // refused is a start that would not be safe, or cannot work. Waiting does not help.
 type refused struct{ error }
 
@@ -190,7 +197,7 @@ var mending = []struct{ in, advice string }{
 	{"HELLO must be called with the client already authenticated", "the server wants a password; put it into a file, and that into Config.PasswordFile"},
 	{"WRONGPASS", "the server knows no such user, or another password; check Config.URL and Config.PasswordFile"},
 	{"without any password configured", "the server has no password for the default user; name a user in Config.URL, or set requirepass"},
-	{"access one of the keys", "the user may not use the keys that begin with Config.Prefix; give it what deploy/redis/users.acl has"},
+	{"run the 'select' command", "the user may not choose a database; give it +select, or write /0 in Config.URL"},
 	{"NOPERM", "the user may not do that; give it what deploy/redis/users.acl has"},
 	{"READONLY", "the server is a replica; give the primary's address, or a Sentinel's with redis+sentinel://"},
 	{"MISCONF", "the server cannot save its data and refuses to write; look at its log and its disk"},
