@@ -21,6 +21,11 @@ import (
 // minVersion is the first Redis whose scripts can have flags.
 const minVersion = 7
 
+// far is how long a round trip to a server takes that is too far away. The broker gives a write 400 ms, and one on a
+// new connection needs five round trips at most: TCP, TLS, the login, the database, and its own. Where that is too
+// little a call that fails, and so closes its connection, makes the next one fail.
+const far = 80 * time.Millisecond
+
 // eachPrimary calls f for each primary: on a cluster for all, at once.
 func (s *Store) eachPrimary(ctx context.Context, f func(context.Context, *redis.Client) error) error {
 	if c, ok := s.client.(*redis.ClusterClient); ok {
@@ -41,6 +46,13 @@ func (s *Store) check(ctx context.Context) error {
 		}
 		if facts["aof_enabled"] == "0" {
 			s.logger.Warn("redis: appendonly is no, so a restart of the server loses tasks and ends; set it to yes", "server", node.Options().Addr)
+		}
+		took, err := roundTrip(ctx, node)
+		if err != nil {
+			return err
+		}
+		if took > far {
+			s.logger.Warn("redis: the server is far away, so that many calls may fail; run the broker near it", "server", node.Options().Addr, "round trip", took, "at most", far)
 		}
 		before := s.clock()
 		at, err := node.Time(ctx).Result()
@@ -110,6 +122,19 @@ func (e *evictions) more(address string, facts map[string]string) int {
 		return 0
 	}
 	return is.keys - was.keys
+}
+
+// roundTrip is how long an open connection takes for one, without what only one of two tries has met.
+func roundTrip(ctx context.Context, node *redis.Client) (time.Duration, error) {
+	shortest := time.Hour
+	for range 2 {
+		began := time.Now()
+		if err := node.Ping(ctx).Err(); err != nil {
+			return 0, err
+		}
+		shortest = min(shortest, time.Since(began))
+	}
+	return shortest, nil
 }
 
 // factsOf takes the answer to INFO apart.

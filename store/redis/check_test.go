@@ -159,6 +159,33 @@ func file(t *testing.T, text string) string {
 	return name
 }
 
+// TestNewSaysThatTheServerIsFarAway, and is silent where it is not.
+func TestNewSaysThatTheServerIsFarAway(t *testing.T) {
+	s := start(t)
+	warns := func(late time.Duration) bool {
+		t.Helper()
+		proxy := redistest.Between(t, s.Addr())
+		proxy.Set(redistest.Fault{Latency: late}) // each way
+		var log bytes.Buffer
+		store, err := redis.New(t.Context(), redis.Config{URL: proxy.URL(), Logger: slog.New(slog.NewTextHandler(&log, nil))}.Patient())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := store.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(log.String(), "far away")
+	}
+	if !warns(redis.Far/2 + time.Millisecond) {
+		t.Error("nothing is said of a server that is too far away")
+	}
+	for try := 1; warns(0); try++ { // a busy machine makes it seem far
+		if try == 10 {
+			t.Fatal("a server that is near is said to be far away")
+		}
+	}
+}
+
 // TestNewSaysThatARestartLosesData, and is silent where it does not.
 func TestNewSaysThatARestartLosesData(t *testing.T) {
 	for appendonly, said := range map[string]bool{"no": true, "yes": false} {

@@ -14,6 +14,8 @@ import (
 	"github.com/errandhq/errand/broker"
 )
 
+const Far = far
+
 // Patient is the Config of a store for tests of what calls do, and not of how long they may take. On a
 // busy machine a test's own server may get no processor for as long as Redis may usually be silent.
 func (c Config) Patient() Config {
