@@ -19,10 +19,10 @@ const (
 	maxWaiting = 2048
 )
 
-// lane sends calls of one kind. One that finds it idle goes at once, by itself and on its own context.
-// Those that come while it is under way make up the next flight, which goes on a context of its own:
-// who leaves takes nobody along. Before a flight leaves, whoever could run already does, and so comes
-// along: that costs nothing where nobody waits for a processor, and saves round trips where many do.
+// lane sends calls of one kind. One that finds it idle goes at once. Those that come while it is under way make
+// up the next flight. A flight is on a context of its own: who leaves takes nobody along, and need not wait for it.
+// Before it leaves, whoever could run already does, and so comes along: that costs nothing where nobody waits for
+// a processor, and saves round trips where many do.
 // Lanes have nothing to do with each other, so ends go on while issuing is stuck.
 type lane struct {
 	send     func(context.Context, []call) []reply
@@ -45,16 +45,12 @@ type job struct {
 
 // run makes the calls, at most maxBatch of them, and returns an answer for each.
 func (l *lane) run(ctx context.Context, calls []call) []reply {
-	j, refused := l.join(calls)
-	switch {
-	case refused != nil:
-		return failures(calls, refused)
-	case j == nil:
-		runtime.Gosched()
-		if j = l.company(calls); j == nil {
-			defer l.land()
-			return l.send(ctx, calls)
-		}
+	if err := ctx.Err(); err != nil {
+		return failures(calls, fmt.Errorf("%w: %w", broker.ErrUnavailable, err))
+	}
+	j, err := l.join(calls)
+	if err != nil {
+		return failures(calls, err)
 	}
 	if until, ok := ctx.Deadline(); !ok || time.Until(until) > l.patience {
 		var cancel context.CancelFunc
@@ -69,17 +65,12 @@ func (l *lane) run(ctx context.Context, calls []call) []reply {
 	}
 }
 
-// join returns a job that waits, or nil when the caller may go at once; it must land then.
+// join returns a job that waits, and begins a flight when there is none.
 func (l *lane) join(calls []call) (*job, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return nil, fmt.Errorf("%w: the store is closed", broker.ErrUnavailable)
-	}
-	if !l.flying {
-		l.flying = true
-		l.runners.Add(1) // until the flying is over
-		return nil, nil
 	}
 	if l.queued+len(calls) > maxWaiting {
 		return nil, fmt.Errorf("%w: %d calls wait for redis already", broker.ErrUnavailable, l.queued)
@@ -87,22 +78,12 @@ func (l *lane) join(calls []call) (*job, error) {
 	j := &job{calls: calls, done: make(chan struct{})}
 	l.waiting = append(l.waiting, j)
 	l.queued += len(calls)
-	return j, nil
-}
-
-// company makes a flight of the caller who may go at once and those who have come since, and returns
-// what the caller waits for; or nil when nobody has come.
-func (l *lane) company(calls []call) *job {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.waiting) == 0 {
-		return nil
+	if !l.flying {
+		l.flying = true
+		l.runners.Add(1) // until the flying is over
+		go l.fly()
 	}
-	j := &job{calls: calls, done: make(chan struct{})}
-	l.waiting = slices.Insert(l.waiting, 0, j)
-	l.queued += len(calls)
-	go l.fly()
-	return j
+	return j, nil
 }
 
 // leave gives a job up. Nothing has happened unless it is under way.
@@ -134,23 +115,6 @@ func failures(calls []call, err error) []reply {
 	return replies
 }
 
-// land ends a flight. When others wait, the next one begins.
-func (l *lane) land() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.waiting) > 0 {
-		go l.fly()
-		return
-	}
-	l.idle()
-}
-
-// idle lets the next caller go at once; it is called with mu held.
-func (l *lane) idle() {
-	l.flying = false
-	l.runners.Done()
-}
-
 // close lets nobody in any more. Those who wait still get an answer.
 func (l *lane) close() {
 	l.mu.Lock()
@@ -179,7 +143,8 @@ func (l *lane) board() []*job {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.waiting) == 0 {
-		l.idle()
+		l.flying = false
+		l.runners.Done()
 		return nil
 	}
 	n, calls := 0, 0

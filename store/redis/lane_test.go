@@ -130,18 +130,30 @@ func (p *party) wants(echo string, want error) {
 }
 
 func TestLane(t *testing.T) {
-	type key struct{}
 	for _, test := range []struct {
 		name string
 		run  func(*party)
 	}{
-		{"one that is alone goes at once, on its own context", func(p *party) {
-			p.call(context.WithValue(p.t.Context(), key{}, "own"), "a")
-			if f := p.flights.list; len(f) != 1 || f[0].ctx.Value(key{}) != "own" {
-				p.t.Errorf("%d flights; want one on the caller's context", len(f))
+		{"one that is alone goes at once", func(p *party) {
+			p.call(p.t.Context(), "a")
+			if got := p.flights.sizes(); got != "[1]" {
+				p.t.Errorf("the flights are %s; want one with one call", got)
 			}
 			p.end()
 			p.wants("a", nil)
+		}},
+		{"one that is alone and leaves does not wait", func(p *party) {
+			leaving, leave := context.WithCancel(p.t.Context())
+			p.call(leaving, "a")
+			leave()
+			synctest.Wait()
+			p.wants("a", broker.ErrUnconfirmed)
+			p.call(leaving, "b")
+			p.wants("b", broker.ErrUnavailable) // it had left before
+			p.end()
+			if got := p.flights.sizes(); got != "[1]" {
+				p.t.Errorf("the flights are %s; want none for who has left", got)
+			}
 		}},
 		{"batches form while others are under way", func(p *party) {
 			const n = 1 + maxBatch + 10
