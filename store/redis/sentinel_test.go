@@ -1,6 +1,7 @@
 package redis_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os/exec"
@@ -103,6 +104,7 @@ func TestFailover(t *testing.T) {
 	}
 	eventually(t, "the replica has all of it", func() bool { return offset(replica) == offset(primary) })
 
+	replica.Must("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
 	primary.Kill()
 	eventually(t, "a begin at the new primary", func() bool {
 		began := time.Now()
@@ -118,6 +120,10 @@ func TestFailover(t *testing.T) {
 	if receipt := end(t, store, completing(kept.ID)).Receipt; !receipt.First {
 		t.Errorf("the end of the other: %+v; want the first", receipt)
 	}
+	if _, err := first(t.Context(), store, before.Position); !errors.Is(err, broker.ErrUnavailable) || !strings.Contains(err.Error(), "noeviction") {
+		t.Errorf("the feed of a new primary that evicts: %v; want ErrUnavailable with what to do", err)
+	}
+	replica.Must("CONFIG", "SET", "maxmemory-policy", "noeviction")
 	after, err := first(t.Context(), store, before.Position)
 	if err != nil || after.Position.Epoch != before.Position.Epoch || len(after.Entries) != 1 || after.Now.Before(before.Now) {
 		t.Errorf("the feed goes on with %+v, error %v; want one entry more", after, err)
