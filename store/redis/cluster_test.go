@@ -30,7 +30,7 @@ func TestCluster(t *testing.T) {
 	storetest.Board(t, b)
 	storetest.Aging(t, b)
 	storetest.Races(t, b)
-	storetest.Machine(t, backendFor(redis.Config{URL: url}, url, "few", 4)) // whose data sets are made faster
+	storetest.Machine(t, b)
 	t.Run("default number of shards", func(t *testing.T) {
 		store := open(t, redis.Config{URL: url}.Patient())
 		if _, err := store.Lookup(t.Context(), broker.Ref{Task: broker.NewTaskID(redis.ClusterShards - 1)}); !errors.Is(err, broker.ErrNotFound) {
