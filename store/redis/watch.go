@@ -1,7 +1,6 @@
 package redis
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -172,7 +171,11 @@ var errOlder = fmt.Errorf("%w: a shard has gone back to older data", broker.ErrE
 func (r *reader) take(answer *reply, update *broker.Update, seen uint64) (more, control bool, err error) {
 	if answer.err == nil && answer.status == "older" {
 		if answer.left > 0 {
-			return false, false, cmp.Or(answer.err, fmt.Errorf("%w: %s has gone", errOlder, answer.text()))
+			key := answer.text()
+			if answer.err != nil {
+				return false, false, answer.err
+			}
+			return false, false, fmt.Errorf("%w: %s has gone", errOlder, key)
 		}
 		return false, false, errOlder
 	}
